@@ -1,0 +1,19 @@
+"""Quantization-aware regularizers, weight sharing and small files for Keras 3 models."""
+
+from keras_qareg import callbacks, layers, optimizers, regularizers
+from keras_qareg.codebook import Codebook
+from keras_qareg.models import codebooks, compress, quantization_aware, share_weights, strip
+
+__version__ = "0.1.0"
+__all__ = [
+    "Codebook",
+    "callbacks",
+    "codebooks",
+    "compress",
+    "layers",
+    "optimizers",
+    "quantization_aware",
+    "regularizers",
+    "share_weights",
+    "strip",
+]

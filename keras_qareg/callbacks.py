@@ -1,0 +1,160 @@
+"""Callbacks: the schedule of the penalty, and a record of the centroids."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_qareg.layers import QuantizationAware
+from keras_qareg.models import wrappers
+
+
+def _wrapped_layers(model: keras.Model, callback: str) -> list[QuantizationAware]:
+    found = [layer for layer in wrappers(model) if isinstance(layer, QuantizationAware)]
+    if not found:
+        raise ValueError(
+            f"Expected a model with QuantizationAware layers for {callback}. Received: model "
+            f"'{model.name}' without any. Make it with keras_qareg.quantization_aware(model, ...)."
+        )
+    return found
+
+
+class PenaltySchedule(keras.callbacks.Callback):
+    """Trains without penalty, then places the centroids, then raises the strength to its full value.
+
+    The strength of each `QuantizationAware` layer in epoch `e` (from 0) is 0 for
+    `e < warmup_epochs`, then `((e - warmup_epochs + 1) / ramp_epochs)^2` of its regularizer's, up to
+    all of it. At the first epoch after the warm-up the centroids are placed from the weights of
+    each kernel (and a `Sine` or `Cosine` gets its range from them). The strength depends on the
+    epoch alone and the layers remember that their centroids were placed, so training goes on as it
+    was under `fit(initial_epoch=...)` and `keras.callbacks.BackupAndRestore`.
+
+    Args:
+        warmup_epochs: Non-negative integer; `None` (default): a third of the epochs of `fit`.
+        ramp_epochs: Positive integer; `None` (default): 0.7 of the epochs after the warm-up.
+        initialize: How centroids are placed: `"kmeans"` (exact, default), `"quantile"`, `"uniform"`,
+            or `None` to leave them where they are.
+
+    Raises:
+        ValueError: If an argument is out of its range, or the model has no `QuantizationAware` layer.
+
+    Example:
+
+    >>> schedule = PenaltySchedule(warmup_epochs=10, ramp_epochs=14)
+    >>> [round(schedule.ramp(epoch), 2) for epoch in (9, 10, 16, 23, 29)]
+    [0.0, 0.01, 0.25, 1.0, 1.0]
+    """
+
+    def __init__(
+        self,
+        warmup_epochs: int | None = None,
+        ramp_epochs: int | None = None,
+        initialize: str | None = "kmeans",
+    ):
+        super().__init__()
+        if warmup_epochs is not None and warmup_epochs < 0:
+            raise ValueError(
+                "Expected `warmup_epochs` to be 0 or more, or None. "
+                f"Received: warmup_epochs={warmup_epochs}"
+            )
+        if ramp_epochs is not None and ramp_epochs < 1:
+            raise ValueError(
+                f"Expected `ramp_epochs` to be 1 or more, or None. Received: ramp_epochs={ramp_epochs}"
+            )
+        if initialize not in (None, "kmeans", "quantile", "uniform"):
+            raise ValueError(
+                "Expected `initialize` to be 'kmeans', 'quantile', 'uniform' or None. "
+                f"Received: initialize={initialize!r}"
+            )
+        self.warmup_epochs, self.ramp_epochs, self.initialize = (
+            warmup_epochs,
+            ramp_epochs,
+            initialize,
+        )
+
+    def ramp(self, epoch: int) -> float:
+        """The share of the full strength in an epoch (counted from 0): a float in [0, 1]."""
+        epochs = (self.params or {}).get("epochs", 1)
+        warmup = epochs // 3 if self.warmup_epochs is None else self.warmup_epochs
+        length = self.ramp_epochs or max(1, round(0.7 * (epochs - warmup)))
+        return min(1.0, max(0, epoch - warmup + 1) / length) ** 2
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        share = self.ramp(epoch)
+        for layer in _wrapped_layers(self.model, "PenaltySchedule"):
+            if share == 0.0:
+                layer.placed.assign(0.0)
+            elif self.initialize is not None and not float(layer.placed):
+                layer.place_centroids(self.initialize)
+            layer.strength.assign(share * layer.regularizer.strength)
+
+
+class CentroidHistory(keras.callbacks.Callback):
+    """Records the centroids, the strength and the penalty of each kernel after every epoch.
+
+    Args:
+        log_dir: Folder for TensorBoard event files (needs the package `tensorboardX`); `None`
+            (default): keep the record in memory alone.
+
+    Attributes:
+        epochs: List of the epochs recorded.
+        centroids: Dict from kernel path to a list of float32 arrays `(levels,)`, one an epoch.
+        penalties: Dict from kernel path to a list of floats, the penalty with its strength.
+        strengths: Dict from layer name to a list of floats.
+
+    Raises:
+        ImportError: If `log_dir` is given and `tensorboardX` is not installed.
+        ValueError: If the model has no `QuantizationAware` layer.
+
+    Example:
+
+    >>> history = CentroidHistory()  # model.fit(..., callbacks=[schedule, history])
+    >>> history.centroids
+    {}
+    """
+
+    def __init__(self, log_dir: str | None = None):
+        super().__init__()
+        self.epochs: list[int] = []
+        self.centroids: dict[str, list[np.ndarray]] = {}
+        self.penalties: dict[str, list[float]] = {}
+        self.strengths: dict[str, list[float]] = {}
+        self._writer = None if log_dir is None else _event_writer(log_dir)
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self.epochs.append(epoch)
+        for layer in _wrapped_layers(self.model, "CentroidHistory"):
+            strength = float(layer.strength)
+            self.strengths.setdefault(layer.name, []).append(strength)
+            self._log(f"strength/{layer.name}", strength, epoch)
+            for path, centroids, penalty in zip(
+                layer.kernel_paths, layer.centroids, layer.penalties(), strict=True
+            ):
+                values = ops.convert_to_numpy(centroids).copy()
+                self.centroids.setdefault(path, []).append(values)
+                self.penalties.setdefault(path, []).append(penalty)
+                self._log(f"penalty/{path}", penalty, epoch)
+                for place, value in enumerate(np.sort(values)):
+                    self._log(f"centroids/{path}/{place}", float(value), epoch)
+
+    def on_train_end(self, logs: Any = None) -> None:
+        if self._writer is not None:
+            self._writer.flush()
+
+    def _log(self, tag: str, value: float, epoch: int) -> None:
+        if self._writer is not None:
+            self._writer.add_scalar(tag, value, epoch)
+
+
+def _event_writer(log_dir: str) -> Any:
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError as error:
+        raise ImportError(
+            "Writing TensorBoard events needs the package tensorboardX: "
+            "pip install 'keras-qareg[tensorboard]'"
+        ) from error
+    return SummaryWriter(log_dir)

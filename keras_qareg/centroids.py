@@ -1,0 +1,262 @@
+"""Where centroids start: NumPy functions from a tensor of weights to its representatives.
+
+`kmeans` is the globally optimal clustering in one dimension, not a local optimum of Lloyd's
+iteration. A cluster of an optimal solution is an interval of the sorted weights, so dynamic
+programming over the right ends of the intervals finds it; the best left end moves one way only as
+the right end does, so each row of the program is searched by divide and conquer. With more distinct
+weights than `BINS`, the program runs over bins of sorted weights, half of them of equal mass and
+half of equal width (so that neither the dense middle nor a far outlier is merged), and Lloyd's
+iteration over the sorted weights then removes what the bins cost.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import numpy as np
+
+MIN_LEVELS, MAX_LEVELS = 2, 256
+BINS = 16_384
+_LLOYD_STEPS = 100
+
+
+def check_levels(levels: Any) -> int:
+    """`levels` as an `int`.
+
+    Raises:
+        ValueError: If it is not an integer from 2 to 256.
+    """
+    try:
+        value = operator.index(levels)
+    except TypeError:
+        value = 0
+    if not MIN_LEVELS <= value <= MAX_LEVELS:
+        raise ValueError(
+            f"Expected `levels` to be an integer from {MIN_LEVELS} to {MAX_LEVELS}. "
+            f"Received: levels={levels!r}"
+        )
+    return value
+
+
+def uniform(weights: Any, levels: int) -> np.ndarray:
+    """`levels` evenly spaced values from the smallest weight to the largest.
+
+    Args:
+        weights: Array of any shape, finite.
+        levels: Integer from 2 to 256.
+
+    Returns:
+        Float32 array of shape `(levels,)`, ascending.
+
+    Raises:
+        ValueError: If `levels` is out of range, or the weights are empty or not finite.
+    """
+    levels, weights = check_levels(levels), _flat(weights)
+    return np.linspace(weights.min(), weights.max(), levels, dtype="float32")
+
+
+def quantile(weights: Any, levels: int) -> np.ndarray:
+    """The middles of `levels` groups of equally many weights. Arguments as in `uniform`."""
+    levels, weights = check_levels(levels), _flat(weights)
+    return np.quantile(weights, (np.arange(levels) + 0.5) / levels).astype("float32")
+
+
+def kmeans(weights: Any, levels: int, zero_centroid: bool = False) -> np.ndarray:
+    """Centroids with the least sum of squared distances, exactly (1-D k-means).
+
+    Globally optimal wherever there are at most `BINS` distinct weights; above that, optimal over
+    bins and then polished on the weights themselves.
+
+    Args:
+        weights: Array of any shape, finite. 10^8 weights are fine: memory is about twice the input.
+        levels: Integer from 2 to 256.
+        zero_centroid: Whether one centroid is held at exactly 0, and the others are the best beside it.
+
+    Returns:
+        Float32 array, ascending, of at most `levels` values: fewer only where the weights have
+        fewer distinct values.
+
+    Raises:
+        ValueError: If `levels` is out of range, or the weights are empty or not finite.
+
+    Example:
+
+    >>> kmeans([1.0, 1.2, 5.0, 5.2], levels=2).tolist()
+    [1.100000023841858, 5.099999904632568]
+    """
+    levels, ordered = check_levels(levels), np.sort(_flat(weights))
+    starts = _bin_starts(ordered)
+    counts = np.diff(starts, append=ordered.size).astype("float64")
+    # Sums around the mean keep the digits of a tensor that is far from zero; a centroid held at
+    # zero needs the sums as they are.
+    origin = 0.0 if zero_centroid else float(ordered.mean(dtype="float64"))
+    sums = np.add.reduceat(ordered, starts, dtype="float64") - origin * counts
+    edges, zero = _best_partition(counts, sums, levels, zero_centroid)
+    return _polish(ordered, starts, edges, zero)
+
+
+def _flat(weights: Any) -> np.ndarray:
+    weights = np.asarray(weights)
+    if weights.dtype != np.float64:
+        weights = weights.astype("float32", copy=False)
+    weights = weights.reshape(-1)
+    if weights.size == 0:
+        raise ValueError("Expected at least one weight. Received: an empty array.")
+    check_finite(weights)
+    return weights
+
+
+def check_finite(weights: np.ndarray) -> None:
+    """Raises a `ValueError` where there are NaN or infinite weights."""
+    # NaN and infinity both survive into these two, at no cost in memory.
+    if not (np.isfinite(weights.min()) and np.isfinite(weights.max())):
+        raise ValueError(
+            "Expected finite weights. Received: an array with NaN or infinite values. "
+            "Train again with a lower learning rate, or restore an earlier checkpoint."
+        )
+
+
+def _bin_starts(ordered: np.ndarray) -> np.ndarray:
+    """Index of the first weight of each bin of the sorted weights; equal weights share a bin."""
+    differs = ordered[1:] != ordered[:-1]
+    if np.count_nonzero(differs) < BINS:
+        return np.append(0, np.flatnonzero(differs) + 1)
+    by_mass = ordered[np.linspace(0, ordered.size - 1, BINS // 2).astype("int64")]
+    by_width = np.linspace(ordered[0], ordered[-1], BINS // 2, dtype=ordered.dtype)
+    edges = np.concatenate([by_mass, by_width])
+    # Edges between the same two neighbours start at the same weight.
+    return np.unique(np.searchsorted(ordered, edges, side="left").clip(0, ordered.size - 1))
+
+
+def _best_partition(
+    counts: np.ndarray, sums: np.ndarray, levels: int, zero_centroid: bool
+) -> tuple[np.ndarray, int | None]:
+    """Right ends (exclusive) of the best intervals of bins, and which interval is the zero's.
+
+    The sum of squares within clusters is the sum of w^2, a constant, less each cluster's
+    sum(w)^2 / count: the gain maximized here. A cluster that is held at zero gains nothing.
+    """
+    total_count = np.append(0.0, np.cumsum(counts))
+    total_sum = np.append(0.0, np.cumsum(sums))
+    bins = counts.size
+    free = min(levels - zero_centroid, bins)
+    start = np.full(bins + 1, -np.inf)
+    start[0] = 0.0
+    # One row of gains a number of clusters; the second state has the zero's interval behind it.
+    plain, passed = start, np.zeros(bins + 1) if zero_centroid else start
+    steps: list[np.ndarray] = []
+    steps_passed: list[np.ndarray] = []
+    jumps: list[np.ndarray] = [np.zeros(bins + 1, "int64")]
+    for _ in range(free):
+        plain, choice = _next_row(plain, total_count, total_sum)
+        steps.append(choice)
+        if zero_centroid:
+            extended, choice = _next_row(passed, total_count, total_sum)
+            steps_passed.append(choice)
+            best_so_far = np.maximum.accumulate(plain)
+            improved = best_so_far > extended
+            passed = np.where(improved, best_so_far, extended)
+            # Where the zero's interval ends here: the place at which it began. Elsewhere: -1.
+            began = np.maximum.accumulate(np.where(plain >= best_so_far, np.arange(bins + 1), 0))
+            jumps.append(np.where(improved, began, -1))
+    ends = [bins]
+    if not zero_centroid:
+        for choice in reversed(steps):
+            ends.append(int(choice[ends[-1]]))
+        return np.array(ends[-2::-1]), None
+    return _trace_with_zero(bins, free, steps, steps_passed, jumps)
+
+
+def _trace_with_zero(
+    bins: int,
+    free: int,
+    steps: list[np.ndarray],
+    steps_passed: list[np.ndarray],
+    jumps: list[np.ndarray],
+) -> tuple[np.ndarray, int]:
+    ends, row, behind, zero_from_end = [bins], free, True, 0
+    while row > 0 or behind:
+        place = ends[-1]
+        if behind and jumps[row][place] >= 0:
+            zero_from_end = len(ends)
+            ends.append(int(jumps[row][place]))
+            behind = False
+        else:
+            ends.append(int((steps_passed if behind else steps)[row - 1][place]))
+            row -= 1
+    return np.array(ends[-2::-1]), len(ends) - 1 - zero_from_end
+
+
+def _next_row(
+    previous: np.ndarray, count: np.ndarray, total: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Best gain of one more cluster that ends at each place, and where that cluster begins."""
+    size = count.size
+    gain, choice = np.full(size, -np.inf), np.zeros(size, "int64")
+    stride = 1 << (size - 1).bit_length()
+    while stride >= 1:
+        rows = np.arange(stride, size, 2 * stride)
+        low = choice[rows - stride]
+        after = rows + stride
+        high = np.where(after < size, choice[np.minimum(after, size - 1)], size)
+        high = np.minimum(high, rows - 1)
+        low = np.minimum(low, high)
+        gain[rows], choice[rows] = _best_of_ranges(previous, count, total, rows, low, high)
+        stride //= 2
+    return gain, choice
+
+
+def _best_of_ranges(
+    previous: np.ndarray,
+    count: np.ndarray,
+    total: np.ndarray,
+    rows: np.ndarray,
+    low: np.ndarray,
+    high: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    if rows.size == 0:
+        return np.empty(0), np.empty(0, "int64")
+    lengths = high - low + 1
+    offsets = np.append(0, np.cumsum(lengths)[:-1])
+    place = np.arange(lengths.sum()) - np.repeat(offsets - low, lengths)
+    mass = np.repeat(count[rows], lengths) - count[place]
+    moment = np.repeat(total[rows], lengths) - total[place]
+    gain = previous[place] + moment * moment / mass
+    best = np.maximum.reduceat(gain, offsets)
+    hits = np.flatnonzero(gain == np.repeat(best, lengths))
+    first = hits[np.searchsorted(hits, offsets)]
+    return best, place[first]
+
+
+def _polish(
+    ordered: np.ndarray, starts: np.ndarray, ends: np.ndarray, zero: int | None
+) -> np.ndarray:
+    """Means of the intervals, with the borders moved to the midpoints until they rest."""
+    borders = np.append(starts, ordered.size)[ends[:-1]]
+    centroids = _means(ordered, borders, zero)
+    if zero is not None:  # an empty interval of the zero may stand out of order
+        centroids.sort()
+        zero = int(np.searchsorted(centroids, 0.0))
+    for _ in range(_LLOYD_STEPS):
+        midpoints = 0.5 * (centroids[:-1] + centroids[1:])
+        moved = np.searchsorted(ordered, midpoints.astype(ordered.dtype), side="left")
+        if np.array_equal(moved, borders):
+            break
+        borders = moved
+        centroids = _means(ordered, borders, zero, centroids)
+    return np.unique(centroids.astype("float32"))
+
+
+def _means(
+    ordered: np.ndarray, borders: np.ndarray, zero: int | None, empty: np.ndarray | None = None
+) -> np.ndarray:
+    first = np.append(0, borders)
+    last = np.append(borders, ordered.size)
+    filled = last > first
+    means = np.zeros(first.size) if empty is None else empty.copy()
+    sums = np.add.reduceat(ordered, first[filled], dtype="float64")
+    means[filled] = sums / (last - first)[filled]
+    if zero is not None:
+        means[zero] = 0.0
+    return means

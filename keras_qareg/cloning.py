@@ -1,0 +1,221 @@
+"""Rebuilding a model with some of its layers changed: the mechanics below `models.py`.
+
+Keras's `clone_model` rebuilds Sequential and Functional models, nested ones too, but copies no
+weights and never enters a subclassed model or a layer made of layers. Those are made again from
+their configuration, and the layers in their attributes are then replaced.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_qareg.layers.kernel_wrapper import KernelWrapper
+
+Layer = keras.layers.Layer
+# For a layer, the function that makes its successor; None for an ordinary copy.
+Change = Callable[[Layer], Callable[[Layer], Layer] | None]
+
+_PACKAGE = "keras_qareg>"
+
+
+def children(layer: Layer) -> list[Layer]:
+    """The layers directly inside a layer or model."""
+    return list(layer._flatten_layers(include_self=False, recursive=False))
+
+
+def leaf_layers(layer: Layer) -> Iterator[Layer]:
+    """The layers that transforms act on, each once: models are entered, other layers are not.
+
+    A layer that holds one of this package's wrappers is entered too.
+    """
+    seen: set[int] = set()
+
+    def walk(layer: Layer) -> Iterator[Layer]:
+        for child in children(layer):
+            if id(child) in seen:
+                continue
+            seen.add(id(child))
+            if _is_entered(child):
+                yield from walk(child)
+            else:
+                yield child
+
+    yield from walk(layer)
+
+
+def _is_entered(layer: Layer) -> bool:
+    if isinstance(layer, KernelWrapper):
+        return False
+    return isinstance(layer, keras.Model) or any(
+        isinstance(inner, KernelWrapper) for inner in layer._flatten_layers(include_self=False)
+    )
+
+
+def fresh(layer: Layer, clean: bool = False) -> Layer:
+    """A copy of a layer without its weights.
+
+    Args:
+        layer: The layer to copy.
+        clean: Whether to leave out this package's regularizers.
+
+    Returns:
+        An unbuilt layer of the same class and configuration.
+    """
+    config = layer.get_config()
+    return type(layer).from_config(_without_regularizers(config) if clean else config)
+
+
+def own_regularizer(layer: Layer) -> Any:
+    """The first regularizer of this package in a layer's configuration, or None."""
+    if isinstance(layer, KernelWrapper):
+        return None
+    config = next(_regularizer_configs(layer.get_config()), None)
+    return None if config is None else keras.saving.deserialize_keras_object(config)
+
+
+def _is_ours(value: Any) -> bool:
+    return isinstance(value, dict) and str(value.get("registered_name")).startswith(_PACKAGE)
+
+
+def _regularizer_configs(config: Any) -> Iterator[dict[str, Any]]:
+    values = config.items() if isinstance(config, dict) else enumerate(config)
+    for key, value in values:
+        if str(key).endswith("regularizer") and _is_ours(value):
+            yield value
+        elif isinstance(value, dict | list | tuple):
+            yield from _regularizer_configs(value)
+
+
+def _without_regularizers(config: Any) -> Any:
+    if isinstance(config, dict):
+        return {
+            key: None
+            if str(key).endswith("regularizer") and _is_ours(value)
+            else _without_regularizers(value)
+            for key, value in config.items()
+        }
+    if isinstance(config, list | tuple):
+        return type(config)(_without_regularizers(value) for value in config)
+    return config
+
+
+def clone(model: keras.Model, change: Change) -> keras.Model:
+    """A copy of a model, with its weights, in which some layers have a successor.
+
+    Args:
+        model: A built model; it stays as it is.
+        change: For each leaf layer, the function that makes its successor, or None.
+
+    Returns:
+        A built model with the weights of `model`, compiled like it where it was compiled.
+    """
+    pairs: list[tuple[Layer, Layer]] = []
+    cache: dict[int, Layer] = {}
+
+    def copy(layer: Layer) -> Layer:
+        """A sublayer of any kind; one that stands in several places stays one."""
+        if id(layer) not in cache:
+            is_graph = _is_graph(layer)
+            cache[id(layer)] = copy_graph(layer) if is_graph else copy_leaf(layer)
+        return cache[id(layer)]
+
+    def copy_graph(graph: keras.Model) -> keras.Model:
+        return keras.models.clone_model(
+            graph, clone_function=copy_leaf, recursive=True, cache=cache
+        )
+
+    def copy_leaf(layer: Layer) -> Layer:
+        if not isinstance(layer, Layer):  # an operation such as keras.ops.relu
+            return type(layer).from_config(layer.get_config())
+        make = None if _is_entered(layer) else change(layer)
+        successor = make(layer) if make else fresh(layer)
+        pairs.append((layer, successor))
+        if _is_entered(layer):
+            _replace_children(layer, successor, copy)
+        return successor
+
+    with _not_compiled(model):
+        copied = copy_graph(model) if _is_graph(model) else copy_leaf(model)
+    if not copied.built:
+        copied.build_from_config(model.get_build_config())
+    for old, new in pairs:
+        _copy_weights(old, new)
+    if model.compiled:
+        _compile_like(copied, model)
+    return copied
+
+
+def _is_graph(layer: Layer) -> bool:
+    """Whether `clone_model` knows the layers inside: Sequential and Functional models."""
+    return isinstance(layer, keras.Sequential) or hasattr(layer, "_run_through_graph")
+
+
+def _replace_children(old: Layer, new: Layer, copy: Callable[[Layer], Layer]) -> None:
+    """Puts copies of the layers in the attributes of `old` where `new` has its own."""
+    replaced: set[int] = set()
+
+    def swap(before: Any, after: Any) -> Any:
+        if isinstance(before, Layer) and isinstance(after, Layer):
+            replaced.add(id(after))
+            return copy(before)
+        if isinstance(before, list) and isinstance(after, list):
+            for place, pair in enumerate(zip(before, after, strict=False)):
+                after[place] = swap(*pair)
+        elif isinstance(before, dict) and isinstance(after, dict):
+            for key in before.keys() & after.keys():
+                after[key] = swap(before[key], after[key])
+        return after
+
+    names = [name for name in vars(old) if not name.startswith("_") and hasattr(new, name)]
+    for name in names:
+        before, after = getattr(old, name), getattr(new, name)
+        swapped = swap(before, after)
+        if swapped is not after:
+            setattr(new, name, swapped)
+    # Keras keeps tracking a layer whose attribute was assigned anew.
+    new._layers[:] = [layer for layer in new._layers if id(layer) not in replaced]
+
+
+def _copy_weights(old: Layer, new: Layer) -> None:
+    if type(old) is not type(new):
+        old = old.layer if isinstance(old, KernelWrapper) else old
+        new = new.layer if isinstance(new, KernelWrapper) else new
+    for before, after in zip(own_weights(old), own_weights(new), strict=True):
+        after.assign(ops.convert_to_tensor(before))
+
+
+def own_weights(layer: Layer) -> list[keras.Variable]:
+    """The weights of a layer, less those of leaf layers inside, which are copied on their own."""
+    if not _is_entered(layer):
+        return layer.weights
+    inner = {id(weight) for child in children(layer) for weight in child.weights}
+    return [weight for weight in layer.weights if id(weight) not in inner]
+
+
+class _not_compiled:
+    """Keeps `clone_model` from compiling, which fails where a loss cannot be made from its name."""
+
+    def __init__(self, model: keras.Model):
+        self.model, self.compiled = model, model.compiled
+
+    def __enter__(self) -> None:
+        self.model.compiled = False
+
+    def __exit__(self, *_: Any) -> None:
+        self.model.compiled = self.compiled
+
+
+def _compile_like(copied: keras.Model, model: keras.Model) -> None:
+    try:
+        copied.compile_from_config(model.get_compile_config())
+    except (TypeError, ValueError) as error:
+        warnings.warn(
+            f"The new model is not compiled, because the loss, metrics or optimizer of "
+            f"'{model.name}' could not be copied ({error}). Call `compile()` on it.",
+            stacklevel=3,
+        )

@@ -1,0 +1,162 @@
+"""Codebook: the few values of a tensor, and which of them each weight takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from keras import ops
+
+from keras_qareg.centroids import MAX_LEVELS
+
+
+@dataclass(frozen=True, eq=False)
+class Codebook:
+    """Centroids and indices of one tensor: `weights = centroids[indices]`.
+
+    Attributes:
+        centroids: Float32 array of shape `(levels,)`, at most 256 values.
+        indices: Uint8 array in the shape of the tensor.
+
+    Raises:
+        ValueError: If there are no centroids or more than 256, or an index has no centroid.
+
+    Example:
+
+    >>> book = Codebook.nearest([[0.1, 0.9], [1.2, -0.1]], centroids=[0.0, 1.0])
+    >>> book.indices.tolist(), book.entropy
+    ([[0, 1], [1, 0]], 1.0)
+    """
+
+    centroids: np.ndarray
+    indices: np.ndarray
+
+    def __post_init__(self) -> None:
+        centroids = np.asarray(self.centroids, "float32")
+        indices = np.asarray(self.indices)
+        if centroids.ndim != 1 or not 1 <= centroids.size <= MAX_LEVELS:
+            raise ValueError(
+                f"Expected `centroids` of shape (levels,) with 1 to {MAX_LEVELS} levels. "
+                f"Received: shape={centroids.shape}"
+            )
+        if indices.size and (indices.min() < 0 or indices.max() >= centroids.size):
+            raise ValueError(
+                f"Expected `indices` from 0 to {centroids.size - 1}. "
+                f"Received: indices from {indices.min()} to {indices.max()}"
+            )
+        object.__setattr__(self, "centroids", centroids)
+        object.__setattr__(self, "indices", indices.astype("uint8"))
+
+    @classmethod
+    def nearest(cls, weights: Any, centroids: Any) -> Codebook:
+        """Each weight with its nearest centroid (at a tie, the lower one); centroids are sorted.
+
+        Args:
+            weights: Array of any shape.
+            centroids: Array of at most 256 values, in any order; equal values become one.
+
+        Returns:
+            A `Codebook`.
+        """
+        weights = np.asarray(weights, "float32")
+        centroids = np.unique(np.asarray(centroids, "float32"))
+        midpoints = 0.5 * centroids[:-1] + 0.5 * centroids[1:]
+        return cls(centroids, np.searchsorted(midpoints, weights, side="left"))
+
+    @classmethod
+    def exact(cls, weights: Any) -> Codebook | None:
+        """The codebook of a tensor that has at most 256 distinct values already, else None."""
+        weights = np.asarray(weights, "float32")
+        # A look at a few thousand weights spares most tensors the sort.
+        if np.unique(weights.reshape(-1)[: 16 * MAX_LEVELS]).size > MAX_LEVELS:
+            return None
+        centroids, indices = np.unique(weights, return_inverse=True)
+        if not 1 <= centroids.size <= MAX_LEVELS:
+            return None
+        return cls(centroids, indices.reshape(weights.shape))
+
+    def with_member_means(self, weights: Any, keep_zero: bool = False) -> Codebook:
+        """The same indices, each centroid the mean of the weights that it stands for.
+
+        Args:
+            weights: Array in the shape of `indices`.
+            keep_zero: Whether a centroid that is exactly 0 stays so.
+
+        Returns:
+            A `Codebook`; a centroid without members stays where it is.
+        """
+        sums = np.bincount(
+            self.indices.reshape(-1),
+            weights=np.asarray(weights, "float64").reshape(-1),
+            minlength=self.centroids.size,
+        )
+        counts = self.counts
+        means = np.where(counts > 0, sums / np.maximum(counts, 1), self.centroids)
+        if keep_zero:
+            means[self.centroids == 0] = 0.0
+        return Codebook(means, self.indices)
+
+    @property
+    def weights(self) -> np.ndarray:
+        """The tensor itself, float32: `centroids[indices]`."""
+        return self.centroids[self.indices]
+
+    @property
+    def counts(self) -> np.ndarray:
+        """How many weights each centroid stands for, shape `(levels,)`."""
+        return np.bincount(self.indices.reshape(-1), minlength=self.centroids.size)
+
+    @property
+    def levels_used(self) -> int:
+        """How many distinct values the tensor has."""
+        return int(np.unique(self.centroids[self.counts > 0]).size)
+
+    @property
+    def entropy(self) -> float:
+        """Zeroth-order entropy of the indices in bits a weight: what an entropy coder needs."""
+        counts = self.counts[self.counts > 0]
+        probabilities = counts / counts.sum()
+        return float(max(0.0, -(probabilities * np.log2(probabilities)).sum()))
+
+    def relative_error(self, weights: Any) -> float:
+        """Relative quantization error `||w - w_q||^2 / ||w||^2` (WNQ, arXiv 1907.00593).
+
+        Args:
+            weights: The tensor before quantization, in the shape of `indices`.
+
+        Returns:
+            A float; 0 where all weights are 0 and stay so.
+        """
+        weights = np.asarray(weights, "float64")
+        error = float(np.square(weights - self.weights).sum())
+        return error / (float(np.square(weights).sum()) or 1.0)
+
+
+def lookup(centroids: Any, indices: Any) -> Any:
+    """`centroids[indices]`, differentiable in the centroids.
+
+    The gradient of a centroid is the sum of the gradients of its members (Han et al., "Deep
+    Compression", ICLR 2016), computed as a segment sum.
+
+    Args:
+        centroids: Tensor of shape `(levels,)`.
+        indices: Integer tensor of any shape.
+
+    Returns:
+        A tensor in the shape of `indices` and the dtype of `centroids`.
+    """
+    levels = centroids.shape[0]
+    indices = ops.cast(indices, "int32")
+
+    @ops.custom_gradient
+    def take(centroids: Any) -> Any:
+        def grad(*args: Any, upstream: Any = None) -> Any:
+            upstream = args[0] if upstream is None else upstream
+            return ops.segment_sum(
+                ops.reshape(upstream, (-1,)), ops.reshape(indices, (-1,)), num_segments=levels
+            )
+
+        return ops.take(centroids, indices), grad
+
+    return take(ops.convert_to_tensor(centroids))

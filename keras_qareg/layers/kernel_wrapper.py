@@ -1,0 +1,115 @@
+"""What the wrappers share: finding the kernels of any layer, and behaving like that layer."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import keras
+
+
+def kernels(layer: keras.layers.Layer) -> list[keras.Variable]:
+    """The kernels of a built layer, in the order of its weights.
+
+    A kernel is a floating-point weight of at least two dimensions whose name ends in `kernel` or
+    `embeddings`, in the layer or in a layer inside it: this holds for every weight that Keras
+    multiplies inputs with (recurrent, depthwise and pointwise kernels and attention projections
+    among them), and for no bias, scale or statistic.
+
+    Args:
+        layer: A built Keras layer.
+
+    Returns:
+        A list of `keras.Variable`, empty where the layer has none.
+    """
+    return [
+        weight
+        for weight in layer.weights
+        if weight.name.endswith(("kernel", "embeddings"))
+        and len(weight.shape) >= 2
+        and keras.backend.is_float_dtype(weight.dtype)
+    ]
+
+
+class KernelWrapper(keras.layers.Wrapper):
+    """Base of the wrappers: has the call signature, shapes and masks of the layer inside.
+
+    Args:
+        layer: A Keras layer with at least one kernel.
+        dtype: Dtype of the wrapper's own variables; the layer inside keeps its own policy.
+        **kwargs: `name` and `trainable`, as for every Keras layer.
+    """
+
+    def __init__(self, layer: keras.layers.Layer, dtype: Any = None, **kwargs: Any):
+        # Kernels and centroids are read in full precision: only the layer inside casts.
+        policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
+        super().__init__(layer, dtype=policy.variable_dtype, autocast=False, **kwargs)
+        self.supports_masking = layer.supports_masking
+        # Keras binds masks, shapes and `training` by the names of this signature.
+        self._call_signature = inspect.signature(layer.call)
+
+    @property
+    def kernels(self) -> list[keras.Variable]:
+        """The kernels of the layer inside, in the order of its weights."""
+        return kernels(self.layer)
+
+    @property
+    def kernel_paths(self) -> list[str]:
+        """The path that each kernel has in a model without the wrapper."""
+        scope, _, _ = self.path.rpartition("/")
+        owner = f"{scope}/{self.layer.name}" if scope else self.layer.name
+        return [owner + kernel.path.removeprefix(self.layer.path) for kernel in self.kernels]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if not self.layer.built:
+            self._build_from_arguments(*args, **kwargs)
+        return super().__call__(*args, **kwargs)
+
+    def _build_from_arguments(self, *args: Any, **kwargs: Any) -> None:
+        """Builds a layer of several inputs, of which Keras would tell the wrapper only the first."""
+        wanted = list(inspect.signature(self.layer.build).parameters)
+        if len(wanted) < 2:
+            return
+        given = self._call_signature.bind_partial(*args, **kwargs).arguments
+        shapes = {f"{name}_shape": value.shape for name, value in given.items() if _has_shape(value)}
+        with keras.name_scope(self.name):
+            self.layer.build(**{name: shapes[name] for name in wanted if name in shapes})
+
+    def build(self, input_shape: Any) -> None:
+        if not self.layer.built:
+            parameters = inspect.signature(self.layer.build).parameters.values()
+            required = [p.name for p in parameters if p.default is p.empty]
+            # Every input of an attention layer has this shape unless a call said otherwise.
+            self.layer.build(**dict.fromkeys(required, input_shape))
+            self.layer.built = True
+        if not self.kernels:
+            weights = [weight.name for weight in self.layer.weights]
+            raise ValueError(
+                f"Expected a layer with kernels in {type(self).__name__}. Received: layer "
+                f"'{self.layer.name}' of type {type(self.layer).__name__} with weights {weights}. "
+                "A kernel is a weight whose name ends in 'kernel' or 'embeddings'."
+            )
+        self.built = True
+
+    def _add_per_kernel(self, name: str, **kwargs: Any) -> list[keras.Variable]:
+        """One weight of the wrapper for each kernel, named after it where there are several."""
+        variables = []
+        for kernel, path in zip(self.kernels, self.kernel_paths, strict=True):
+            owner = path.split("/")[-2] if "/" in path else ""
+            label = f"{owner}_{kernel.name}_{name}" if len(self.kernels) > 1 else name
+            shape = kwargs.get("shape", kernel.shape)
+            variables.append(self.add_weight(**{**kwargs, "name": label, "shape": shape}))
+        return variables
+
+    def compute_output_shape(self, *args: Any, **kwargs: Any) -> Any:
+        return self.layer.compute_output_shape(*args, **kwargs)
+
+    def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
+        return self.layer.compute_output_spec(*args, **kwargs)
+
+    def compute_mask(self, *args: Any, **kwargs: Any) -> Any:
+        return self.layer.compute_mask(*args, **kwargs)
+
+
+def _has_shape(value: Any) -> bool:
+    return hasattr(value, "shape") and hasattr(value, "dtype")

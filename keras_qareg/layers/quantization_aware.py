@@ -1,0 +1,143 @@
+"""The wrapper that trains a layer under a quantization-aware regularizer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_qareg import centroids as initial
+from keras_qareg import regularizers
+from keras_qareg.layers.kernel_wrapper import KernelWrapper
+
+_METHODS = {"kmeans": initial.kmeans, "quantile": initial.quantile, "uniform": initial.uniform}
+
+
+@keras.saving.register_keras_serializable(package="keras_qareg")
+class QuantizationAware(KernelWrapper):
+    """Trains a layer whose kernels are pulled towards a few values (arXiv 2602.03614).
+
+    The outputs are those of the layer inside. In training, each kernel adds
+    `strength * regularizer.penalty(kernel, centroids)` to the loss. For `NearestSquared` and
+    `NearestExponential` the centroids are trained with the kernels; for `Sine` and `Cosine` they are
+    the fixed basins. `callbacks.PenaltySchedule` places them and raises the strength.
+
+    Args:
+        layer: Any Keras layer that has kernels: dense, convolutional (transposed, depthwise and
+            separable too), embedding, recurrent, attention, or a layer or model made of such.
+        regularizer: One of `keras_qareg.regularizers`, or what its `get()` takes.
+        **kwargs: `name`, `trainable`, `dtype`, as for every Keras layer.
+
+    Attributes:
+        centroids: List of weights of shape `(levels,)`, float32, one for each kernel.
+        strength: Non-trainable float32 scalar, what the penalty is multiplied with now.
+        placed: Non-trainable flag, whether the centroids were placed from the kernels.
+
+    Call arguments: those of the layer inside.
+
+    Input and output shape: those of the layer inside.
+
+    Raises:
+        ValueError: If there is no regularizer, or the layer has no kernel.
+
+    Example:
+
+    >>> layer = QuantizationAware(keras.layers.Dense(8), regularizers.NearestSquared(levels=4))
+    >>> layer(np.ones((2, 16))).shape, layer.centroids[0].shape
+    (TensorShape([2, 8]), (4,))
+    """
+
+    def __init__(self, layer: keras.layers.Layer, regularizer: Any, **kwargs: Any):
+        super().__init__(layer, **kwargs)
+        self.regularizer = regularizers.get(regularizer)
+        if self.regularizer is None:
+            raise ValueError(
+                "Expected a regularizer for QuantizationAware, for example "
+                "keras_qareg.regularizers.NearestExponential(levels=4). Received: None"
+            )
+        self._in_training = False
+
+    def build(self, input_shape: Any = None) -> None:
+        super().build(input_shape)
+        basins = self.regularizer.basins()
+        self.centroids = self._add_per_kernel(
+            "centroids",
+            shape=basins.shape,
+            initializer=lambda shape, dtype=None: ops.convert_to_tensor(basins, dtype),
+            dtype="float32",
+            trainable=self.regularizer.learned,
+        )
+        self.strength = self._add_state("strength", self.regularizer.strength)
+        self.placed = self._add_state("placed", 0.0)
+        for kernel, centroids in zip(self.kernels, self.centroids, strict=True):
+            kernel.regularizer = _KernelPenalty(self, centroids, kernel.regularizer)
+
+    def _add_state(self, name: str, value: float) -> keras.Variable:
+        return self.add_weight(
+            name=name,
+            shape=(),
+            initializer=keras.initializers.Constant(value),
+            dtype="float32",
+            trainable=False,
+        )
+
+    def call(self, *args: Any, training: bool | None = None, **kwargs: Any) -> Any:
+        self._in_training = bool(training)
+        return self.layer(*args, **kwargs)
+
+    def place_centroids(self, method: str = "kmeans") -> None:
+        """Moves the centroids to where the kernels are now; fixed basins fit their range to them.
+
+        Args:
+            method: `"kmeans"` (exact, default), `"quantile"` or `"uniform"`.
+
+        Raises:
+            ValueError: If the method is unknown, or a kernel has NaN or infinite weights.
+        """
+        if method not in _METHODS:
+            raise ValueError(
+                f"Expected `method` to be one of {sorted(_METHODS)}. Received: method={method!r}"
+            )
+        for kernel, path, centroids in zip(
+            self.kernels, self.kernel_paths, self.centroids, strict=True
+        ):
+            weights = ops.convert_to_numpy(kernel)
+            try:
+                found = _METHODS[method](weights, self.regularizer.levels)
+            except ValueError as error:
+                raise ValueError(f"Kernel '{path}': {error}") from error
+            centroids.assign(self.regularizer.fit_basins(found))
+        self.placed.assign(1.0)
+
+    def penalties(self) -> list[float]:
+        """The penalty of each kernel now, with the strength: a list of floats, for logging."""
+        return [
+            float(self.strength) * float(self.regularizer.penalty(kernel, centroids))
+            for kernel, centroids in zip(self.kernels, self.centroids, strict=True)
+        ]
+
+    def get_config(self) -> dict[str, Any]:
+        config = {"regularizer": regularizers.serialize(self.regularizer)}
+        return {**super().get_config(), **config}
+
+
+class _KernelPenalty:
+    """The `regularizer` of one kernel inside a wrapper.
+
+    Keras asks a variable's regularizer once a step, however often its layer was called, and leaves
+    out frozen variables; losses that are added in `call` would be counted at every call.
+    """
+
+    def __init__(self, wrapper: QuantizationAware, centroids: keras.Variable, own: Any):
+        self.wrapper, self.centroids = wrapper, centroids
+        # The wrapper takes the place of a regularizer of this package on the layer itself.
+        self.own = None if isinstance(own, regularizers.QuantizationRegularizer) else own
+
+    def __call__(self, kernel: Any) -> Any:
+        loss = ops.zeros((), "float32") if self.own is None else ops.cast(self.own(kernel), "float32")
+        if self.wrapper._in_training:
+            penalty = self.wrapper.regularizer.penalty(kernel, self.centroids)
+            loss = loss + ops.convert_to_tensor(self.wrapper.strength) * penalty
+        return loss

@@ -1,0 +1,126 @@
+"""The wrapper whose kernels are looked up in a small table of trainable centroids."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_qareg.centroids import check_levels
+from keras_qareg.codebook import Codebook, lookup
+from keras_qareg.layers.kernel_wrapper import KernelWrapper
+
+
+@keras.saving.register_keras_serializable(package="keras_qareg")
+class SharedWeights(KernelWrapper):
+    """A layer whose every kernel is `centroids[indices]`.
+
+    Only the centroids get gradients: each the sum of its members' (Han et al., "Deep Compression",
+    ICLR 2016), which is the cumulative tuning of arXiv 2602.03614. The kernels of the layer inside
+    keep what they were before sharing and take no part. `keras_qareg.share_weights` makes these
+    layers; made by hand, all indices are 0 until `assign_codebooks`.
+
+    Args:
+        layer: Any Keras layer that has kernels.
+        levels: Integer from 2 to 256, the size of each table.
+        zero_centroid: Whether a centroid that is 0 stays 0 in tuning. Defaults to `False`.
+        **kwargs: `name`, `trainable`, `dtype`, as for every Keras layer.
+
+    Attributes:
+        centroids: List of trainable weights of shape `(levels,)`, float32, one for each kernel.
+        indices: List of uint8 weights in the shapes of the kernels.
+
+    Call arguments: those of the layer inside.
+
+    Input and output shape: those of the layer inside.
+
+    Raises:
+        ValueError: If `levels` is out of range, or the layer has no kernel.
+
+    Example:
+
+    >>> layer = SharedWeights(keras.layers.Dense(8), levels=4)
+    >>> layer.build((None, 16))
+    >>> [tuple(v.shape) for v in layer.trainable_variables]
+    [(8,), (4,)]
+    """
+
+    def __init__(
+        self, layer: keras.layers.Layer, levels: int, zero_centroid: bool = False, **kwargs: Any
+    ):
+        super().__init__(layer, **kwargs)
+        self.levels = check_levels(levels)
+        self.zero_centroid = zero_centroid
+
+    def build(self, input_shape: Any = None) -> None:
+        super().build(input_shape)
+        for kernel in self.kernels:
+            kernel.trainable = False
+        self.centroids = self._add_per_kernel(
+            "centroids", shape=(self.levels,), initializer="zeros", dtype="float32", trainable=True
+        )
+        self.indices = self._add_per_kernel(
+            "indices", initializer="zeros", dtype="uint8", trainable=False
+        )
+
+    def call(self, *args: Any, training: bool | None = None, **kwargs: Any) -> Any:
+        shared = {
+            id(kernel): self._shared_kernel(centroids, indices)
+            for kernel, centroids, indices in zip(
+                self.kernels, self.centroids, self.indices, strict=True
+            )
+        }
+        variables = self.layer.variables
+        values = [shared.get(id(v), v.value) for v in variables]
+        # Every variable of the layer is mapped, so that the scope may stand inside another.
+        with keras.StatelessScope(
+            list(zip(variables, values, strict=True)), collect_losses=True
+        ) as scope:
+            outputs = self.layer(*args, **kwargs)
+        for variable, value in zip(variables, values, strict=True):
+            updated = scope.get_current_value(variable)
+            if updated is not scope.state_mapping.get(id(variable)) and id(variable) not in shared:
+                variable.assign(updated)
+        for loss in scope.losses:
+            # A new tensor: Keras tells by identity which layer a loss belongs to.
+            self.add_loss(ops.cast(loss, "float32") * 1.0)
+        return outputs
+
+    def _shared_kernel(self, centroids: keras.Variable, indices: keras.Variable) -> Any:
+        table = ops.convert_to_tensor(centroids)
+        if self.zero_centroid:
+            # A zero gets no gradient, so that pruned weights stay pruned.
+            table = table * ops.stop_gradient(ops.cast(table != 0, table.dtype))
+        return lookup(table, indices)
+
+    def assign_codebooks(self, codebooks: list[Codebook]) -> None:
+        """Takes over centroids and indices.
+
+        Args:
+            codebooks: One `Codebook` for each kernel, in the order of `kernels`, each with at most
+                `levels` centroids and the shape of its kernel.
+
+        Raises:
+            ValueError: If a codebook has more centroids than `levels`.
+        """
+        for book, centroids, indices in zip(codebooks, self.centroids, self.indices, strict=True):
+            if book.centroids.size > self.levels:
+                raise ValueError(
+                    f"Expected codebooks of at most {self.levels} centroids. "
+                    f"Received: {book.centroids.size}"
+                )
+            spare = self.levels - book.centroids.size
+            centroids.assign([*book.centroids, *([book.centroids[-1]] * spare)])
+            indices.assign(book.indices)
+
+    def codebooks(self) -> list[Codebook]:
+        """The `Codebook` of each kernel, in the order of `kernels`."""
+        return [
+            Codebook(ops.convert_to_numpy(centroids), ops.convert_to_numpy(indices))
+            for centroids, indices in zip(self.centroids, self.indices, strict=True)
+        ]
+
+    def get_config(self) -> dict[str, Any]:
+        config = {"levels": self.levels, "zero_centroid": self.zero_centroid}
+        return {**super().get_config(), **config}

@@ -1,0 +1,306 @@
+"""Quantization-aware regularizers: what pulls the weights of a kernel together.
+
+`Sine` and `Cosine` have fixed, evenly spaced basins: ordinary Keras regularizers. The basins of
+`NearestSquared` and `NearestExponential` are learned by backpropagation: `layers.QuantizationAware`
+holds them, because a Keras regularizer has nowhere to keep a variable that trains.
+
+Source: Malchiodi, Ferraretto, Frasca, arXiv 2602.03614.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_qareg import penalties
+from keras_qareg.centroids import check_levels
+
+
+class QuantizationRegularizer(keras.regularizers.Regularizer):
+    """Base of the four: a number of levels, a strength, and a penalty over given basins.
+
+    Args:
+        levels: Integer from 2 to 256, how many values a kernel may have.
+        strength: Non-negative float, what the sum of the penalties is multiplied with; `None` takes
+            the default for `levels` (`benchmarks/recipe.py` shows how it was chosen).
+    """
+
+    learned = False
+    # Strength at 2 levels, and the power of levels / 2 that it falls with.
+    _strength_at_two, _strength_power = 0.0, 0.0
+
+    def __init__(self, levels: int = 16, strength: float | None = None):
+        self.levels = check_levels(levels)
+        if strength is None:
+            strength = self._strength_at_two * (self.levels / 2) ** -self._strength_power
+        if not np.isfinite(strength) or strength < 0:
+            raise ValueError(
+                "Expected `strength` to be a non-negative number or None. "
+                f"Received: strength={strength!r}"
+            )
+        self.strength = float(strength)
+
+    def basins(self) -> np.ndarray:
+        """Basins before any weight was seen: float32 array of shape `(levels,)`."""
+        raise NotImplementedError
+
+    def fit_basins(self, centroids: Any) -> np.ndarray:
+        """Basins of this kind that fit the centroids found in some weights: `(levels,)`."""
+        raise NotImplementedError
+
+    def penalty(self, weights: Any, basins: Any) -> Any:
+        """The sum of the penalties of all weights, without the strength: a float32 scalar."""
+        raise NotImplementedError
+
+    def get_config(self) -> dict[str, Any]:
+        return {"levels": self.levels, "strength": self.strength}
+
+
+class _FixedBasins(QuantizationRegularizer):
+    def __init__(
+        self,
+        levels: int = 16,
+        weight_range: tuple[float, float] = (-0.5, 0.5),
+        strength: float | None = None,
+        outside: str = "linear",
+    ):
+        super().__init__(levels, strength)
+        self.weight_range = _check_range(weight_range)
+        if outside not in penalties.OUTSIDE:
+            raise ValueError(
+                f"Expected `outside` to be one of {penalties.OUTSIDE}. Received: {outside!r}"
+            )
+        self.outside = outside
+
+    def __call__(self, x: Any) -> Any:
+        return self.strength * self.penalty(x, self.basins())
+
+    def penalty(self, weights: Any, basins: Any) -> Any:
+        return ops.sum(
+            penalties.evenly_spaced(weights, basins[0], basins[-1], self.levels, self.outside)
+        )
+
+    def get_config(self) -> dict[str, Any]:
+        config = {"weight_range": list(self.weight_range), "outside": self.outside}
+        return {**super().get_config(), **config}
+
+
+@keras.saving.register_keras_serializable(package="keras_qareg")
+class Sine(_FixedBasins):
+    """Basins at `levels` evenly spaced values, the ends of the range included.
+
+    On `weight_range = (a, b)` a weight pays `strength |sin(pi (levels - 1) (w - a) / (b - a))|`
+    (arXiv 2602.03614): nothing at `a + j (b - a) / (levels - 1)`.
+
+    Args:
+        levels: Integer from 2 to 256. Defaults to 16.
+        weight_range: Pair of floats `(low, high)`, the outermost basins. Inside
+            `layers.QuantizationAware` it is only where training starts:
+            `callbacks.PenaltySchedule` fits it to each kernel. Defaults to `(-0.5, 0.5)`.
+        strength: Non-negative float; `None`: a default that depends on `levels`.
+        outside: `"linear"` (default) or `"periodic"`, see `penalties.evenly_spaced`.
+
+    Raises:
+        ValueError: If `levels`, `weight_range`, `strength` or `outside` is out of its range.
+
+    Example:
+
+    >>> layer = keras.layers.Dense(8, kernel_regularizer=Sine(levels=4, weight_range=(-0.3, 0.3)))
+    """
+
+    _strength_at_two, _strength_power = 1e-3, 0.5
+
+    def basins(self) -> np.ndarray:
+        return np.linspace(*self.weight_range, self.levels, dtype="float32")
+
+    def fit_basins(self, centroids: Any) -> np.ndarray:
+        return np.linspace(np.min(centroids), np.max(centroids), self.levels, dtype="float32")
+
+
+@keras.saving.register_keras_serializable(package="keras_qareg")
+class Cosine(_FixedBasins):
+    """Basins at the middles of `levels` equal cells of the range, its ends not included.
+
+    On `weight_range = (a, b)` a weight pays `strength |cos(pi levels (w - a) / (b - a))|`
+    (arXiv 2602.03614): nothing at `a + (j + 1/2) (b - a) / levels`.
+
+    Args:
+        levels: Integer from 2 to 256. Defaults to 16.
+        weight_range: Pair of floats `(low, high)`, the borders of the outermost cells; see `Sine`.
+        strength: Non-negative float; `None`: a default that depends on `levels`.
+        outside: `"linear"` (default) or `"periodic"`, see `penalties.evenly_spaced`.
+
+    Raises:
+        ValueError: If `levels`, `weight_range`, `strength` or `outside` is out of its range.
+
+    Example:
+
+    >>> Cosine(levels=2, weight_range=(-1.0, 1.0)).basins().tolist()
+    [-0.5, 0.5]
+    """
+
+    _strength_at_two, _strength_power = 1e-3, 0.5
+
+    def basins(self) -> np.ndarray:
+        low, high = self.weight_range
+        middles = (np.arange(self.levels) + 0.5) / self.levels
+        return (low + (high - low) * middles).astype("float32")
+
+    def fit_basins(self, centroids: Any) -> np.ndarray:
+        # The range is that of the centroids' own cells, cut into equal cells.
+        inner = np.sort(np.asarray(centroids, "float64"))
+        gaps = np.diff(inner) if inner.size > 1 else np.zeros(1)
+        low, high = inner[0] - gaps[0] / 2, inner[-1] + gaps[-1] / 2
+        middles = (np.arange(self.levels) + 0.5) / self.levels
+        return (low + (high - low) * middles).astype("float32")
+
+
+class _LearnedBasins(QuantizationRegularizer):
+    learned = True
+
+    def basins(self) -> np.ndarray:
+        return np.linspace(-0.5, 0.5, self.levels, dtype="float32")
+
+    def fit_basins(self, centroids: Any) -> np.ndarray:
+        centroids = np.asarray(centroids, "float32")
+        return np.pad(centroids, (0, self.levels - centroids.size), mode="edge")
+
+    def __call__(self, x: Any) -> Any:
+        name = type(self).__name__
+        raise ValueError(
+            f"{name} learns its centroids, and a `kernel_regularizer` has nowhere to keep them. "
+            f"Wrap the layer, `keras_qareg.layers.QuantizationAware(layer, {name}(...))`, or the "
+            "whole model, `keras_qareg.quantization_aware(model)`, which moves the regularizer "
+            "into a wrapper."
+        )
+
+
+@keras.saving.register_keras_serializable(package="keras_qareg")
+class NearestSquared(_LearnedBasins):
+    """Squared distance to the nearest of `levels` learned centroids: `strength min_j (w - c_j)^2`.
+
+    Use it in `layers.QuantizationAware` or `keras_qareg.quantization_aware`, which hold the
+    centroids (arXiv 2602.03614).
+
+    Args:
+        levels: Integer from 2 to 256. Defaults to 16.
+        strength: Non-negative float; `None`: a default that depends on `levels`.
+
+    Raises:
+        ValueError: If `levels` or `strength` is out of its range, or when called outside a wrapper.
+
+    Example:
+
+    >>> NearestSquared(levels=4).levels
+    4
+    """
+
+    _strength_at_two, _strength_power = 3.0, 1.5
+
+    def penalty(self, weights: Any, basins: Any) -> Any:
+        return ops.sum(penalties.nearest_squared(weights, basins))
+
+
+@keras.saving.register_keras_serializable(package="keras_qareg")
+class NearestExponential(_LearnedBasins):
+    """Saturating distance to the nearest learned centroid: `1 - exp(-sharpness min_j |w - c_j|)`.
+
+    Far weights pay hardly more than near ones, so that none is dragged from where the task needs
+    it (arXiv 2602.03614). Use it in `layers.QuantizationAware` or `keras_qareg.quantization_aware`.
+
+    Args:
+        levels: Integer from 2 to 256. Defaults to 16.
+        strength: Non-negative float; `None`: a default that depends on `levels`.
+        sharpness: Positive float, how fast the penalty saturates. Defaults to 1.
+
+    Raises:
+        ValueError: If an argument is out of its range, or when called outside a wrapper.
+
+    Example:
+
+    >>> get({"class_name": "NearestExponential", "config": {"levels": 4}}).levels
+    4
+    """
+
+    _strength_at_two, _strength_power = 0.1, 2.0
+
+    def __init__(self, levels: int = 16, strength: float | None = None, sharpness: float = 1.0):
+        super().__init__(levels, strength)
+        if not (np.isfinite(sharpness) and sharpness > 0):
+            raise ValueError(
+                f"Expected `sharpness` to be a positive number. Received: sharpness={sharpness!r}"
+            )
+        self.sharpness = float(sharpness)
+
+    def penalty(self, weights: Any, basins: Any) -> Any:
+        return ops.sum(penalties.nearest_exponential(weights, basins, self.sharpness))
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "sharpness": self.sharpness}
+
+
+_BY_NAME = {
+    "sine": Sine,
+    "cosine": Cosine,
+    "nearest_squared": NearestSquared,
+    "nearest_exponential": NearestExponential,
+}
+_BY_CLASS_NAME = {cls.__name__: cls for cls in _BY_NAME.values()}
+
+
+def serialize(regularizer: QuantizationRegularizer) -> dict[str, Any]:
+    """The configuration of a regularizer, for `deserialize`."""
+    return keras.saving.serialize_keras_object(regularizer)
+
+
+def deserialize(config: dict[str, Any]) -> QuantizationRegularizer:
+    """The regularizer of a configuration made by `serialize`."""
+    return keras.saving.deserialize_keras_object(config, custom_objects=_BY_CLASS_NAME)
+
+
+def get(identifier: Any) -> QuantizationRegularizer | None:
+    """A regularizer from what a user may pass for one.
+
+    Args:
+        identifier: `None`; `"sine"`, `"cosine"`, `"nearest_squared"` or `"nearest_exponential"`
+            (16 levels); a configuration as made by `serialize`; or an instance.
+
+    Returns:
+        A `QuantizationRegularizer`, or `None`.
+
+    Raises:
+        ValueError: If the identifier is none of these.
+
+    Example:
+
+    >>> get("sine").levels
+    16
+    """
+    if identifier is None or isinstance(identifier, QuantizationRegularizer):
+        return identifier
+    if isinstance(identifier, dict):
+        regularizer = deserialize(identifier)
+        if isinstance(regularizer, QuantizationRegularizer):
+            return regularizer
+    elif isinstance(identifier, str) and identifier in _BY_NAME:
+        return _BY_NAME[identifier]()
+    raise ValueError(
+        f"Expected a regularizer of keras_qareg, None, or one of {sorted(_BY_NAME)}. "
+        f"Received: {identifier!r}"
+    )
+
+
+def _check_range(weight_range: Any) -> tuple[float, float]:
+    try:
+        low, high = (float(end) for end in weight_range)
+    except (TypeError, ValueError):
+        low = high = float("nan")
+    if not (np.isfinite(low) and np.isfinite(high) and low < high):
+        raise ValueError(
+            "Expected `weight_range` to be a pair of finite numbers (low, high) with low < high. "
+            f"Received: weight_range={weight_range!r}"
+        )
+    return low, high

@@ -1,0 +1,58 @@
+"""What several test modules need: gradients on either backend, and small models."""
+
+import keras
+import numpy as np
+from keras import layers, ops
+from sklearn.datasets import load_digits
+
+BACKEND = keras.backend.backend()
+
+
+def gradients(function, *arrays):
+    """Value and gradients of a scalar function, as NumPy, on the backend in use."""
+    tensors = [ops.convert_to_tensor(array) for array in arrays]
+    if BACKEND == "jax":
+        import jax
+
+        value, grads = jax.value_and_grad(function, argnums=tuple(range(len(tensors))))(*tensors)
+    else:
+        import tensorflow as tf
+
+        with tf.GradientTape() as tape:
+            tape.watch(tensors)
+            value = function(*tensors)
+        grads = tape.gradient(value, tensors)
+    return float(value), [ops.convert_to_numpy(grad) for grad in grads]
+
+
+def digits(count=256):
+    """The first images of scikit-learn's digits: `(count, 8, 8, 1)` in [0, 1], and labels."""
+    images, labels = load_digits(return_X_y=True)
+    return (images[:count].reshape(-1, 8, 8, 1) / 16).astype("float32"), labels[:count]
+
+
+def small_cnn(normalize=False):
+    """A convolution, a dense layer and an output, named `conv`, `fc` and `out`."""
+    keras.utils.set_random_seed(0)
+    stack = [
+        keras.Input((8, 8, 1)),
+        layers.Conv2D(6, 3, strides=2, activation="relu", name="conv"),
+        *([layers.BatchNormalization(name="norm")] if normalize else []),
+        layers.Flatten(name="flatten"),
+        layers.Dense(16, activation="relu", name="fc"),
+        layers.Dense(10, name="out"),
+    ]
+    return keras.Sequential(stack, name="cnn")
+
+
+def compiled(model, **kwargs):
+    """The model compiled for integer labels and logits."""
+    model.compile(
+        "adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True), **kwargs
+    )
+    return model
+
+
+def predict(model, inputs):
+    """Outputs in inference, without the retracing of `predict`."""
+    return np.asarray(ops.convert_to_numpy(model(inputs, training=False)))

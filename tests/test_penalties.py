@@ -1,0 +1,188 @@
+"""Values and gradients of the penalties, against float64 NumPy and finite differences."""
+
+import keras
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from keras import ops
+
+from keras_qareg import penalties
+from keras_qareg.regularizers import Cosine, NearestExponential, NearestSquared, Sine
+from tests.helpers import gradients
+
+RNG = np.random.default_rng(0)
+WEIGHTS = hnp.arrays(
+    "float32", st.integers(1, 40), elements=st.floats(-1e4, 1e4, width=32, allow_nan=False)
+)
+CENTROIDS = hnp.arrays("float32", st.integers(2, 9), elements=st.floats(-100, 100, width=32))
+
+
+def sine(w, low, high, levels):
+    return np.abs(np.sin(np.pi * (levels - 1) * (w - low) / (high - low)))
+
+
+def cosine(w, low, high, levels):
+    return np.abs(np.cos(np.pi * levels * (w - low) / (high - low)))
+
+
+def nearest(w, c):
+    return np.abs(np.asarray(w, "float64")[..., None] - np.asarray(c, "float64")).min(-1)
+
+
+@pytest.mark.parametrize("levels", [2, 3, 4, 8, 16])
+@pytest.mark.parametrize("kind, formula", [(Sine, sine), (Cosine, cosine)])
+def test_fixed_penalty_is_the_paper_formula_inside_its_basins(kind, formula, levels):
+    regularizer = kind(levels, weight_range=(-0.7, 1.1), strength=2.0)
+    basins = regularizer.basins()
+    w = RNG.uniform(basins[0], basins[-1], 500)
+    expected = 2.0 * formula(w, -0.7, 1.1, levels).sum()
+    assert float(regularizer(w.astype("float32"))) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("kind, formula", [(Sine, sine), (Cosine, cosine)])
+def test_periodic_penalty_is_the_paper_formula_everywhere(kind, formula):
+    regularizer = kind(5, weight_range=(-0.5, 0.5), strength=1.0, outside="periodic")
+    w = RNG.uniform(-3, 3, 500)
+    expected = formula(w, -0.5, 0.5, 5).sum()
+    assert float(regularizer(w.astype("float32"))) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", [Sine, Cosine])
+def test_linear_penalty_has_exactly_the_basins_as_minima_and_their_slope_outside(kind):
+    regularizer = kind(4, weight_range=(-1.0, 1.0), strength=1.0)
+    basins = regularizer.basins()
+    spacing = basins[1] - basins[0]
+    for outermost, sign in ((basins[0], -1), (basins[-1], 1)):
+        far = outermost + sign * np.array([1.0, 2.5, 40.0], "float32") * spacing
+        value = ops.convert_to_numpy(penalties.evenly_spaced(far, basins[0], basins[-1], 4))
+        np.testing.assert_allclose(value, np.pi * np.array([1.0, 2.5, 40.0]), rtol=1e-4)
+    grid = np.linspace(-4, 4, 4001)
+    values = ops.convert_to_numpy(penalties.evenly_spaced(grid, basins[0], basins[-1], 4))
+    minima = grid[1:-1][(values[1:-1] < values[:-2]) & (values[1:-1] < values[2:])]
+    np.testing.assert_allclose(minima, basins, atol=2e-3)
+
+
+def test_basins_are_those_of_the_contract():
+    np.testing.assert_allclose(Sine(5, (-1.0, 1.0)).basins(), [-1, -0.5, 0, 0.5, 1])
+    np.testing.assert_allclose(Cosine(4, (-1.0, 1.0)).basins(), [-0.75, -0.25, 0.25, 0.75])
+
+
+@settings(max_examples=50, deadline=None)
+@given(WEIGHTS, CENTROIDS)
+def test_nearest_penalties_are_the_formulas(w, c):
+    distance = nearest(w, c)
+    squared = ops.convert_to_numpy(penalties.nearest_squared(w, c))
+    np.testing.assert_allclose(squared, distance**2, rtol=1e-3, atol=1e-3)
+    exponential = ops.convert_to_numpy(penalties.nearest_exponential(w, c, 0.7))
+    np.testing.assert_allclose(exponential, 1 - np.exp(-0.7 * distance), rtol=1e-3, atol=1e-3)
+
+
+@settings(max_examples=25, deadline=None)
+@given(WEIGHTS, CENTROIDS)
+def test_values_and_gradients_are_finite_and_non_negative(w, c):
+    w = np.concatenate([w, c])  # weights equal to a centroid
+    for penalty in (penalties.nearest_squared, penalties.nearest_exponential):
+        value, (by_w, by_c) = gradients(lambda w, c, p=penalty: ops.sum(p(w, c)), w, c)
+        assert np.isfinite(value) and value >= 0
+        assert np.isfinite(by_w).all() and np.isfinite(by_c).all()
+        assert by_c.shape == c.shape
+    low, high = float(c.min()), float(c.max())
+    for outside in penalties.OUTSIDE:
+        value, (by_w,) = gradients(
+            lambda w, o=outside: ops.sum(penalties.evenly_spaced(w, low, high, 4, o)), w
+        )
+        assert np.isfinite(value) and value >= 0
+        assert np.isfinite(by_w).all()
+
+
+@pytest.mark.parametrize(
+    "penalty, reference",
+    [
+        (penalties.nearest_squared, lambda w, c: nearest(w, c) ** 2),
+        (
+            lambda w, c: penalties.nearest_exponential(w, c, 3.0),
+            lambda w, c: 1 - np.exp(-3.0 * nearest(w, c)),
+        ),
+    ],
+)
+def test_gradients_are_finite_differences(penalty, reference):
+    c = np.array([0.4, -0.6, 0.1, -0.05], "float64")  # in no order
+    w = RNG.uniform(-1, 1, 200)
+    # Away from the kinks: midpoints between centroids, and centroids themselves.
+    ascending = np.sort(c)
+    kinks = np.concatenate([ascending, (ascending[1:] + ascending[:-1]) / 2])
+    w = w[np.abs(w[:, None] - kinks).min(-1) > 1e-3]
+    upstream = RNG.normal(size=w.shape)
+    _, (by_w, by_c) = gradients(
+        lambda w, c: ops.sum(penalty(w, c) * upstream.astype("float32")),
+        w.astype("float32"),
+        c.astype("float32"),
+    )
+    step = 1e-6
+    expected_w = upstream * (reference(w + step, c) - reference(w - step, c)) / (2 * step)
+    np.testing.assert_allclose(by_w, expected_w, rtol=1e-3, atol=1e-4)
+    for j in range(c.size):
+        shift = step * np.eye(c.size)[j]
+        difference = (upstream * (reference(w, c + shift) - reference(w, c - shift))).sum()
+        assert by_c[j] == pytest.approx(difference / (2 * step), rel=1e-3, abs=1e-3)
+
+
+@pytest.mark.parametrize("outside", penalties.OUTSIDE)
+@pytest.mark.parametrize("kind, formula", [(Sine, sine), (Cosine, cosine)])
+def test_gradient_of_fixed_basins_is_a_finite_difference(kind, formula, outside):
+    regularizer = kind(4, weight_range=(-0.5, 0.7), strength=1.0, outside=outside)
+    basins = regularizer.basins().astype("float64")
+    w = RNG.uniform(basins[0], basins[-1], 200)
+    w = w[np.abs(w[:, None] - basins).min(-1) > 1e-3]
+    _, (by_w,) = gradients(regularizer, w.astype("float32"))
+    step = 1e-6
+    rise = formula(w + step, -0.5, 0.7, 4) - formula(w - step, -0.5, 0.7, 4)
+    np.testing.assert_allclose(by_w, rise / (2 * step), rtol=1e-2, atol=2e-3)
+
+
+def test_gradient_at_a_centroid_is_zero():
+    c = np.array([-0.5, 0.25], "float32")
+    for penalty in (penalties.nearest_squared, penalties.nearest_exponential):
+        _, (by_w, by_c) = gradients(lambda w, c, p=penalty: ops.sum(p(w, c)), c, c)
+        np.testing.assert_array_equal(by_w, 0)
+        np.testing.assert_array_equal(by_c, 0)
+
+
+def test_a_tie_goes_to_one_centroid_and_an_empty_cluster_gets_no_gradient():
+    c = np.array([0.0, 1.0, 50.0], "float32")
+    _, (by_w, by_c) = gradients(
+        lambda w, c: ops.sum(penalties.nearest_squared(w, c)), np.array([0.5], "float32"), c
+    )
+    np.testing.assert_allclose(by_w, [1.0])
+    np.testing.assert_allclose(by_c, [-1.0, 0.0, 0.0])
+
+
+def test_equal_centroids_share_one_basin():
+    value, (by_w, by_c) = gradients(
+        lambda w, c: ops.sum(penalties.nearest_squared(w, c)),
+        np.array([1.0, 3.0], "float32"),
+        np.array([2.0, 2.0, 2.0], "float32"),
+    )
+    assert value == 2.0
+    np.testing.assert_allclose(by_w, [-2.0, 2.0])
+    assert by_c.sum() == pytest.approx(0.0)
+    flat = penalties.evenly_spaced(np.array([1.0, 2.0, 5.0]), 2.0, 2.0, levels=4)
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(flat), np.pi * 3 * np.array([1.0, 0.0, 3.0]), rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_low_precision_weights_are_penalized_in_float32(dtype):
+    w = ops.cast(np.full(40_000, 0.75), dtype)
+    for value in (
+        NearestSquared(2, strength=1.0).penalty(w, np.array([0.0, 2.0], "float32")),
+        NearestExponential(2).penalty(w, np.array([0.0, 2.0], "float32")),
+        Sine(2, (0.0, 1.0), strength=1.0)(w),
+    ):
+        assert keras.backend.standardize_dtype(value.dtype) == "float32"
+    assert float(
+        NearestSquared(2).penalty(w, np.array([0.0, 2.0], "float32"))
+    ) == pytest.approx(22_500, rel=1e-4)
