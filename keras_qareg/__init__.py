@@ -1,6 +1,6 @@
 """Quantization-aware regularizers, weight sharing and small files for Keras 3 models."""
 
-from keras_qareg import callbacks, layers, optimizers, regularizers
+from keras_qareg import callbacks, export, layers, optimizers, plots, regularizers, report
 from keras_qareg.codebook import Codebook
 from keras_qareg.models import codebooks, compress, quantization_aware, share_weights, strip
 
@@ -10,10 +10,13 @@ __all__ = [
     "callbacks",
     "codebooks",
     "compress",
+    "export",
     "layers",
     "optimizers",
+    "plots",
     "quantization_aware",
     "regularizers",
+    "report",
     "share_weights",
     "strip",
 ]

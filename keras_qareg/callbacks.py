@@ -87,7 +87,7 @@ class PenaltySchedule(keras.callbacks.Callback):
         for layer in _wrapped_layers(self.model, "PenaltySchedule"):
             if share == 0.0:
                 layer.placed.assign(0.0)
-            elif self.initialize is not None and not float(layer.placed):
+            elif self.initialize is not None and not float(ops.convert_to_numpy(layer.placed)):
                 layer.place_centroids(self.initialize)
             layer.strength.assign(share * layer.regularizer.strength)
 
@@ -127,7 +127,7 @@ class CentroidHistory(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         self.epochs.append(epoch)
         for layer in _wrapped_layers(self.model, "CentroidHistory"):
-            strength = float(layer.strength)
+            strength = float(ops.convert_to_numpy(layer.strength))
             self.strengths.setdefault(layer.name, []).append(strength)
             self._log(f"strength/{layer.name}", strength, epoch)
             for path, centroids, penalty in zip(

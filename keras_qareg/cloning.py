@@ -13,10 +13,10 @@ from typing import Any
 
 import keras
 from keras import ops
+from keras.layers import Layer
 
-from keras_qareg.layers.kernel_wrapper import KernelWrapper
+from keras_qareg.layers import KernelWrapper
 
-Layer = keras.layers.Layer
 # For a layer, the function that makes its successor; None for an ordinary copy.
 Change = Callable[[Layer], Callable[[Layer], Layer] | None]
 

@@ -159,4 +159,5 @@ def lookup(centroids: Any, indices: Any) -> Any:
 
         return ops.take(centroids, indices), grad
 
-    return take(ops.convert_to_tensor(centroids))
+    # A copy: a variable itself is not differentiated through by `custom_gradient`.
+    return take(ops.copy(centroids))

@@ -13,15 +13,14 @@ from typing import Any
 import keras
 import numpy as np
 from keras import ops
+from keras.layers import Layer
 
 from keras_qareg import centroids as initial
 from keras_qareg import regularizers
 from keras_qareg.cloning import clone, fresh, leaf_layers, own_regularizer
 from keras_qareg.codebook import Codebook
-from keras_qareg.layers import QuantizationAware, SharedWeights
-from keras_qareg.layers.kernel_wrapper import KernelWrapper, kernels
+from keras_qareg.layers import KernelWrapper, QuantizationAware, SharedWeights, kernels
 
-Layer = keras.layers.Layer
 Layers = str | Iterable[str] | Callable[[Layer], bool]
 
 METHODS = ("auto", "trained", "kmeans", "quantile", "uniform")
@@ -429,7 +428,7 @@ def _regularizer_of(layer: Layer) -> regularizers.QuantizationRegularizer | None
 
 def _cluster(layer: Layer, levels: int, method: str, zero_centroid: bool) -> list[Codebook]:
     """The codebook of each kernel of a layer."""
-    trained = [None] * len(kernels(_inner(layer)))
+    trained: list[Any] = [None] * len(kernels(_inner(layer)))
     regularizer = _regularizer_of(layer)
     if method in ("auto", "trained") and regularizer and regularizer.levels == levels:
         if isinstance(layer, QuantizationAware):

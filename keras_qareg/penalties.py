@@ -43,7 +43,7 @@ def evenly_spaced(weights: Any, low: Any, high: Any, levels: int, outside: str =
     >>> ops.convert_to_numpy(evenly_spaced([0.0, 0.5, 1.0, 2.0], 0.0, 1.0, levels=2)).round(2).tolist()
     [0.0, 1.0, 0.0, 3.14]
     """
-    weights, low, high = (ops.cast(x, "float32") for x in (weights, low, high))
+    weights, low, high = (_tensor(x) for x in (weights, low, high))
 
     @ops.custom_gradient
     def penalize(weights: Any, low: Any, high: Any) -> Any:
@@ -126,8 +126,13 @@ def nearest_index(weights: Any, ascending: Any) -> Any:
     return ops.reshape(ops.searchsorted(midpoints, flat, side="left"), ops.shape(weights))
 
 
+def _tensor(x: Any) -> Any:
+    """A float32 tensor of its own: `custom_gradient` does not reach a variable that it is given."""
+    return ops.copy(ops.cast(x, "float32"))
+
+
 def _nearest(weights: Any, centroids: Any, value_and_slope: Any) -> Any:
-    weights, centroids = ops.cast(weights, "float32"), ops.cast(centroids, "float32")
+    weights, centroids = _tensor(weights), _tensor(centroids)
     levels = centroids.shape[0]
 
     @ops.custom_gradient

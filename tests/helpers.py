@@ -47,9 +47,7 @@ def small_cnn(normalize=False):
 
 def compiled(model, **kwargs):
     """The model compiled for integer labels and logits."""
-    model.compile(
-        "adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True), **kwargs
-    )
+    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True), **kwargs)
     return model
 
 

@@ -76,7 +76,9 @@ def test_256_levels_fit_uint8_and_257_are_no_codebook():
 def test_bad_codebooks():
     with pytest.raises(ValueError, match=r"Expected `centroids` of shape \(levels,\)"):
         Codebook(np.zeros(257), np.zeros(3, "int64"))
-    with pytest.raises(ValueError, match="Expected `indices` from 0 to 1. Received: indices from 0"):
+    with pytest.raises(
+        ValueError, match="Expected `indices` from 0 to 1. Received: indices from 0"
+    ):
         Codebook(np.zeros(2), np.array([0, 2]))
 
 

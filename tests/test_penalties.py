@@ -183,6 +183,6 @@ def test_low_precision_weights_are_penalized_in_float32(dtype):
         Sine(2, (0.0, 1.0), strength=1.0)(w),
     ):
         assert keras.backend.standardize_dtype(value.dtype) == "float32"
-    assert float(
-        NearestSquared(2).penalty(w, np.array([0.0, 2.0], "float32"))
-    ) == pytest.approx(22_500, rel=1e-4)
+    assert float(NearestSquared(2).penalty(w, np.array([0.0, 2.0], "float32"))) == pytest.approx(
+        22_500, rel=1e-4
+    )

@@ -71,7 +71,9 @@ class KernelWrapper(keras.layers.Wrapper):
         if len(wanted) < 2:
             return
         given = self._call_signature.bind_partial(*args, **kwargs).arguments
-        shapes = {f"{name}_shape": value.shape for name, value in given.items() if _has_shape(value)}
+        shapes = {
+            f"{name}_shape": value.shape for name, value in given.items() if _has_shape(value)
+        }
         with keras.name_scope(self.name):
             self.layer.build(**{name: shapes[name] for name in wanted if name in shapes})
 
@@ -94,9 +96,9 @@ class KernelWrapper(keras.layers.Wrapper):
     def _add_per_kernel(self, name: str, **kwargs: Any) -> list[keras.Variable]:
         """One weight of the wrapper for each kernel, named after it where there are several."""
         variables = []
-        for kernel, path in zip(self.kernels, self.kernel_paths, strict=True):
-            owner = path.split("/")[-2] if "/" in path else ""
-            label = f"{owner}_{kernel.name}_{name}" if len(self.kernels) > 1 else name
+        for kernel in self.kernels:
+            place = kernel.path.removeprefix(f"{self.layer.path}/").replace("/", "_")
+            label = f"{place}_{name}" if len(self.kernels) > 1 else name
             shape = kwargs.get("shape", kernel.shape)
             variables.append(self.add_weight(**{**kwargs, "name": label, "shape": shape}))
         return variables

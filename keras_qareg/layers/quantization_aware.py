@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import keras
-import numpy as np
 from keras import ops
 
 from keras_qareg import centroids as initial
@@ -51,12 +50,13 @@ class QuantizationAware(KernelWrapper):
 
     def __init__(self, layer: keras.layers.Layer, regularizer: Any, **kwargs: Any):
         super().__init__(layer, **kwargs)
-        self.regularizer = regularizers.get(regularizer)
-        if self.regularizer is None:
+        found = regularizers.get(regularizer)
+        if found is None:
             raise ValueError(
                 "Expected a regularizer for QuantizationAware, for example "
                 "keras_qareg.regularizers.NearestExponential(levels=4). Received: None"
             )
+        self.regularizer: regularizers.QuantizationRegularizer = found
         self._in_training = False
 
     def build(self, input_shape: Any = None) -> None:
@@ -113,8 +113,9 @@ class QuantizationAware(KernelWrapper):
 
     def penalties(self) -> list[float]:
         """The penalty of each kernel now, with the strength: a list of floats, for logging."""
+        strength = float(ops.convert_to_numpy(self.strength))
         return [
-            float(self.strength) * float(self.regularizer.penalty(kernel, centroids))
+            strength * float(self.regularizer.penalty(kernel, centroids))
             for kernel, centroids in zip(self.kernels, self.centroids, strict=True)
         ]
 
@@ -136,7 +137,9 @@ class _KernelPenalty:
         self.own = None if isinstance(own, regularizers.QuantizationRegularizer) else own
 
     def __call__(self, kernel: Any) -> Any:
-        loss = ops.zeros((), "float32") if self.own is None else ops.cast(self.own(kernel), "float32")
+        loss = (
+            ops.zeros((), "float32") if self.own is None else ops.cast(self.own(kernel), "float32")
+        )
         if self.wrapper._in_training:
             penalty = self.wrapper.regularizer.penalty(kernel, self.centroids)
             loss = loss + ops.convert_to_tensor(self.wrapper.strength) * penalty

@@ -71,16 +71,14 @@ class SharedWeights(KernelWrapper):
                 self.kernels, self.centroids, self.indices, strict=True
             )
         }
-        variables = self.layer.variables
-        values = [shared.get(id(v), v.value) for v in variables]
         # Every variable of the layer is mapped, so that the scope may stand inside another.
-        with keras.StatelessScope(
-            list(zip(variables, values, strict=True)), collect_losses=True
-        ) as scope:
+        mapping = [(v, shared.get(id(v), v.value)) for v in self.layer.variables]
+        with keras.StatelessScope(mapping, collect_losses=True) as scope:
+            before = dict(scope.state_mapping)
             outputs = self.layer(*args, **kwargs)
-        for variable, value in zip(variables, values, strict=True):
+        for variable, _ in mapping:  # statistics and random seeds move on
             updated = scope.get_current_value(variable)
-            if updated is not scope.state_mapping.get(id(variable)) and id(variable) not in shared:
+            if updated is not before[id(variable)]:
                 variable.assign(updated)
         for loss in scope.losses:
             # A new tensor: Keras tells by identity which layer a loss belongs to.

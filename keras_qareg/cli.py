@@ -1,0 +1,144 @@
+"""The `keras-qareg` command."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+EXIT_ERROR = 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command.
+
+    Args:
+        arguments: Words of the command line; `None`: those of the process.
+
+    Returns:
+        The exit status: 0, or 2 after an error, which is told in one line on standard error.
+    """
+    options = _parser().parse_args(arguments)
+    # TensorFlow greets in many lines; a command's own output should stand alone.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    try:
+        options.run(options)
+    except (ValueError, RuntimeError, OSError, ImportError) as error:
+        print(f"keras-qareg: {' '.join(str(error).split())}", file=sys.stderr)
+        return EXIT_ERROR
+    except KeyboardInterrupt:
+        print("keras-qareg: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="keras-qareg", description="Make Keras models small: share weights, export, inspect."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    compress = commands.add_parser(
+        "compress", help="share weights, tune centroids, export a .tflite"
+    )
+    compress.add_argument("model", type=Path, metavar="MODEL.keras")
+    compress.add_argument("--out", type=Path, required=True, metavar="FILE.tflite")
+    compress.add_argument("--levels", type=int, default=16, help="values a kernel (default: 16)")
+    compress.add_argument(
+        "--layers", choices=("all", "conv", "dense"), default="all", help="default: all"
+    )
+    compress.add_argument(
+        "--data", type=Path, metavar="FILE.npz", help="arrays x and y to tune the centroids on"
+    )
+    compress.add_argument("--epochs", type=int, default=5, help="epochs of tuning (default: 5)")
+    compress.add_argument("--loss", help="Keras loss for tuning, where the model was not compiled")
+    _add_weights(compress)
+    compress.set_defaults(run=_compress)
+
+    export = commands.add_parser(
+        "export", help="write a model as .tflite and compare it with Keras"
+    )
+    export.add_argument("model", type=Path, metavar="MODEL.keras")
+    export.add_argument("--out", type=Path, required=True, metavar="FILE.tflite")
+    _add_weights(export)
+    export.set_defaults(run=_export)
+
+    inspect = commands.add_parser("inspect", help="levels, entropy and bytes of each kernel")
+    inspect.add_argument("model", type=Path, metavar="MODEL.keras")
+    inspect.set_defaults(run=_inspect)
+    return parser
+
+
+def _add_weights(parser: argparse.ArgumentParser) -> None:
+    choices = ("auto", "float32", "float16", "int8")
+    parser.add_argument("--weights", choices=choices, default="auto", help="default: auto")
+
+
+def _compress(options: argparse.Namespace) -> None:
+    from keras_qareg.export.litert import check_target, litert
+    from keras_qareg.models import compress
+    from keras_qareg.report import summary
+
+    check_target(options.out, ".tflite")
+    data = None if options.data is None else _load_data(options.data)
+    model = _load_model(options.model)
+    if data is not None and not model.compiled:
+        if options.loss is None:
+            raise ValueError(
+                f"Expected a compiled model to tune. Received: {options.model} without a loss. "
+                "Name one, for example --loss sparse_categorical_crossentropy"
+            )
+        model.compile(loss=options.loss)
+    print(f"Sharing weights: at most {options.levels} values a kernel", flush=True)
+    small = compress(model, options.levels, options.layers, data, options.epochs)
+    print(summary(small), flush=True)
+    print("Exporting and comparing with Keras", flush=True)
+    print(litert(small, options.out, options.weights, None if data is None else data[0]))
+
+
+def _export(options: argparse.Namespace) -> None:
+    from keras_qareg.export.litert import check_target, litert
+
+    check_target(options.out, ".tflite")
+    print(litert(_load_model(options.model), options.out, options.weights))
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    from keras_qareg.report import summary
+
+    print(summary(_load_model(options.model)))
+
+
+def _load_model(path: Path) -> Any:
+    if not path.is_file():
+        raise ValueError(f"Expected a Keras model file. Received: {path}, which does not exist")
+    import keras
+
+    import keras_qareg  # noqa: F401  (registers the layers that the file may name)
+
+    try:
+        return keras.saving.load_model(path)
+    except Exception as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(f"Expected a readable .keras file. Received: {path} ({reason})") from error
+
+
+def _load_data(path: Path) -> tuple[Any, Any]:
+    import numpy as np
+
+    if not path.is_file():
+        raise ValueError(f"Expected a .npz file. Received: {path}, which does not exist")
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return arrays["x"], arrays["y"]
+    except Exception as error:
+        raise ValueError(
+            f"Expected a .npz file with arrays 'x' and 'y'. Received: {path} ({error})"
+        ) from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())
