@@ -7,6 +7,7 @@ their configuration, and the layers in their attributes are then replaced.
 
 from __future__ import annotations
 
+import operator
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -28,24 +29,31 @@ def children(layer: Layer) -> list[Layer]:
     return list(layer._flatten_layers(include_self=False, recursive=False))
 
 
-def leaf_layers(layer: Layer) -> Iterator[Layer]:
+def leaf_layers(layer: Layer) -> list[Layer]:
     """The layers that transforms act on, each once: models are entered, other layers are not.
 
     A layer that holds one of this package's wrappers is entered too.
     """
-    seen: set[int] = set()
+    return [found for found in _walk(layer) if not _is_entered(found)]
 
-    def walk(layer: Layer) -> Iterator[Layer]:
+
+def containers(layer: Layer) -> list[Layer]:
+    """A model, and all models and layers inside that `leaf_layers` enters."""
+    return [layer, *(found for found in _walk(layer) if _is_entered(found))]
+
+
+def _walk(layer: Layer) -> list[Layer]:
+    seen: dict[int, Layer] = {}
+
+    def visit(layer: Layer) -> None:
         for child in children(layer):
-            if id(child) in seen:
-                continue
-            seen.add(id(child))
-            if _is_entered(child):
-                yield from walk(child)
-            else:
-                yield child
+            if id(child) not in seen:
+                seen[id(child)] = child
+                if _is_entered(child):
+                    visit(child)
 
-    yield from walk(layer)
+    visit(layer)
+    return list(seen.values())
 
 
 def _is_entered(layer: Layer) -> bool:
@@ -143,6 +151,7 @@ def clone(model: keras.Model, change: Change) -> keras.Model:
         copied = copy_graph(model) if _is_graph(model) else copy_leaf(model)
     if not copied.built:
         copied.build_from_config(model.get_build_config())
+        copied.built = True  # Keras builds the layers inside by a trial run and leaves this open
     for old, new in pairs:
         _copy_weights(old, new)
     if model.compiled:
@@ -160,21 +169,22 @@ def _replace_children(old: Layer, new: Layer, copy: Callable[[Layer], Layer]) ->
     replaced: set[int] = set()
 
     def swap(before: Any, after: Any) -> Any:
+        """`after` with its layers replaced; the very same object where it holds none."""
         if isinstance(before, Layer) and isinstance(after, Layer):
             replaced.add(id(after))
             return copy(before)
-        if isinstance(before, list) and isinstance(after, list):
-            for place, pair in enumerate(zip(before, after, strict=False)):
-                after[place] = swap(*pair)
-        elif isinstance(before, dict) and isinstance(after, dict):
-            for key in before.keys() & after.keys():
-                after[key] = swap(before[key], after[key])
+        if isinstance(before, list | tuple) and isinstance(after, list | tuple):
+            pairs = zip(before, after, strict=True)
+            swapped = type(before)(swap(*pair) for pair in pairs)
+            return after if all(map(operator.is_, swapped, after)) else swapped
+        if isinstance(before, dict) and isinstance(after, dict):
+            by_key = {key: swap(before[key], after[key]) for key in before}
+            return after if all(by_key[key] is after[key] for key in after) else by_key
         return after
 
-    names = [name for name in vars(old) if not name.startswith("_") and hasattr(new, name)]
-    for name in names:
-        before, after = getattr(old, name), getattr(new, name)
-        swapped = swap(before, after)
+    for name in [name for name in vars(old) if not name.startswith("_") and hasattr(new, name)]:
+        after = getattr(new, name)
+        swapped = swap(getattr(old, name), after)
         if swapped is not after:
             setattr(new, name, swapped)
     # Keras keeps tracking a layer whose attribute was assigned anew.
@@ -182,19 +192,25 @@ def _replace_children(old: Layer, new: Layer, copy: Callable[[Layer], Layer]) ->
 
 
 def _copy_weights(old: Layer, new: Layer) -> None:
-    if type(old) is not type(new):
-        old = old.layer if isinstance(old, KernelWrapper) else old
-        new = new.layer if isinstance(new, KernelWrapper) else new
-    for before, after in zip(own_weights(old), own_weights(new), strict=True):
+    if _is_entered(old):
+        pairs = own_weights(old), own_weights(new)
+    elif type(old) is type(new):
+        pairs = old.weights, new.weights
+    else:
+        pairs = inner_layer(old).weights, inner_layer(new).weights
+    for before, after in zip(*pairs, strict=True):
         after.assign(ops.convert_to_tensor(before))
 
 
+def inner_layer(layer: Layer) -> Layer:
+    """The layer inside a wrapper of this package, or the layer itself."""
+    return layer.layer if isinstance(layer, KernelWrapper) else layer
+
+
 def own_weights(layer: Layer) -> list[keras.Variable]:
-    """The weights of a layer, less those of leaf layers inside, which are copied on their own."""
-    if not _is_entered(layer):
-        return layer.weights
-    inner = {id(weight) for child in children(layer) for weight in child.weights}
-    return [weight for weight in layer.weights if id(weight) not in inner]
+    """The weights of a layer or model itself, less those of the layers inside."""
+    inside = {id(weight) for child in children(layer) for weight in child.weights}
+    return [weight for weight in layer.weights if id(weight) not in inside]
 
 
 class _not_compiled:

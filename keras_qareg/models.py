@@ -1,7 +1,9 @@
 """Whole-model transforms: wrap, share, strip, compress, and read the codebooks of a model.
 
 Each takes a built model and returns a new one with the same weights and names; the model that was
-passed stays as it is.
+passed stays as it is. All results can be saved as `.keras` and loaded again, except where a
+subclassed model was wrapped or shared: its own code says what it is made of, so save its weights
+(`save_weights`), or `strip` it and save that.
 """
 
 from __future__ import annotations
@@ -17,7 +19,15 @@ from keras.layers import Layer
 
 from keras_qareg import centroids as initial
 from keras_qareg import regularizers
-from keras_qareg.cloning import clone, fresh, leaf_layers, own_regularizer
+from keras_qareg.cloning import (
+    clone,
+    containers,
+    fresh,
+    inner_layer,
+    leaf_layers,
+    own_regularizer,
+    own_weights,
+)
 from keras_qareg.codebook import Codebook
 from keras_qareg.layers import KernelWrapper, QuantizationAware, SharedWeights, kernels
 
@@ -86,10 +96,10 @@ def quantization_aware(
         if own is not None and _large_enough(layer, own.levels):
             chosen[id(layer)] = own
     if not chosen:
-        why = "" if regularizer else ", and no regularizer was given that layers could do without"
+        own = "" if regularizer else " of its own, and no regularizer was given"
         raise ValueError(
             f"Expected a layer to wrap in model '{model.name}'. Received: layers={layers!r}, of "
-            f"which none has a kernel large enough and a regularizer{why}."
+            f"which none has a kernel large enough and a regularizer{own}."
         )
     made = []
 
@@ -189,6 +199,10 @@ def share_weights(
     shared = clone(model, lambda layer: share if id(layer) in books else leave)
     for layer, wrapper in made:
         wrapper.assign_codebooks(books[id(layer)])
+    if trainable == "centroids":
+        for layer in containers(shared):
+            for weight in own_weights(layer):
+                weight.trainable = False
     return shared
 
 
@@ -348,9 +362,9 @@ def select(model: keras.Model, layers: Layers = "all") -> list[Layer]:
     Raises:
         ValueError: If `layers` is none of what is accepted, or a name is unknown.
     """
-    candidates = [layer for layer in leaf_layers(model) if kernels(_inner(layer))]
+    candidates = [layer for layer in leaf_layers(model) if kernels(inner_layer(layer))]
     if callable(layers):
-        return [layer for layer in candidates if layers(_inner(layer))]
+        return [layer for layer in candidates if layers(inner_layer(layer))]
     if isinstance(layers, str):
         _check_choice("layers", layers, ("all", "conv", "dense"))
         kinds = {"all": Layer, "conv": _CONVOLUTIONS, "dense": _DENSE}[layers]
@@ -382,10 +396,6 @@ def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
         raise ValueError(f"Expected `{name}` to be one of {choices}. Received: {name}={value!r}")
 
 
-def _inner(layer: Layer) -> Layer:
-    return layer.layer if isinstance(layer, KernelWrapper) else layer
-
-
 def _base(layer: Layer) -> Layer:
     """What is inside all wrappers: the Dense of a TimeDistributed(Dense)."""
     while isinstance(layer, keras.layers.Wrapper):
@@ -394,11 +404,11 @@ def _base(layer: Layer) -> Layer:
 
 
 def _plain(layer: Layer) -> Layer:
-    return fresh(_inner(layer), clean=True)
+    return fresh(inner_layer(layer), clean=True)
 
 
 def _large_enough(layer: Layer, levels: int) -> bool:
-    largest = max(int(np.prod(kernel.shape)) for kernel in kernels(_inner(layer)))
+    largest = max(int(np.prod(kernel.shape)) for kernel in kernels(inner_layer(layer)))
     if largest <= levels:
         warnings.warn(
             f"Layer '{layer.name}' is left as it is: its largest kernel has {largest} weights, "
@@ -428,7 +438,7 @@ def _regularizer_of(layer: Layer) -> regularizers.QuantizationRegularizer | None
 
 def _cluster(layer: Layer, levels: int, method: str, zero_centroid: bool) -> list[Codebook]:
     """The codebook of each kernel of a layer."""
-    trained: list[Any] = [None] * len(kernels(_inner(layer)))
+    trained: list[Any] = [None] * len(kernels(inner_layer(layer)))
     regularizer = _regularizer_of(layer)
     if method in ("auto", "trained") and regularizer and regularizer.levels == levels:
         if isinstance(layer, QuantizationAware):
@@ -443,7 +453,7 @@ def _cluster(layer: Layer, levels: int, method: str, zero_centroid: bool) -> lis
         )
     means = regularizer is not None and regularizer.learned
     books = []
-    for kernel, centroids in zip(kernels(_inner(layer)), trained, strict=True):
+    for kernel, centroids in zip(kernels(inner_layer(layer)), trained, strict=True):
         try:
             weights = ops.convert_to_numpy(kernel)
             if centroids is None:

@@ -281,11 +281,9 @@ def get(identifier: Any) -> QuantizationRegularizer | None:
     """
     if identifier is None or isinstance(identifier, QuantizationRegularizer):
         return identifier
-    if isinstance(identifier, dict):
-        regularizer = deserialize(identifier)
-        if isinstance(regularizer, QuantizationRegularizer):
-            return regularizer
-    elif isinstance(identifier, str) and identifier in _BY_NAME:
+    if isinstance(identifier, dict) and identifier.get("class_name") in _BY_CLASS_NAME:
+        return deserialize(identifier)
+    if isinstance(identifier, str) and identifier in _BY_NAME:
         return _BY_NAME[identifier]()
     raise ValueError(
         f"Expected a regularizer of keras_qareg, None, or one of {sorted(_BY_NAME)}. "

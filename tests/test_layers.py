@@ -77,7 +77,9 @@ def conformance_test(layer_class, arguments, **kwargs):
 
 
 @pytest.mark.parametrize(
-    "regularizer", [NearestSquared(4), NearestExponential(4), Sine(4), Cosine(4)], ids=lambda r: type(r).__name__
+    "regularizer",
+    [NearestSquared(4), NearestExponential(4), Sine(4), Cosine(4)],
+    ids=lambda r: type(r).__name__,
 )
 def test_quantization_aware_conforms_to_keras(regularizer):
     conformance_test(
@@ -258,7 +260,9 @@ def test_mixed_precision(policy):
     images, labels = digits(64)
     keras.config.set_dtype_policy(policy)
     try:
-        model = qareg.quantization_aware(small_cnn(normalize=True), NearestExponential(4, strength=0.1))
+        model = qareg.quantization_aware(
+            small_cnn(normalize=True), NearestExponential(4, strength=0.1)
+        )
         wrapper = model.get_layer("fc")
         assert {keras.backend.standardize_dtype(v.dtype) for v in wrapper.weights} == {"float32"}
         history = compiled(model).fit(images, labels, epochs=2, verbose=0)

@@ -1,0 +1,164 @@
+"""The schedule, its survival of interruptions, the record, and the optimizer of the centroids."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import keras_qareg as qareg
+from keras_qareg.callbacks import CentroidHistory, PenaltySchedule
+from keras_qareg.models import wrappers
+from keras_qareg.regularizers import NearestExponential, NearestSquared, Sine
+from tests.helpers import compiled, digits, small_cnn
+
+IMAGES, LABELS = digits(64)
+
+
+def model_to_train(regularizer=None):
+    return compiled(qareg.quantization_aware(small_cnn(), regularizer or NearestSquared(4)))
+
+
+def train(model, epochs, *callbacks, **kwargs):
+    return model.fit(
+        IMAGES, LABELS, epochs=epochs, shuffle=False, verbose=0, callbacks=list(callbacks), **kwargs
+    )
+
+
+class StopAfter(keras.callbacks.Callback):
+    """An interruption: as a crash would, before the epoch after this one begins."""
+
+    def __init__(self, epoch):
+        super().__init__()
+        self.epoch = epoch
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == self.epoch + 1:
+            raise InterruptedError
+
+
+def test_the_strength_warms_up_ramps_and_holds():
+    model, history = model_to_train(NearestSquared(4, strength=2.0)), CentroidHistory()
+    train(model, 7, PenaltySchedule(warmup_epochs=2, ramp_epochs=4), history)
+    expected = [0, 0, 2 / 16, 2 * 4 / 16, 2 * 9 / 16, 2, 2]
+    np.testing.assert_allclose(history.strengths["fc"], expected, rtol=1e-6)
+    assert history.epochs == list(range(7))
+
+
+def test_defaults_follow_the_epochs_of_fit():
+    model, history = model_to_train(NearestSquared(4, strength=1.0)), CentroidHistory()
+    train(model, 9, PenaltySchedule(), history)
+    # A third of 9 without penalty, then 0.7 of 6 epochs of ramp.
+    expected = [0, 0, 0, 1 / 16, 4 / 16, 9 / 16, 1, 1, 1]
+    np.testing.assert_allclose(history.strengths["fc"], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("regularizer", [NearestSquared(4, strength=0.0), Sine(4, strength=0.0)])
+def test_centroids_are_placed_once_from_the_weights_after_the_warm_up(regularizer):
+    class Weights(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            self.last = [ops.convert_to_numpy(x.kernels[0]) for x in wrappers(self.model)]
+            self.seen = [*getattr(self, "seen", []), self.last]
+
+    model, history, weights = model_to_train(regularizer), CentroidHistory(), Weights()
+    train(model, 4, PenaltySchedule(2, 1), history, weights)
+    for place, layer in enumerate(wrappers(model)):
+        found = qareg.centroids.kmeans(weights.seen[1][place], 4)
+        expected = regularizer.fit_basins(found)
+        path = layer.kernel_paths[0]
+        for epoch in (2, 3):  # with strength 0 nothing moves them afterwards
+            np.testing.assert_allclose(history.centroids[path][epoch], expected, rtol=1e-5)
+        assert not np.allclose(history.centroids[path][1], expected, rtol=1e-5)
+
+
+def test_an_interrupted_training_ends_as_an_uninterrupted_one(tmp_path):
+    def run(folder, interrupted):
+        def backup():
+            return keras.callbacks.BackupAndRestore(tmp_path / folder)
+
+        model = model_to_train(NearestExponential(4, strength=0.1))
+        if interrupted:
+            with pytest.raises(InterruptedError):
+                train(model, 6, PenaltySchedule(2, 3), backup(), StopAfter(3))
+            model = model_to_train(NearestExponential(4, strength=0.1))
+        train(model, 6, PenaltySchedule(2, 3), backup())
+        return [ops.convert_to_numpy(v) for v in model.weights]
+
+    for one, two in zip(run("a", False), run("b", True), strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-6)
+
+
+def test_initial_epoch_continues_the_schedule():
+    whole, parts = model_to_train(), model_to_train()
+    train(whole, 6, PenaltySchedule(2, 3))
+    train(parts, 4, PenaltySchedule(2, 3))
+    history = CentroidHistory()
+    train(parts, 6, PenaltySchedule(2, 3), history, initial_epoch=4)
+    full = parts.get_layer("fc").regularizer.strength
+    np.testing.assert_allclose(history.strengths["fc"], [full, full], rtol=1e-6)
+    for one, two in zip(whole.weights, parts.weights, strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-6)
+
+
+def test_tensorboard_events_hold_the_record(tmp_path):
+    history = CentroidHistory(log_dir=str(tmp_path))
+    train(model_to_train(), 2, PenaltySchedule(0, 1), history)
+    from tensorboardX.event_file_writer import EventFileWriter  # noqa: F401  (installed for this)
+    from tensorboardX.proto.event_pb2 import Event
+
+    (file,) = tmp_path.iterdir()
+    content, place, tags = file.read_bytes(), 0, {}
+    while place < len(content):  # length, its checksum, the event, its checksum
+        length = int.from_bytes(content[place : place + 8], "little")
+        event = Event.FromString(content[place + 12 : place + 12 + length])
+        tags |= {(value.tag, event.step): value.simple_value for value in event.summary.value}
+        place += length + 16
+    path = "cnn/fc/kernel"
+    assert tags["strength/fc", 1] == pytest.approx(history.strengths["fc"][1])
+    assert tags[f"penalty/{path}", 1] == pytest.approx(history.penalties[path][1], rel=1e-5)
+    found = [tags[f"centroids/{path}/{j}", 1] for j in range(4)]
+    np.testing.assert_allclose(found, np.sort(history.centroids[path][1]), rtol=1e-6)
+
+
+def test_bad_schedules():
+    for arguments, message in [
+        ({"warmup_epochs": -1}, "Expected `warmup_epochs` to be 0 or more, or None. Received: "),
+        (
+            {"ramp_epochs": 0},
+            "Expected `ramp_epochs` to be 1 or more, or None. Received: ramp_epochs=0",
+        ),
+        (
+            {"initialize": "lloyd"},
+            "Expected `initialize` to be 'kmeans', 'quantile', 'uniform' or None",
+        ),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            PenaltySchedule(**arguments)
+    for callback in (PenaltySchedule(), CentroidHistory()):
+        with pytest.raises(ValueError, match="Expected a model with QuantizationAware layers for"):
+            train(compiled(small_cnn()), 1, callback)
+    with pytest.raises(ValueError, match="Expected `method` to be one of"):
+        wrappers(model_to_train())[0].place_centroids("lloyd")
+
+
+def test_centroids_have_a_learning_rate_of_their_own():
+    model = qareg.quantization_aware(small_cnn(), NearestSquared(4, strength=1.0))
+    optimizer = qareg.optimizers.with_centroid_optimizer(keras.optimizers.SGD(0.0), 0.05)
+    compiled(model)
+    model.compile(optimizer, model.loss)
+    before = [ops.convert_to_numpy(v) for v in model.trainable_variables]
+    train(model, 2)
+    for old, new in zip(before, model.trainable_variables, strict=True):
+        assert np.array_equal(old, new) != new.name.endswith("centroids")
+
+
+def test_optimizers_round_trip_and_refuse_nonsense(tmp_path):
+    optimizer = qareg.optimizers.with_centroid_optimizer("adam", keras.optimizers.SGD(0.1))
+    model = qareg.quantization_aware(small_cnn(), NearestSquared(4))
+    model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    train(model, 1)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    train(loaded, 1)
+    assert [type(part).__name__ for part in loaded.optimizer.optimizers] == ["SGD", "Adam"]
+    with pytest.raises(ValueError, match="Expected a positive learning rate for the centroids"):
+        qareg.optimizers.with_centroid_optimizer("adam", 0.0)
