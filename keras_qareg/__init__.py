@@ -1,6 +1,15 @@
 """Quantization-aware regularizers, weight sharing and small files for Keras 3 models."""
 
-from keras_qareg import callbacks, export, layers, optimizers, plots, regularizers, report
+from keras_qareg import (
+    callbacks,
+    centroids,
+    export,
+    layers,
+    optimizers,
+    plots,
+    regularizers,
+    report,
+)
 from keras_qareg.codebook import Codebook
 from keras_qareg.models import codebooks, compress, quantization_aware, share_weights, strip
 
@@ -8,6 +17,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Codebook",
     "callbacks",
+    "centroids",
     "codebooks",
     "compress",
     "export",

@@ -9,7 +9,7 @@ import numpy as np
 from keras import ops
 
 from keras_qareg.layers import QuantizationAware
-from keras_qareg.models import wrappers
+from keras_qareg.selection import wrappers
 
 
 def _wrapped_layers(model: keras.Model, callback: str) -> list[QuantizationAware]:

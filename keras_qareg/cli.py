@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,8 +21,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 0, or 2 after an error, which is told in one line on standard error.
     """
     options = _parser().parse_args(arguments)
-    # TensorFlow greets in many lines; a command's own output should stand alone.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
         options.run(options)
     except (ValueError, RuntimeError, OSError, ImportError) as error:

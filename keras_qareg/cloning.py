@@ -150,13 +150,26 @@ def clone(model: keras.Model, change: Change) -> keras.Model:
     with _not_compiled(model):
         copied = copy_graph(model) if _is_graph(model) else copy_leaf(model)
     if not copied.built:
-        copied.build_from_config(model.get_build_config())
-        copied.built = True  # Keras builds the layers inside by a trial run and leaves this open
+        _build_like(copied, model)
     for old, new in pairs:
         _copy_weights(old, new)
     if model.compiled:
         _compile_like(copied, model)
     return copied
+
+
+def _build_like(copied: keras.Model, model: keras.Model) -> None:
+    """Builds a subclassed model by a call, as Keras asks for before an export."""
+    config = model.get_build_config() or {}
+    if "input_shape" in config:
+        copied(
+            keras.tree.map_shape_structure(
+                lambda shape: ops.zeros([size or 1 for size in shape]), config["input_shape"]
+            )
+        )
+    else:
+        copied.build_from_config(config)
+        copied.built = True
 
 
 def _is_graph(layer: Layer) -> bool:

@@ -40,7 +40,8 @@ def evenly_spaced(weights: Any, low: Any, high: Any, levels: int, outside: str =
 
     Example:
 
-    >>> ops.convert_to_numpy(evenly_spaced([0.0, 0.5, 1.0, 2.0], 0.0, 1.0, levels=2)).round(2).tolist()
+    >>> penalty = evenly_spaced([0.0, 0.5, 1.0, 2.0], 0.0, 1.0, levels=2)
+    >>> [round(float(p), 2) for p in penalty]
     [0.0, 1.0, 0.0, 3.14]
     """
     weights, low, high = (_tensor(x) for x in (weights, low, high))
@@ -108,7 +109,7 @@ def nearest_exponential(weights: Any, centroids: Any, sharpness: float = 1.0) ->
 
     Example:
 
-    >>> ops.convert_to_numpy(nearest_exponential([0.0, 1.0], [0.0])).round(3).tolist()
+    >>> [round(float(p), 3) for p in nearest_exponential([0.0, 1.0], [0.0, 9.0])]
     [0.0, 0.632]
     """
 

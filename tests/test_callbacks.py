@@ -7,8 +7,8 @@ from keras import ops
 
 import keras_qareg as qareg
 from keras_qareg.callbacks import CentroidHistory, PenaltySchedule
-from keras_qareg.models import wrappers
 from keras_qareg.regularizers import NearestExponential, NearestSquared, Sine
+from keras_qareg.selection import wrappers
 from tests.helpers import compiled, digits, small_cnn
 
 IMAGES, LABELS = digits(64)

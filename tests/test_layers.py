@@ -9,6 +9,7 @@ import keras_qareg as qareg
 from keras_qareg.codebook import Codebook
 from keras_qareg.layers import QuantizationAware, SharedWeights
 from keras_qareg.regularizers import Cosine, NearestExponential, NearestSquared, Sine
+from keras_qareg.selection import wrappers
 from tests.helpers import BACKEND, compiled, digits, gradients, predict, small_cnn
 
 RNG = np.random.default_rng(0)
@@ -181,7 +182,7 @@ def test_the_penalty_is_in_the_training_loss_only():
     images, labels = digits(32)
     plain = compiled(small_cnn()).evaluate(images, labels, verbose=0)
     assert model.evaluate(images, labels, verbose=0) == pytest.approx(plain, rel=1e-5)
-    penalty = sum(sum(layer.penalties()) for layer in qareg.models.wrappers(model))
+    penalty = sum(sum(layer.penalties()) for layer in wrappers(model))
     trained = model.fit(images, labels, batch_size=32, verbose=0, shuffle=False)
     assert trained.history["loss"][0] == pytest.approx(plain + penalty, rel=1e-4)
     assert penalty > 0.1
@@ -244,7 +245,7 @@ def test_frozen_layers_stay_and_pay_nothing():
     images, labels = digits(64)
     for frozen in ("wrapper", "inner"):
         model = qareg.quantization_aware(small_cnn(), NearestSquared(4, strength=1.0))
-        for layer in qareg.models.wrappers(model)[:2]:
+        for layer in wrappers(model)[:2]:
             (layer if frozen == "wrapper" else layer.layer).trainable = False
         before = [ops.convert_to_numpy(kernel) for kernel in model.get_layer("conv").kernels]
         compiled(model).fit(images, labels, verbose=0)

@@ -11,8 +11,8 @@ from keras import layers, ops
 
 import keras_qareg as qareg
 from keras_qareg.layers import QuantizationAware, SharedWeights
-from keras_qareg.models import select, wrappers
 from keras_qareg.regularizers import Cosine, NearestExponential, NearestSquared, Sine
+from keras_qareg.selection import select, wrappers
 from tests.helpers import compiled, digits, predict, small_cnn
 
 
@@ -460,3 +460,17 @@ def test_weights_that_are_not_finite(bad):
     wrapped = qareg.quantization_aware(small_cnn(), Sine(4))
     wrapped.get_layer("fc").layer.kernel.assign(kernel)
     assert error_of(qareg.share_weights, wrapped).endswith(expected.split(": ", 1)[1])
+
+
+def test_saved_models_load_after_a_mere_import(tmp_path):
+    shared = qareg.share_weights(small_cnn(), levels=4)
+    shared.save(tmp_path / "shared.keras")
+    qareg.quantization_aware(small_cnn(), Sine(4)).save(tmp_path / "aware.keras")
+    program = (
+        "import keras, keras_qareg\n"
+        "for name in ('shared', 'aware'): print(len(keras.saving.load_model(name + '.keras').weights))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.split() == ["12", "15"], done.stderr

@@ -19,7 +19,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_qareg.models import check_built, strip
+from keras_qareg.models import strip
+from keras_qareg.selection import check_built
 
 # How far outputs may be from Keras's, relative to the largest output; None where the format rounds
 # activations, so that only the report can tell.
@@ -148,17 +149,19 @@ def run_litert(path: str | os.PathLike[str], inputs: Any) -> list[np.ndarray]:
 
     Args:
         path: The `.tflite` file.
-        inputs: An array, or a list or dict of arrays, as `model.predict` takes them; of a dict, the
-            names are those of the file's signature.
+        inputs: An array; or, where the model has several inputs, a dict of arrays by the names in
+            the file's signature, which are those of the model's inputs.
 
     Returns:
         List of output arrays, in the order of the outputs of the Keras model.
     """
-    from ai_edge_litert.interpreter import Interpreter
-
-    runner = Interpreter(str(path)).get_signature_runner()
+    runner = _signature(path)
     details = runner.get_input_details()
-    outputs = runner(**_by_name(inputs, details))
+    if not isinstance(inputs, dict):
+        inputs = dict(zip(sorted(details, key=_natural), keras.tree.flatten(inputs), strict=True))
+    outputs = runner(
+        **{name: np.asarray(part, details[name]["dtype"]) for name, part in inputs.items()}
+    )
     return [outputs[name] for name in sorted(outputs, key=_natural)]
 
 
@@ -189,12 +192,13 @@ def _tensor_type(array: np.ndarray) -> str:
 def _prove(
     model: keras.Model, draft: Path, path: Path, weights: str, representative_data: Any
 ) -> ExportReport:
-    samples = _samples(model, draft, representative_data)
+    names, samples = _samples(model, draft, representative_data)
     expected = [
         ops.convert_to_numpy(output)
         for output in keras.tree.flatten(model(samples, training=False))
     ]
-    pairs = list(zip(run_litert(draft, samples), expected, strict=True))
+    inputs = dict(zip(names, keras.tree.flatten(samples), strict=True))
+    pairs = list(zip(run_litert(draft, inputs), expected, strict=True))
     difference = max(float(np.abs(got - want).max()) for got, want in pairs)
     output_range = max(float(np.abs(want).max()) for _, want in pairs)
     tolerance = FORMATS[weights]
@@ -216,38 +220,36 @@ def _prove(
     )
 
 
-def _samples(model: keras.Model, file: Path, representative_data: Any) -> Any:
+def _samples(model: keras.Model, file: Path, representative_data: Any) -> tuple[list[str], Any]:
+    """Names of the file's inputs in the order of the model's, and inputs for the model."""
+    details = _signature(file).get_input_details()
+    names = [tensor.name for tensor in getattr(model, "inputs", None) or []]
+    if set(names) != set(details):
+        names = sorted(details, key=_natural)
     if representative_data is not None:
-        return keras.tree.map_structure(
+        return names, keras.tree.map_structure(
             lambda part: np.asarray(part)[:SAMPLES].astype(_tensor_type(np.asarray(part))),
             representative_data,
         )
+    made = [_random_input(details[name]) for name in names]
+    if len(made) == 1:
+        return names, made[0]
+    return names, keras.tree.pack_sequence_as(getattr(model, "input", made), made)
+
+
+def _random_input(detail: dict[str, Any]) -> np.ndarray:
+    random = np.random.default_rng(0)
+    first, *rest = detail["shape_signature"]
+    shape = [SAMPLES if first < 0 else first, *(max(size, 1) for size in rest)]
+    if np.issubdtype(detail["dtype"], np.floating):
+        return random.normal(size=shape).astype(detail["dtype"])
+    return random.integers(0, 2, shape).astype(detail["dtype"])  # within any vocabulary
+
+
+def _signature(file: str | os.PathLike[str]) -> Any:
     from ai_edge_litert.interpreter import Interpreter
 
-    details = Interpreter(str(file)).get_signature_runner().get_input_details()
-    random = np.random.default_rng(0)
-    made = {}
-    for name, detail in details.items():
-        first, *rest = detail["shape_signature"]
-        shape = [SAMPLES if first < 0 else first, *(max(size, 1) for size in rest)]
-        made[name] = (
-            random.normal(size=shape).astype(detail["dtype"])
-            if np.issubdtype(detail["dtype"], np.floating)
-            # Small enough for any vocabulary.
-            else random.integers(0, 2, shape).astype(detail["dtype"])
-        )
-    names = [tensor.name for tensor in getattr(model, "inputs", None) or []]
-    ordered = [made[name] for name in (names if set(names) == set(made) else made)]
-    if len(ordered) == 1:
-        return ordered[0]
-    structure = getattr(model, "input", ordered)
-    return keras.tree.pack_sequence_as(structure, ordered)
-
-
-def _by_name(inputs: Any, details: dict[str, Any]) -> dict[str, np.ndarray]:
-    if not (isinstance(inputs, dict) and set(inputs) == set(details)):
-        inputs = dict(zip(sorted(details, key=_natural), keras.tree.flatten(inputs), strict=True))
-    return {name: np.asarray(part, details[name]["dtype"]) for name, part in inputs.items()}
+    return Interpreter(str(file)).get_signature_runner()
 
 
 def _natural(name: str) -> list[Any]:

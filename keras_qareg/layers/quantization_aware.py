@@ -44,8 +44,8 @@ class QuantizationAware(KernelWrapper):
     Example:
 
     >>> layer = QuantizationAware(keras.layers.Dense(8), regularizers.NearestSquared(levels=4))
-    >>> layer(np.ones((2, 16))).shape, layer.centroids[0].shape
-    (TensorShape([2, 8]), (4,))
+    >>> tuple(layer(np.ones((2, 16))).shape), tuple(layer.centroids[0].shape)
+    ((2, 8), (4,))
     """
 
     def __init__(self, layer: keras.layers.Layer, regularizer: Any, **kwargs: Any):

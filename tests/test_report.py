@@ -1,0 +1,103 @@
+"""The table of levels and bytes, and the figures."""
+
+import numpy as np
+import pytest
+from keras import ops
+
+import keras_qareg as qareg
+from keras_qareg import plots, report
+from keras_qareg.regularizers import NearestSquared
+from tests.helpers import small_cnn
+
+
+def test_summary_counts_bytes_and_bits():
+    model = small_cnn(normalize=True)
+    shared = qareg.share_weights(model, levels=4)
+    summary = report.summary(shared)
+    assert [row.path for row in summary.rows] == [
+        "cnn/conv/kernel",
+        "cnn/fc/kernel",
+        "cnn/out/kernel",
+    ]
+    sizes = [54, 864, 160]
+    assert [row.float_bytes for row in summary.rows] == [4 * size for size in sizes]
+    assert [row.packed_bytes for row in summary.rows] == [-(-size // 4) + 16 for size in sizes]
+    # Biases of 6 + 16 + 10 and four statistics of 6.
+    assert summary.other_bytes == 4 * (32 + 24)
+    assert summary.float_bytes == 4 * model.count_params()
+    assert summary.entropy_bytes <= summary.packed_bytes
+    for row, book in zip(summary.rows, qareg.codebooks(shared).values(), strict=True):
+        assert row.levels == 4 and row.entropy == pytest.approx(book.entropy)
+    kernel = ops.convert_to_numpy(model.get_layer("fc").kernel)
+    book = qareg.Codebook.nearest(kernel, qareg.centroids.kmeans(kernel, 4))
+    assert summary.rows[1].relative_error == pytest.approx(book.relative_error(kernel), rel=1e-4)
+
+
+def test_summary_of_other_models():
+    plain = report.summary(small_cnn())
+    assert plain.rows[1].levels is None and plain.rows[1].entropy == 32.0
+    assert plain.rows[1].packed_bytes == plain.rows[1].float_bytes
+    shared = qareg.share_weights(qareg.quantization_aware(small_cnn(), NearestSquared(4)))
+    stripped = report.summary(qareg.strip(shared))
+    assert [row.levels for row in stripped.rows] == [4, 4, 4]
+    assert stripped.packed_bytes == report.summary(shared).packed_bytes
+
+
+def test_summary_prints_an_aligned_table():
+    text = str(report.summary(qareg.share_weights(small_cnn(), levels=4)))
+    lines = text.splitlines()
+    assert lines[0].split() == [
+        "kernel",
+        "shape",
+        "levels",
+        "bits/weight",
+        "rel.",
+        "error",
+        "float32",
+        "packed",
+    ]
+    assert lines[2].split()[:3] == ["cnn/conv/kernel", "3x3x1x6", "4"]
+    assert lines[-1].startswith("total") and len({len(line) for line in lines}) == 1
+
+
+def test_weight_histograms_show_every_centroid(tmp_path):
+    shared = qareg.share_weights(small_cnn(), levels=4)
+    figure = plots.weight_histograms(shared)
+    figure.savefig(tmp_path / "histograms.png")
+    assert (tmp_path / "histograms.png").stat().st_size > 5000
+    above, below = figure.axes[:3], figure.axes[3:]
+    books = qareg.codebooks(shared)
+    for axis, after, (path, book) in zip(above, below, books.items(), strict=True):
+        assert axis.get_title().startswith(path)
+        np.testing.assert_array_equal(axis.lines[0].get_xdata(), book.centroids)
+        assert sum(patch.get_height() for patch in axis.patches) == book.indices.size
+        heights = [segment[1][1] for segment in after.collections[0].get_segments()]
+        np.testing.assert_array_equal(heights, book.counts)
+    assert len(plots.weight_histograms(shared, max_kernels=1).axes) == 2
+
+
+def test_penalty_curves_draw_the_penalties():
+    figure = plots.penalty_curves(levels=3)
+    names = [axis.get_title() for axis in figure.axes]
+    assert names == ["Sine", "Cosine", "NearestSquared", "NearestExponential"]
+    for axis in figure.axes:
+        curve, dots = axis.lines
+        assert len(dots.get_xdata()) == 3
+        at_dots = np.interp(dots.get_xdata(), curve.get_xdata(), curve.get_ydata())
+        assert (at_dots < 0.05).all() and curve.get_ydata().max() > 0.2
+
+
+def test_accuracy_size_sorts_its_points():
+    figure = plots.accuracy_size({"ours": [(200, 0.9), (100, 0.8)], "theirs": [(150, 0.7)]})
+    np.testing.assert_array_equal(figure.axes[0].lines[0].get_xdata(), [100, 200])
+    with pytest.raises(ValueError, match="Expected at least one"):
+        plots.accuracy_size({})
+
+
+def test_figures_of_nothing():
+    import keras
+
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((40,)), keras.layers.Dense(40)], name="wide")
+    with pytest.raises(ValueError, match="Expected a model with codebooks. Received: model 'wide'"):
+        plots.weight_histograms(model)
