@@ -29,7 +29,7 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 
 bench: $(INSTALLED)
-	$(BIN)/python -m benchmarks.recipe
+	$(BIN)/python -m benchmarks.recipe --out benchmarks/results
 
 # New pins: installs the newest versions that setup.cfg admits and writes them down.
 lock:

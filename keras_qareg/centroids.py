@@ -86,14 +86,35 @@ def kmeans(weights: Any, levels: int, zero_centroid: bool = False) -> np.ndarray
     [1.100000023841858, 5.099999904632568]
     """
     levels, ordered = check_levels(levels), np.sort(_flat(weights))
-    starts = _bin_starts(ordered)
-    counts = np.diff(starts, append=ordered.size).astype("float64")
     # Sums around the mean keep the digits of a tensor that is far from zero; a centroid held at
     # zero needs the sums as they are.
     origin = 0.0 if zero_centroid else float(ordered.mean(dtype="float64"))
-    sums = np.add.reduceat(ordered, starts, dtype="float64") - origin * counts
-    edges, zero = _best_partition(counts, sums, levels, zero_centroid)
-    return _polish(ordered, starts, edges, zero)
+    bins = _Bins(ordered, origin)
+    ends, zero = _best_partition(bins.counts, bins.sums, levels, zero_centroid)
+    return _polish(bins, ends, zero)
+
+
+class _Bins:
+    """Sorted weights in bins: `counts` and `sums` up to each bin's left end, and to the last right.
+
+    Sums are those of the weights less `origin`.
+    """
+
+    def __init__(self, ordered: np.ndarray, origin: float):
+        self.ordered, self.origin = ordered, origin
+        starts = _bin_starts(ordered)
+        sums = np.add.reduceat(ordered, starts, dtype="float64")
+        self.counts = np.append(starts, ordered.size)
+        self.sums = np.append(0.0, np.cumsum(sums - origin * np.diff(self.counts)))
+
+    def sums_before(self, places: np.ndarray) -> np.ndarray:
+        """Sum of the weights before each place in the sorted order: whole bins and a part of one."""
+        inside = np.searchsorted(self.counts, places, side="right") - 1
+        parts = [
+            self.ordered[start:place].sum(dtype="float64") - self.origin * (place - start)
+            for start, place in zip(self.counts[inside], places, strict=True)
+        ]
+        return self.sums[inside] + parts
 
 
 def _flat(weights: Any) -> np.ndarray:
@@ -130,16 +151,16 @@ def _bin_starts(ordered: np.ndarray) -> np.ndarray:
 
 
 def _best_partition(
-    counts: np.ndarray, sums: np.ndarray, levels: int, zero_centroid: bool
+    total_count: np.ndarray, total_sum: np.ndarray, levels: int, zero_centroid: bool
 ) -> tuple[np.ndarray, int | None]:
     """Right ends (exclusive) of the best intervals of bins, and which interval is the zero's.
+
+    Counts and sums are those of all weights before each bin.
 
     The sum of squares within clusters is the sum of w^2, a constant, less each cluster's
     sum(w)^2 / count: the gain maximized here. A cluster that is held at zero gains nothing.
     """
-    total_count = np.append(0.0, np.cumsum(counts))
-    total_sum = np.append(0.0, np.cumsum(sums))
-    bins = counts.size
+    bins = total_count.size - 1
     free = min(levels - zero_centroid, bins)
     start = np.full(bins + 1, -np.inf)
     start[0] = 0.0
@@ -229,34 +250,29 @@ def _best_of_ranges(
     return best, place[first]
 
 
-def _polish(
-    ordered: np.ndarray, starts: np.ndarray, ends: np.ndarray, zero: int | None
-) -> np.ndarray:
+def _polish(bins: _Bins, ends: np.ndarray, zero: int | None) -> np.ndarray:
     """Means of the intervals, with the borders moved to the midpoints until they rest."""
-    borders = np.append(starts, ordered.size)[ends[:-1]]
-    centroids = _means(ordered, borders, zero)
+    borders = bins.counts[ends[:-1]]
+    centroids = _means(bins, borders, zero, np.zeros(ends.size))
     if zero is not None:  # an empty interval of the zero may stand out of order
         centroids.sort()
         zero = int(np.searchsorted(centroids, 0.0))
     for _ in range(_LLOYD_STEPS):
         midpoints = 0.5 * (centroids[:-1] + centroids[1:])
-        moved = np.searchsorted(ordered, midpoints.astype(ordered.dtype), side="left")
+        moved = np.searchsorted(bins.ordered, midpoints.astype(bins.ordered.dtype), side="left")
         if np.array_equal(moved, borders):
             break
         borders = moved
-        centroids = _means(ordered, borders, zero, centroids)
+        centroids = _means(bins, borders, zero, centroids)
     return np.unique(centroids.astype("float32"))
 
 
-def _means(
-    ordered: np.ndarray, borders: np.ndarray, zero: int | None, empty: np.ndarray | None = None
-) -> np.ndarray:
-    first = np.append(0, borders)
-    last = np.append(borders, ordered.size)
-    filled = last > first
-    means = np.zeros(first.size) if empty is None else empty.copy()
-    sums = np.add.reduceat(ordered, first[filled], dtype="float64")
-    means[filled] = sums / (last - first)[filled]
+def _means(bins: _Bins, borders: np.ndarray, zero: int | None, otherwise: np.ndarray) -> np.ndarray:
+    """Mean of each interval between borders; an empty one keeps what it had."""
+    places = np.concatenate([[0], borders, [bins.ordered.size]])
+    counts = np.diff(places)
+    means = np.diff(bins.sums_before(places)) / np.maximum(counts, 1) + bins.origin
+    means = np.where(counts > 0, means, otherwise)
     if zero is not None:
         means[zero] = 0.0
     return means

@@ -1,0 +1,227 @@
+"""Scikit-learn's digits: quantization-aware regularizers against k-means, from training to .tflite.
+
+    python examples/digits.py                                  # the demo: one seed, 4 levels
+    python examples/digits.py --seeds 3 --levels 2 4 8         # the study of the README
+
+Every method trains the same small CNN for the same number of epochs, shares its weights, and tunes
+the centroids. Results go to `digits.jsonl` in the output folder, one line a cell as it is done; the
+best model goes to `best.tflite`, and its accuracy there is compared with Keras.
+"""
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import numpy as np
+from keras import layers, ops
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+
+import keras_qareg as qareg
+from keras_qareg.report import summary, table
+
+Data = tuple[np.ndarray, np.ndarray]
+BASELINE = "k-means"
+METHODS = {
+    BASELINE: None,
+    "Sine": qareg.regularizers.Sine,
+    "Cosine": qareg.regularizers.Cosine,
+    "NearestSquared": qareg.regularizers.NearestSquared,
+    "NearestExponential": qareg.regularizers.NearestExponential,
+}
+EPOCHS, TUNING_EPOCHS = 40, 10
+LEARNING_RATE, TUNING_RATE = 1e-3, 3e-3
+
+
+def load() -> tuple[Data, Data]:
+    """Images `(n, 8, 8, 1)` in [0, 1] and labels: three quarters to train, one quarter to test."""
+    images, labels = load_digits(return_X_y=True)
+    images = (images / 16).astype("float32").reshape(-1, 8, 8, 1)
+    return split(images, labels)
+
+
+def split(images: np.ndarray, labels: np.ndarray) -> tuple[Data, Data]:
+    """Three quarters and one quarter of the data, each with all classes alike."""
+    parts = train_test_split(images, labels, test_size=0.25, stratify=labels, random_state=0)
+    return (parts[0], parts[2]), (parts[1], parts[3])
+
+
+def network() -> keras.Model:
+    """Two convolutions and two dense layers: about 41,000 weights."""
+    return keras.Sequential(
+        [
+            keras.Input((8, 8, 1)),
+            layers.Conv2D(32, 3, padding="same", activation="relu", name="conv_1"),
+            layers.Conv2D(32, 3, padding="same", activation="relu", name="conv_2"),
+            layers.MaxPooling2D(name="pool"),
+            layers.Flatten(name="flatten"),
+            layers.Dense(60, activation="relu", name="dense"),
+            layers.Dense(10, name="logits"),
+        ],
+        name="digits",
+    )
+
+
+def fit(model: keras.Model, data: Data, epochs: int, rate: float, *callbacks: Any) -> None:
+    """Adam; the learning rate falls to nothing in the last third of the epochs."""
+
+    def falling(epoch: int) -> float:
+        return rate * min(1.0, 3 * (epochs - epoch) / epochs)
+
+    model.compile(
+        keras.optimizers.Adam(rate), keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    )
+    callbacks = (keras.callbacks.LearningRateScheduler(falling), *callbacks)
+    model.fit(*data, epochs=epochs, batch_size=32, verbose=0, callbacks=list(callbacks))
+
+
+def accuracy(model: keras.Model, data: Data) -> float:
+    """Percent of the images that are told right."""
+    images, labels = data
+    scores = ops.convert_to_numpy(model(images, training=False))
+    return 100.0 * float((scores.argmax(-1) == labels).mean())
+
+
+def train(data: Data, seed: int, regularizer: Any = None, epochs: int = EPOCHS) -> keras.Model:
+    """The network trained from a seed, with a regularizer under the default schedule or without."""
+    keras.utils.set_random_seed(seed)
+    model = network()
+    if regularizer is None:
+        fit(model, data, epochs, LEARNING_RATE)
+        return model
+    model = qareg.quantization_aware(model, regularizer)
+    fit(model, data, epochs, LEARNING_RATE, qareg.callbacks.PenaltySchedule())
+    return model
+
+
+def share_and_tune(
+    model: keras.Model, levels: int, data: Data, test: Data, tuning_epochs: int = TUNING_EPOCHS
+) -> tuple[keras.Model, dict[str, Any]]:
+    """The shared and tuned model, and its accuracies before and after tuning."""
+    shared = qareg.share_weights(model, levels)
+    figures = {"float": accuracy(model, test), "shared": accuracy(shared, test)}
+    fit(shared, data, tuning_epochs, TUNING_RATE)
+    figures |= {"tuned": accuracy(shared, test), "entropy": summary(shared).entropy}
+    return shared, figures
+
+
+def cells(arguments: argparse.Namespace, train_data: Data) -> Iterator[tuple[Any, keras.Model]]:
+    """Seed, levels, method and trained model; the baseline of a seed is trained once."""
+    for seed in range(arguments.seeds):
+        plain = train(train_data, seed, epochs=arguments.epochs)
+        for levels in arguments.levels:
+            for method, kind in METHODS.items():
+                model = plain
+                if kind is not None:
+                    model = train(train_data, seed, kind(levels), arguments.epochs)
+                yield (seed, levels, method), model
+
+
+def study(arguments: argparse.Namespace) -> tuple[list[dict[str, Any]], keras.Model]:
+    """Runs every cell; returns their figures and the best tuned model of the fewest levels."""
+    train_data, test = load()
+    total = arguments.seeds * len(arguments.levels) * len(METHODS)
+    rows, best, began = [], (-1.0, None), time.time()
+    with (arguments.out / "digits.jsonl").open("w") as file:
+        for (seed, levels, method), model in cells(arguments, train_data):
+            shared, figures = share_and_tune(
+                model, levels, train_data, test, arguments.tuning_epochs
+            )
+            row = {"method": method, "levels": levels, "seed": seed, **figures}
+            row |= file_sizes(shared, arguments.out)
+            rows.append(row)
+            file.write(json.dumps({**row, "backend": keras.backend.backend()}) + "\n")
+            file.flush()
+            if levels == min(arguments.levels) and row["tuned"] > best[0]:
+                best = (row["tuned"], shared)
+            left = (time.time() - began) / len(rows) * (total - len(rows))
+            print(
+                f"[{len(rows)}/{total}] seed {seed}, {levels} levels, {method}: shared "
+                f"{row['shared']:.2f}, tuned {row['tuned']:.2f} (about {left:.0f} s left)",
+                flush=True,
+            )
+    return rows, best[1]
+
+
+def file_sizes(model: keras.Model, folder: Path) -> dict[str, int]:
+    """Bytes of the model as .tflite and gzipped, where the backend can export it."""
+    if keras.backend.backend() != "tensorflow":
+        return {}
+    report = qareg.export.litert(model, folder / "cell.tflite")
+    report.path.unlink()
+    return {"tflite": report.bytes, "gzip": report.gzip_bytes}
+
+
+def results_table(rows: list[dict[str, Any]]) -> str:
+    """Means over the seeds, a line a cell."""
+    header = (
+        "levels, method",
+        "float",
+        "shared",
+        "tuned",
+        "ratio",
+        "bits/weight",
+        "tflite",
+        "gzip",
+    )
+    lines = []
+    for levels in sorted({row["levels"] for row in rows}):
+        baseline = 0.0
+        for method in METHODS:
+            same = [r for r in rows if r["levels"] == levels and r["method"] == method]
+            mean = {key: np.mean([r.get(key, np.nan) for r in same]) for key in _AVERAGED}
+            baseline = mean["tuned"] if method == BASELINE else baseline
+            figures = [f"{mean[key]:.2f}" for key in ("float", "shared", "tuned")]
+            ratio = f"{mean['tuned'] / baseline:.4f}"
+            sizes = [f"{mean[key]:,.0f}" for key in ("tflite", "gzip")]
+            lines.append((f"{levels} {method}", *figures, ratio, f"{mean['entropy']:.3f}", *sizes))
+    return table(header, lines)
+
+
+_AVERAGED = ("float", "shared", "tuned", "entropy", "tflite", "gzip")
+
+
+def export_best(model: keras.Model, out: Path) -> None:
+    """Writes the best model, and compares its accuracy in LiteRT with that in Keras."""
+    from keras_qareg.export.litert import run_litert
+
+    _, (images, labels) = load()
+    print(qareg.export.litert(model, out / "best.tflite", representative_data=images))
+    (scores,) = run_litert(out / "best.tflite", images)
+    in_litert = 100.0 * float((scores.argmax(-1) == labels).mean())
+    in_keras = accuracy(model, (images, labels))
+    print(f"  accuracy: {in_litert:.2f} in LiteRT, {in_keras:.2f} in Keras")
+    if in_litert != in_keras:
+        raise SystemExit("The exported file does not have the accuracy of the model.")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--seeds", type=int, default=1, help="how many, from 0 (default: 1)")
+    parser.add_argument("--levels", type=int, nargs="+", default=[4], help="default: 4")
+    parser.add_argument("--epochs", type=int, default=EPOCHS, help=f"default: {EPOCHS}")
+    parser.add_argument("--tuning-epochs", type=int, default=TUNING_EPOCHS)
+    parser.add_argument("--out", type=Path, default=Path("output"), help="default: output")
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+
+    rows, best = study(arguments)
+    text = results_table(rows)
+    (arguments.out / "digits.txt").write_text(text + "\n")
+    print(f"\nTest accuracy in percent, means of {arguments.seeds} seed(s)\n\n{text}\n")
+    qareg.plots.weight_histograms(best).savefig(arguments.out / "histograms.png", dpi=120)
+    qareg.plots.penalty_curves().savefig(arguments.out / "penalties.png", dpi=120)
+    if keras.backend.backend() == "tensorflow":
+        export_best(best, arguments.out)
+    print(f"Figures, raw results and the model are in {arguments.out}/")
+
+
+if __name__ == "__main__":
+    main()
