@@ -212,7 +212,8 @@ def _copy_weights(old: Layer, new: Layer) -> None:
     else:
         pairs = inner_layer(old).weights, inner_layer(new).weights
     for before, after in zip(*pairs, strict=True):
-        after.assign(ops.convert_to_tensor(before))
+        # A copy: JAX gives the memory of a trained model's variables away at each step.
+        after.assign(ops.copy(before))
 
 
 def inner_layer(layer: Layer) -> Layer:

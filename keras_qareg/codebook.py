@@ -33,7 +33,8 @@ class Codebook:
     indices: np.ndarray
 
     def __post_init__(self) -> None:
-        centroids = np.asarray(self.centroids, "float32")
+        # A copy: an array of a JAX variable is a view of memory that training reuses.
+        centroids = np.array(self.centroids, "float32")
         indices = np.asarray(self.indices)
         if centroids.ndim != 1 or not 1 <= centroids.size <= MAX_LEVELS:
             raise ValueError(

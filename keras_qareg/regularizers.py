@@ -29,13 +29,13 @@ class QuantizationRegularizer(keras.regularizers.Regularizer):
     """
 
     learned = False
-    # Strength at 2 levels, and the power of levels / 2 that it falls with.
-    _strength_at_two, _strength_power = 0.0, 0.0
+    # Default strength at 2, 4, 8 and 16 levels or more; between them it is interpolated (log-log).
+    _strengths: tuple[float, float, float, float]
 
     def __init__(self, levels: int = 16, strength: float | None = None):
         self.levels = check_levels(levels)
         if strength is None:
-            strength = self._strength_at_two * (self.levels / 2) ** -self._strength_power
+            strength = np.exp(np.interp(np.log2(self.levels), [1, 2, 3, 4], np.log(self._strengths)))
         if not np.isfinite(strength) or strength < 0:
             raise ValueError(
                 "Expected `strength` to be a non-negative number or None. "
@@ -111,7 +111,7 @@ class Sine(_FixedBasins):
     >>> layer = keras.layers.Dense(8, kernel_regularizer=Sine(levels=4, weight_range=(-0.3, 0.3)))
     """
 
-    _strength_at_two, _strength_power = 1e-3, 0.5
+    _strengths = (0.1, 1.25e-2, 1e-4, 3e-5)
 
     def basins(self) -> np.ndarray:
         return np.linspace(*self.weight_range, self.levels, dtype="float32")
@@ -142,7 +142,7 @@ class Cosine(_FixedBasins):
     [-0.5, 0.5]
     """
 
-    _strength_at_two, _strength_power = 1e-3, 0.5
+    _strengths = (0.1, 1.25e-2, 1e-4, 3e-5)
 
     def basins(self) -> np.ndarray:
         low, high = self.weight_range
@@ -198,7 +198,7 @@ class NearestSquared(_LearnedBasins):
     4
     """
 
-    _strength_at_two, _strength_power = 3.0, 1.5
+    _strengths = (30.0, 10.0, 3e-2, 1e-2)
 
     def penalty(self, weights: Any, basins: Any) -> Any:
         return ops.sum(penalties.nearest_squared(weights, basins))
@@ -225,7 +225,7 @@ class NearestExponential(_LearnedBasins):
     4
     """
 
-    _strength_at_two, _strength_power = 0.1, 2.0
+    _strengths = (0.3, 0.2, 1e-3, 3e-4)
 
     def __init__(self, levels: int = 16, strength: float | None = None, sharpness: float = 1.0):
         super().__init__(levels, strength)

@@ -54,3 +54,8 @@ def compiled(model, **kwargs):
 def predict(model, inputs):
     """Outputs in inference, without the retracing of `predict`."""
     return np.asarray(ops.convert_to_numpy(model(inputs, training=False)))
+
+
+def snapshot(variables):
+    """Copies of their values: on JAX, an array of a variable is a view that training overwrites."""
+    return [np.array(ops.convert_to_numpy(variable)) for variable in variables]

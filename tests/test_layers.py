@@ -10,7 +10,7 @@ from keras_qareg.codebook import Codebook
 from keras_qareg.layers import QuantizationAware, SharedWeights
 from keras_qareg.regularizers import Cosine, NearestExponential, NearestSquared, Sine
 from keras_qareg.selection import wrappers
-from tests.helpers import BACKEND, compiled, digits, gradients, predict, small_cnn
+from tests.helpers import BACKEND, compiled, digits, gradients, predict, small_cnn, snapshot
 
 RNG = np.random.default_rng(0)
 
@@ -186,6 +186,13 @@ def test_the_penalty_is_in_the_training_loss_only():
     trained = model.fit(images, labels, batch_size=32, verbose=0, shuffle=False)
     assert trained.history["loss"][0] == pytest.approx(plain + penalty, rel=1e-4)
     assert penalty > 0.1
+    # Once trained, a validation loss is still the loss of the task alone.
+    history = model.fit(
+        images, labels, batch_size=32, verbose=0, validation_data=(images, labels)
+    ).history
+    stripped = compiled(qareg.strip(model)).evaluate(images, labels, verbose=0)
+    assert history["val_loss"][0] == pytest.approx(stripped, rel=1e-5)
+    assert history["loss"][0] > history["val_loss"][0] + 0.1
 
 
 def test_a_layer_that_is_called_twice_pays_once():
@@ -247,9 +254,9 @@ def test_frozen_layers_stay_and_pay_nothing():
         model = qareg.quantization_aware(small_cnn(), NearestSquared(4, strength=1.0))
         for layer in wrappers(model)[:2]:
             (layer if frozen == "wrapper" else layer.layer).trainable = False
-        before = [ops.convert_to_numpy(kernel) for kernel in model.get_layer("conv").kernels]
+        before = snapshot(model.get_layer("conv").kernels)
         compiled(model).fit(images, labels, verbose=0)
-        after = [ops.convert_to_numpy(kernel) for kernel in model.get_layer("conv").kernels]
+        after = snapshot(model.get_layer("conv").kernels)
         np.testing.assert_array_equal(before, after)
         model(images, training=True)
         penalty = model.get_layer("out").penalties()[0]
@@ -293,7 +300,7 @@ def test_compiled_and_eager_steps_agree(options):
 def test_shared_kernels_keep_their_levels_while_tuning():
     images, labels = digits()
     shared = compiled(qareg.share_weights(small_cnn(), levels=3))
-    before = [ops.convert_to_numpy(v) for v in shared.variables]
+    before = snapshot(shared.variables)
     shared.fit(images, labels, epochs=3, verbose=0)
     for old, new in zip(before, shared.variables, strict=True):
         moved = not np.array_equal(old, ops.convert_to_numpy(new))

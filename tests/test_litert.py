@@ -69,6 +69,10 @@ def test_several_inputs_outputs_and_integers(tmp_path):
     data = [random.integers(0, 20, (6, 5)), random.normal(size=(6, 3)).astype("float32")]
     report = qareg.export.litert(shared, tmp_path / "model.tflite", representative_data=data)
     assert report.max_output_difference <= 1e-5
+    integer = qareg.export.litert(
+        shared, tmp_path / "int8.tflite", "int8", representative_data=data
+    )
+    assert integer.max_output_difference <= 0.1 * integer.output_range
     named = {"tokens": data[0], "extra": data[1]}
     for got, want in zip(run_litert(report.path, named), shared(data), strict=True):
         np.testing.assert_allclose(got, want, atol=1e-5)

@@ -13,7 +13,7 @@ import keras_qareg as qareg
 from keras_qareg.layers import QuantizationAware, SharedWeights
 from keras_qareg.regularizers import Cosine, NearestExponential, NearestSquared, Sine
 from keras_qareg.selection import select, wrappers
-from tests.helpers import compiled, digits, predict, small_cnn
+from tests.helpers import compiled, digits, predict, small_cnn, snapshot
 
 
 def functional():
@@ -90,7 +90,7 @@ def assert_same_outputs(model, other, inputs):
 def test_every_kind_of_model_goes_all_the_way(kind, tmp_path):
     make, inputs, names = MODELS[kind]
     model = make()
-    before = [ops.convert_to_numpy(weight) for weight in model.weights]
+    before = snapshot(model.weights)
 
     wrapped = qareg.quantization_aware(model, NearestSquared(4))
     assert type(wrapped) is type(model) and wrapped.name == model.name
@@ -158,8 +158,9 @@ def test_centroids_and_the_rest_can_be_tuned_together():
     shared = compiled(qareg.share_weights(model, levels=4, trainable="centroids+rest"))
     names = {v.path.split("/")[-1] for v in shared.trainable_variables}
     assert names == {"centroids", "bias", "gamma", "beta"}
-    moving = ops.convert_to_numpy(shared.get_layer("norm").moving_mean)
-    bias = ops.convert_to_numpy(shared.get_layer("out").layer.bias)
+    moving, bias = snapshot(
+        [shared.get_layer("norm").moving_mean, shared.get_layer("out").layer.bias]
+    )
     shared.fit(images, labels, verbose=0)
     assert not np.array_equal(moving, shared.get_layer("norm").moving_mean)
     np.testing.assert_array_equal(bias, shared.get_layer("out").layer.bias)

@@ -123,7 +123,7 @@ def litert(
             draft,
             format="litert",
             verbose=False,
-            **_converter_options(weights, representative_data),
+            **_converter_options(plain, weights, representative_data),
         )
         report = _prove(plain, draft, path, weights, representative_data)
         draft.replace(path)
@@ -165,7 +165,9 @@ def run_litert(path: str | os.PathLike[str], inputs: Any) -> list[np.ndarray]:
     return [outputs[name] for name in sorted(outputs, key=_natural)]
 
 
-def _converter_options(weights: str, representative_data: Any) -> dict[str, Any]:
+def _converter_options(
+    model: keras.Model, weights: str, representative_data: Any
+) -> dict[str, Any]:
     if weights == "float32":
         return {}
     import tensorflow as tf
@@ -174,15 +176,22 @@ def _converter_options(weights: str, representative_data: Any) -> dict[str, Any]
     if weights == "float16":
         options["target_spec"] = {"supported_types": [tf.float16]}
     elif representative_data is not None:
-        options["representative_dataset"] = lambda: _examples(representative_data)
+        options["representative_dataset"] = lambda: _examples(model, representative_data)
     return options
 
 
-def _examples(data: Any) -> Iterator[list[np.ndarray]]:
+def _examples(model: keras.Model, data: Any) -> Iterator[Any]:
     """One example after the other, as the converter's calibration asks for them."""
     flat = [np.asarray(part) for part in keras.tree.flatten(data)]
+    names = _input_names(model)
     for i in range(min(CALIBRATION_SAMPLES, len(flat[0]))):
-        yield [part[i : i + 1].astype(_tensor_type(part)) for part in flat]
+        example = [part[i : i + 1].astype(_tensor_type(part)) for part in flat]
+        yield dict(zip(names, example, strict=True)) if names else example
+
+
+def _input_names(model: keras.Model) -> list[str]:
+    """Names of the inputs, which are those of the file's signature; none of a subclassed model."""
+    return [tensor.name for tensor in getattr(model, "inputs", None) or []]
 
 
 def _tensor_type(array: np.ndarray) -> str:
@@ -223,7 +232,7 @@ def _prove(
 def _samples(model: keras.Model, file: Path, representative_data: Any) -> tuple[list[str], Any]:
     """Names of the file's inputs in the order of the model's, and inputs for the model."""
     details = _signature(file).get_input_details()
-    names = [tensor.name for tensor in getattr(model, "inputs", None) or []]
+    names = _input_names(model)
     if set(names) != set(details):
         names = sorted(details, key=_natural)
     if representative_data is not None:
