@@ -51,19 +51,22 @@ def evenly_spaced(weights: Any, low: Any, high: Any, levels: int, outside: str =
         # A range of no width is one basin, with the slope of a range of unit width.
         wide = high > low
         scale = (levels - 1) / ops.where(wide, high - low, ops.ones_like(high))
+        last = ops.where(wide, levels - 1.0, 0.0)
         position = (weights - low) * scale
         basin = ops.round(position)
         if outside == "linear":
-            basin = ops.clip(basin, 0.0, ops.where(wide, levels - 1.0, 0.0))
+            basin = ops.clip(basin, 0.0, last)
         # Within float32, the offset from the basin's own weight is more exact than position - basin.
-        offset = (weights - (low + basin / scale)) * scale
-        inside = ops.abs(offset) <= 0.5
-        near = ops.where(inside, offset, ops.zeros_like(offset)) * math.pi
-        value = ops.where(inside, ops.abs(ops.sin(near)), ops.abs(offset) * math.pi)
+        offset = (weights - (low + basin / scale)) * scale * math.pi
+        value, turn = ops.abs(ops.sin(offset)), ops.cos(offset)
+        if outside == "linear":
+            beyond = ops.logical_or(position < 0.0, position > last)
+            value = ops.where(beyond, ops.abs(offset), value)
+            turn = ops.where(beyond, ops.ones_like(turn), turn)
 
         def grad(*args: Any, upstream: Any = None) -> Any:
             upstream = args[0] if upstream is None else upstream
-            slope = math.pi * scale * ops.sign(offset) * ops.cos(near)
+            slope = math.pi * scale * ops.sign(offset) * turn
             # The range of these basins is fixed, not learned.
             return upstream * slope, ops.zeros_like(low), ops.zeros_like(high)
 

@@ -35,7 +35,9 @@ class QuantizationRegularizer(keras.regularizers.Regularizer):
     def __init__(self, levels: int = 16, strength: float | None = None):
         self.levels = check_levels(levels)
         if strength is None:
-            strength = np.exp(np.interp(np.log2(self.levels), [1, 2, 3, 4], np.log(self._strengths)))
+            strength = np.exp(
+                np.interp(np.log2(self.levels), [1, 2, 3, 4], np.log(self._strengths))
+            )
         if not np.isfinite(strength) or strength < 0:
             raise ValueError(
                 "Expected `strength` to be a non-negative number or None. "

@@ -55,9 +55,13 @@ def test_linear_penalty_has_exactly_the_basins_as_minima_and_their_slope_outside
     basins = regularizer.basins()
     spacing = basins[1] - basins[0]
     for outermost, sign in ((basins[0], -1), (basins[-1], 1)):
-        far = outermost + sign * np.array([1.0, 2.5, 40.0], "float32") * spacing
-        value = ops.convert_to_numpy(penalties.evenly_spaced(far, basins[0], basins[-1], 4))
-        np.testing.assert_allclose(value, np.pi * np.array([1.0, 2.5, 40.0]), rtol=1e-4)
+        steps = np.array([0.1, 0.4, 0.5, 0.6, 1.0, 2.5, 40.0])
+        far = (outermost + sign * steps * spacing).astype("float32")
+        value, (slope,) = gradients(
+            lambda w: ops.sum(penalties.evenly_spaced(w, basins[0], basins[-1], 4)), far
+        )
+        assert value == pytest.approx(np.pi * steps.sum(), rel=1e-4)
+        np.testing.assert_allclose(slope, sign * np.pi / spacing, rtol=1e-4)
     grid = np.linspace(-4, 4, 4001)
     values = ops.convert_to_numpy(penalties.evenly_spaced(grid, basins[0], basins[-1], 4))
     minima = grid[1:-1][(values[1:-1] < values[:-2]) & (values[1:-1] < values[2:])]
