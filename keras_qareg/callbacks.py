@@ -9,10 +9,11 @@ import numpy as np
 from keras import ops
 
 from keras_qareg.layers import QuantizationAware
-from keras_qareg.selection import wrappers
+from keras_qareg.selection import check_built, wrappers
 
 
 def _wrapped_layers(model: keras.Model, callback: str) -> list[QuantizationAware]:
+    check_built(model)
     found = [layer for layer in wrappers(model) if isinstance(layer, QuantizationAware)]
     if not found:
         raise ValueError(
@@ -39,7 +40,8 @@ class PenaltySchedule(keras.callbacks.Callback):
             or `None` to leave them where they are.
 
     Raises:
-        ValueError: If an argument is out of its range, or the model has no `QuantizationAware` layer.
+        ValueError: If an argument is out of its range, or the model is unbuilt or has no
+            `QuantizationAware` layer.
 
     Example:
 
@@ -107,7 +109,7 @@ class CentroidHistory(keras.callbacks.Callback):
 
     Raises:
         ImportError: If `log_dir` is given and `tensorboardX` is not installed.
-        ValueError: If the model has no `QuantizationAware` layer.
+        ValueError: If the model is unbuilt or has no `QuantizationAware` layer.
 
     Example:
 

@@ -41,8 +41,9 @@ def quantization_aware(
 ) -> keras.Model:
     """The model with its layers wrapped for quantization-aware training (arXiv 2602.03614).
 
-    The centroids start where exact k-means of the present weights puts them; train with
-    `callbacks.PenaltySchedule`, which places them again after its warm-up.
+    Learned centroids start where exact k-means of the present weights puts them, fixed basins at
+    the `weight_range` of their regularizer. Train with `callbacks.PenaltySchedule`, which places
+    both after its warm-up.
 
     Args:
         model: A built Sequential, Functional or subclassed model, nested ones included.
@@ -100,8 +101,9 @@ def quantization_aware(
 
     wrapped = clone(model, lambda layer: wrap if id(layer) in chosen else None)
     for wrapper in made:
-        wrapper.place_centroids()
-        wrapper.placed.assign(0.0)  # not yet by a schedule
+        if wrapper.regularizer.learned:
+            wrapper.place_centroids()
+            wrapper.placed.assign(0.0)  # not yet by a schedule
     return wrapped
 
 

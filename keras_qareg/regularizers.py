@@ -100,8 +100,9 @@ class Sine(_FixedBasins):
     Args:
         levels: Integer from 2 to 256. Defaults to 16.
         weight_range: Pair of floats `(low, high)`, the outermost basins. Inside
-            `layers.QuantizationAware` it is only where training starts:
-            `callbacks.PenaltySchedule` fits it to each kernel. Defaults to `(-0.5, 0.5)`.
+            `layers.QuantizationAware` this is where training starts, and
+            `callbacks.PenaltySchedule` fits it to each kernel, unless told `initialize=None`.
+            Defaults to `(-0.5, 0.5)`.
         strength: Non-negative float; `None`: a default that depends on `levels`.
         outside: `"linear"` (default) or `"periodic"`, see `penalties.evenly_spaced`.
 

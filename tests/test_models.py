@@ -13,7 +13,7 @@ import keras_qareg as qareg
 from keras_qareg.layers import QuantizationAware, SharedWeights
 from keras_qareg.regularizers import Cosine, NearestExponential, NearestSquared, Sine
 from keras_qareg.selection import select, wrappers
-from tests.helpers import compiled, digits, predict, small_cnn, snapshot
+from tests.helpers import BACKEND, compiled, digits, predict, small_cnn, snapshot
 
 
 def functional():
@@ -112,6 +112,7 @@ def test_every_kind_of_model_goes_all_the_way(kind, tmp_path):
     assert sorted(path.split("/")[-2] for path in books) == sorted(names)
     loaded = save_and_load(shared, tmp_path, lambda: qareg.share_weights(wrap_again()))
     assert_same_outputs(loaded, shared, inputs)
+    assert {variable.name for variable in loaded.trainable_variables} == {"centroids"}
 
     plain = qareg.strip(shared)
     assert not wrappers(plain) and type(plain) is type(model)
@@ -281,6 +282,40 @@ def test_auto_takes_what_each_layer_has():
             assert (
                 0.0 in shared_kernel(model, levels=4, method=method, zero_centroid=True).centroids
             )
+
+
+def test_where_the_centroids_start():
+    model = small_cnn()
+    fixed = qareg.quantization_aware(model, Sine(4, weight_range=(-1.0, 2.0)))
+    np.testing.assert_array_equal(fixed.get_layer("fc").centroids[0], [-1, 0, 1, 2])
+    learned = qareg.quantization_aware(model, NearestSquared(4))
+    found = qareg.centroids.kmeans(ops.convert_to_numpy(model.get_layer("fc").kernel), 4)
+    np.testing.assert_array_equal(learned.get_layer("fc").centroids[0], found)
+
+
+@keras.saving.register_keras_serializable("tests")
+class WrittenWithWrappers(keras.Model):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.fc = QuantizationAware(layers.Dense(6, name="fc"), NearestSquared(4))
+        self.out = SharedWeights(layers.Dense(3, name="out"), levels=4)
+
+    def call(self, inputs):
+        return self.out(self.fc(inputs))
+
+
+def test_subclassed_models_written_with_the_wrappers(tmp_path):
+    model = compiled(WrittenWithWrappers())
+    schedule = qareg.callbacks.PenaltySchedule(0, 1)
+    if BACKEND == "tensorflow":  # JAX builds a model before its callbacks begin
+        with pytest.raises(ValueError, match="Expected a built model. Received: model"):
+            model.fit(np.eye(8), np.arange(8) % 3, verbose=0, callbacks=[schedule])
+    model(np.eye(8))
+    model.fit(np.eye(8), np.arange(8) % 3, verbose=0, callbacks=[schedule])
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert_same_outputs(loaded, model, np.eye(8))
+    assert_same_outputs(qareg.strip(model), model, np.eye(8))
 
 
 def test_a_layer_too_small_is_left_alone_with_a_warning():
