@@ -62,27 +62,21 @@ class KernelWrapper(keras.layers.Wrapper):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not self.layer.built:
-            self._build_from_arguments(*args, **kwargs)
+            # A trial run tells the layer the shapes of all its inputs; `build` has but the first.
+            args_like, kwargs_like = keras.tree.map_structure(_symbol_of, (args, kwargs))
+            with keras.name_scope(self.name):
+                self.layer(*args_like, **kwargs_like)
         return super().__call__(*args, **kwargs)
-
-    def _build_from_arguments(self, *args: Any, **kwargs: Any) -> None:
-        """Builds a layer of several inputs, of which Keras would tell the wrapper only the first."""
-        wanted = list(inspect.signature(self.layer.build).parameters)
-        if len(wanted) < 2:
-            return
-        given = self._call_signature.bind_partial(*args, **kwargs).arguments
-        shapes = {
-            f"{name}_shape": value.shape for name, value in given.items() if _has_shape(value)
-        }
-        with keras.name_scope(self.name):
-            self.layer.build(**{name: shapes[name] for name in wanted if name in shapes})
 
     def build(self, input_shape: Any) -> None:
         if not self.layer.built:
             parameters = inspect.signature(self.layer.build).parameters.values()
             required = [p.name for p in parameters if p.default is p.empty]
-            # Every input of an attention layer has this shape unless a call said otherwise.
-            self.layer.build(**dict.fromkeys(required, input_shape))
+            if type(self.layer).build is keras.layers.Layer.build:  # built by its first call
+                self.layer(keras.tree.map_shape_structure(keras.KerasTensor, input_shape))
+            else:
+                # All inputs of an attention layer have this shape unless a call says otherwise.
+                self.layer.build(**dict.fromkeys(required, input_shape))
             self.layer.built = True
         if not self.kernels:
             weights = [weight.name for weight in self.layer.weights]
@@ -113,5 +107,7 @@ class KernelWrapper(keras.layers.Wrapper):
         return self.layer.compute_mask(*args, **kwargs)
 
 
-def _has_shape(value: Any) -> bool:
-    return hasattr(value, "shape") and hasattr(value, "dtype")
+def _symbol_of(value: Any) -> Any:
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return keras.KerasTensor(value.shape, keras.backend.standardize_dtype(value.dtype))
+    return value
