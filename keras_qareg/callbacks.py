@@ -27,17 +27,20 @@ class PenaltySchedule(keras.callbacks.Callback):
     """Trains without penalty, then places the centroids, then raises the strength to its full value.
 
     The strength of each `QuantizationAware` layer in epoch `e` (from 0) is 0 for
-    `e < warmup_epochs`, then `((e - warmup_epochs + 1) / ramp_epochs)^2` of its regularizer's, up to
-    all of it. At the first epoch after the warm-up the centroids are placed from the weights of
+    `e < warmup_epochs`, then `((e - warmup_epochs + 1) / ramp_epochs)^power` of its regularizer's, up
+    to all of it. At the first epoch after the warm-up the centroids are placed from the weights of
     each kernel (and a `Sine` or `Cosine` gets its range from them). The strength depends on the
     epoch alone and the layers remember that their centroids were placed, so training goes on as it
     was under `fit(initial_epoch=...)` and `keras.callbacks.BackupAndRestore`.
 
     Args:
         warmup_epochs: Non-negative integer; `None` (default): a third of the epochs of `fit`.
-        ramp_epochs: Positive integer; `None` (default): 0.7 of the epochs after the warm-up.
+        ramp_epochs: Positive integer; `None` (default): all epochs after the warm-up.
         initialize: How centroids are placed: `"kmeans"` (exact, default), `"quantile"`, `"uniform"`,
             or `None` to leave them where they are.
+        power: Positive float. The higher, the longer the weights are free and the faster they settle
+            at the end, so that they settle at the low learning rate of the last epochs. Defaults to 6
+            (`benchmarks/recipe.py`).
 
     Raises:
         ValueError: If an argument is out of its range, or the model is unbuilt or has no
@@ -45,7 +48,7 @@ class PenaltySchedule(keras.callbacks.Callback):
 
     Example:
 
-    >>> schedule = PenaltySchedule(warmup_epochs=10, ramp_epochs=14)
+    >>> schedule = PenaltySchedule(warmup_epochs=10, ramp_epochs=14, power=2)
     >>> [round(schedule.ramp(epoch), 2) for epoch in (9, 10, 16, 23, 29)]
     [0.0, 0.01, 0.25, 1.0, 1.0]
     """
@@ -55,6 +58,7 @@ class PenaltySchedule(keras.callbacks.Callback):
         warmup_epochs: int | None = None,
         ramp_epochs: int | None = None,
         initialize: str | None = "kmeans",
+        power: float = 6.0,
     ):
         super().__init__()
         if warmup_epochs is not None and warmup_epochs < 0:
@@ -71,18 +75,17 @@ class PenaltySchedule(keras.callbacks.Callback):
                 "Expected `initialize` to be 'kmeans', 'quantile', 'uniform' or None. "
                 f"Received: initialize={initialize!r}"
             )
-        self.warmup_epochs, self.ramp_epochs, self.initialize = (
-            warmup_epochs,
-            ramp_epochs,
-            initialize,
-        )
+        if not power > 0:
+            raise ValueError(f"Expected `power` to be a positive number. Received: power={power!r}")
+        self.warmup_epochs, self.ramp_epochs = warmup_epochs, ramp_epochs
+        self.initialize, self.power = initialize, power
 
     def ramp(self, epoch: int) -> float:
         """The share of the full strength in an epoch (counted from 0): a float in [0, 1]."""
         epochs = (self.params or {}).get("epochs", 1)
         warmup = epochs // 3 if self.warmup_epochs is None else self.warmup_epochs
-        length = self.ramp_epochs or max(1, round(0.7 * (epochs - warmup)))
-        return min(1.0, max(0, epoch - warmup + 1) / length) ** 2
+        length = self.ramp_epochs or max(1, epochs - warmup)
+        return min(1.0, max(0, epoch - warmup + 1) / length) ** self.power
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         share = self.ramp(epoch)

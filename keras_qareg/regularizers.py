@@ -114,7 +114,7 @@ class Sine(_FixedBasins):
     >>> layer = keras.layers.Dense(8, kernel_regularizer=Sine(levels=4, weight_range=(-0.3, 0.3)))
     """
 
-    _strengths = (0.1, 1.25e-2, 1e-4, 3e-5)
+    _strengths = (1.0, 1.25e-2, 5e-4, 1e-4)
 
     def basins(self) -> np.ndarray:
         return np.linspace(*self.weight_range, self.levels, dtype="float32")
@@ -145,7 +145,7 @@ class Cosine(_FixedBasins):
     [-0.5, 0.5]
     """
 
-    _strengths = (0.1, 1.25e-2, 1e-4, 3e-5)
+    _strengths = (1.0, 1.25e-2, 5e-4, 1e-4)
 
     def basins(self) -> np.ndarray:
         low, high = self.weight_range
@@ -201,7 +201,7 @@ class NearestSquared(_LearnedBasins):
     4
     """
 
-    _strengths = (30.0, 10.0, 3e-2, 1e-2)
+    _strengths = (300.0, 10.0, 0.5, 0.1)
 
     def penalty(self, weights: Any, basins: Any) -> Any:
         return ops.sum(penalties.nearest_squared(weights, basins))
@@ -228,7 +228,7 @@ class NearestExponential(_LearnedBasins):
     4
     """
 
-    _strengths = (0.3, 0.2, 1e-3, 3e-4)
+    _strengths = (3.0, 0.2, 2e-2, 5e-3)
 
     def __init__(self, levels: int = 16, strength: float | None = None, sharpness: float = 1.0):
         super().__init__(levels, strength)

@@ -37,7 +37,7 @@ class StopAfter(keras.callbacks.Callback):
 
 def test_the_strength_warms_up_ramps_and_holds():
     model, history = model_to_train(NearestSquared(4, strength=2.0)), CentroidHistory()
-    train(model, 7, PenaltySchedule(warmup_epochs=2, ramp_epochs=4), history)
+    train(model, 7, PenaltySchedule(warmup_epochs=2, ramp_epochs=4, power=2), history)
     expected = [0, 0, 2 / 16, 2 * 4 / 16, 2 * 9 / 16, 2, 2]
     np.testing.assert_allclose(history.strengths["fc"], expected, rtol=1e-6)
     assert history.epochs == list(range(7))
@@ -46,8 +46,8 @@ def test_the_strength_warms_up_ramps_and_holds():
 def test_defaults_follow_the_epochs_of_fit():
     model, history = model_to_train(NearestSquared(4, strength=1.0)), CentroidHistory()
     train(model, 9, PenaltySchedule(), history)
-    # A third of 9 without penalty, then 0.7 of 6 epochs of ramp.
-    expected = [0, 0, 0, 1 / 16, 4 / 16, 9 / 16, 1, 1, 1]
+    # A third of 9 without penalty, then a ramp to the end.
+    expected = [0, 0, 0, *((np.arange(6) + 1) / 6) ** 6]
     np.testing.assert_allclose(history.strengths["fc"], expected, rtol=1e-6)
 
 
