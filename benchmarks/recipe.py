@@ -1,11 +1,12 @@
-"""How the default strengths were chosen: accuracy on a validation split of the digits, by strength.
+"""How the defaults were chosen: accuracy on a validation split of the digits, one change at a time.
 
     python -m benchmarks.recipe --out benchmarks/results
 
-For each regularizer and number of levels, trains with several multiples of the default strength and
-prints accuracy before and after tuning, beside k-means after plain training. The test images take no
-part. A line of `recipe.jsonl` is written as each cell is done; a run that was cut off goes on from
-there. `--shard I N` does every N-th cell, so that N processes can share the work.
+For each regularizer and number of levels, trains with the defaults and with each of them changed: the
+strength, the power of its ramp, the learning rate of the centroids. Prints accuracy before and after
+tuning, beside k-means after plain training. The test images take no part. A line of `recipe.jsonl` is
+written as each cell is done; a run that was cut off goes on from there. `--shard I N` does every N-th
+cell, so that N processes can share the work.
 """
 
 import argparse
@@ -19,17 +20,19 @@ import keras
 import numpy as np
 
 from examples.digits import BASELINE, METHODS, load, share_and_tune, split, train
+from keras_qareg.callbacks import PenaltySchedule
 from keras_qareg.report import table
 
-KEY = ("method", "levels", "factor", "seed")
+DEFAULTS = {"factor": 1.0, "power": 6.0, "centroid_rate": 1.0}
+CHANGES = ({}, {"factor": 0.1}, {"factor": 10.0}, {"power": 2.0}, {"centroid_rate": 10.0})
 
 
 def cells(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Every cell of the study, the seeds outermost, so that a cut leaves whole seeds."""
     found = []
     for seed, levels, method in product(range(arguments.seeds), arguments.levels, METHODS):
-        factors = [1.0] if method == BASELINE else arguments.factors
-        found += [dict(zip(KEY, (method, levels, f, seed), strict=True)) for f in factors]
+        for change in CHANGES[:1] if method == BASELINE else CHANGES:
+            found.append({"method": method, "levels": levels, "seed": seed, **DEFAULTS, **change})
     return found
 
 
@@ -39,7 +42,14 @@ def run(cell: dict[str, Any], train_data: Any, validation: Any) -> dict[str, Any
     if kind is not None:
         default = kind(cell["levels"])
         regularizer = kind(cell["levels"], strength=cell["factor"] * default.strength)
-    model = train(train_data, cell["seed"], regularizer)
+    schedule = PenaltySchedule(power=cell["power"])
+    model = train(
+        train_data,
+        cell["seed"],
+        regularizer,
+        schedule=schedule,
+        centroid_rate=cell["centroid_rate"],
+    )
     _, figures = share_and_tune(model, cell["levels"], train_data, validation)
     keras.backend.clear_session()
     return {**cell, "strength": regularizer.strength if regularizer else 0.0, **figures}
@@ -47,18 +57,21 @@ def run(cell: dict[str, Any], train_data: Any, validation: Any) -> dict[str, Any
 
 def results_table(rows: list[dict[str, Any]]) -> str:
     """Means over the seeds, and the spread of the accuracy after tuning."""
-    header = ("levels, method", "strength", "seeds", "float", "shared", "tuned", "std")
+    header = ("levels, method", "strength", "power", "centroid rate", "seeds")
+    header += ("float", "shared", "tuned", "std")
+    settings = {
+        (row["levels"], list(METHODS).index(row["method"]), *(row[key] for key in DEFAULTS))
+        for row in rows
+    }
     lines = []
-    groups = sorted({(r["levels"], list(METHODS).index(r["method"]), r["factor"]) for r in rows})
-    for levels, place, factor in groups:
-        method = list(METHODS)[place]
-        same = [
-            r for r in rows if (r["levels"], r["method"], r["factor"]) == (levels, method, factor)
-        ]
+    for levels, place, factor, power, rate in sorted(settings):
+        cell = {"levels": levels, "method": list(METHODS)[place], "factor": factor}
+        cell |= {"power": power, "centroid_rate": rate}
+        same = [row for row in rows if all(row[key] == cell[key] for key in cell)]
         means = [f"{np.mean([r[key] for r in same]):.2f}" for key in ("float", "shared", "tuned")]
         spread = f"{np.std([r['tuned'] for r in same]):.2f}"
-        strength = f"{same[0]['strength']:.2g}"
-        lines.append((f"{levels} {method}", strength, str(len(same)), *means, spread))
+        setting = [f"{same[0]['strength']:.2g}", f"{power:g}", f"{rate:g}", str(len(same))]
+        lines.append((f"{levels} {cell['method']}", *setting, *means, spread))
     return table(header, lines)
 
 
@@ -66,7 +79,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--levels", type=int, nargs="+", default=[2, 4, 8])
-    parser.add_argument("--factors", type=float, nargs="+", default=[0.1, 1.0, 10.0])
     parser.add_argument("--shard", type=int, nargs=2, default=[0, 1], metavar=("I", "N"))
     parser.add_argument("--out", type=Path, default=Path("output"))
     arguments = parser.parse_args()
@@ -78,13 +90,11 @@ def main() -> None:
 
     (images, labels), _ = load()
     train_data, validation = split(images, labels)
-    finished = {tuple(row[key] for key in KEY) for row in done()}
-    shard, shards = arguments.shard
-    left = [
-        cell
-        for place, cell in enumerate(cells(arguments))
-        if place % shards == shard and tuple(cell.values()) not in finished
+    finished = [
+        {key: row[key] for key in ("method", "levels", "seed", *DEFAULTS)} for row in done()
     ]
+    shard, shards = arguments.shard
+    left = [cell for cell in cells(arguments)[shard::shards] if cell not in finished]
     began = time.time()
     for place, cell in enumerate(left, start=1):
         row = run(cell, train_data, validation)

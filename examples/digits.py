@@ -69,16 +69,24 @@ def network() -> keras.Model:
     )
 
 
-def fit(model: keras.Model, data: Data, epochs: int, rate: float, *callbacks: Any) -> None:
-    """Adam; the learning rate falls to nothing in the last third of the epochs."""
+class FallingRate(keras.callbacks.Callback):
+    """Lets each learning rate of the optimizer fall to nothing in the last third of the epochs."""
 
-    def falling(epoch: int) -> float:
-        return rate * min(1.0, 3 * (epochs - epoch) / epochs)
+    def on_train_begin(self, logs: Any = None) -> None:
+        optimizer = self.model.optimizer
+        self.parts = getattr(optimizer, "optimizers", [optimizer])
+        self.rates = [float(ops.convert_to_numpy(part.learning_rate)) for part in self.parts]
 
-    model.compile(
-        keras.optimizers.Adam(rate), keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    )
-    callbacks = (keras.callbacks.LearningRateScheduler(falling), *callbacks)
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        epochs = self.params["epochs"]
+        for part, rate in zip(self.parts, self.rates, strict=True):
+            part.learning_rate = rate * min(1.0, 3 * (epochs - epoch) / epochs)
+
+
+def fit(model: keras.Model, data: Data, epochs: int, optimizer: Any, *callbacks: Any) -> None:
+    """Trains with a learning rate that falls in the end."""
+    model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    callbacks = (FallingRate(), *callbacks)
     model.fit(*data, epochs=epochs, batch_size=32, verbose=0, callbacks=list(callbacks))
 
 
@@ -89,15 +97,28 @@ def accuracy(model: keras.Model, data: Data) -> float:
     return 100.0 * float((scores.argmax(-1) == labels).mean())
 
 
-def train(data: Data, seed: int, regularizer: Any = None, epochs: int = EPOCHS) -> keras.Model:
-    """The network trained from a seed, with a regularizer under the default schedule or without."""
+def train(
+    data: Data,
+    seed: int,
+    regularizer: Any = None,
+    epochs: int = EPOCHS,
+    schedule: Any = None,
+    centroid_rate: float = 1.0,
+) -> keras.Model:
+    """The network trained from a seed, with a regularizer or without; by default, all defaults.
+
+    `centroid_rate` multiplies the learning rate of the centroids.
+    """
     keras.utils.set_random_seed(seed)
-    model = network()
+    model, optimizer = network(), keras.optimizers.Adam(LEARNING_RATE)
     if regularizer is None:
-        fit(model, data, epochs, LEARNING_RATE)
+        fit(model, data, epochs, optimizer)
         return model
+    if centroid_rate != 1.0:
+        rate = centroid_rate * LEARNING_RATE
+        optimizer = qareg.optimizers.with_centroid_optimizer(optimizer, rate)
     model = qareg.quantization_aware(model, regularizer)
-    fit(model, data, epochs, LEARNING_RATE, qareg.callbacks.PenaltySchedule())
+    fit(model, data, epochs, optimizer, schedule or qareg.callbacks.PenaltySchedule())
     return model
 
 
@@ -107,7 +128,7 @@ def share_and_tune(
     """The shared and tuned model, and its accuracies before and after tuning."""
     shared = qareg.share_weights(model, levels)
     figures = {"float": accuracy(model, test), "shared": accuracy(shared, test)}
-    fit(shared, data, tuning_epochs, TUNING_RATE)
+    fit(shared, data, tuning_epochs, keras.optimizers.Adam(TUNING_RATE))
     figures |= {"tuned": accuracy(shared, test), "entropy": summary(shared).entropy}
     return shared, figures
 
