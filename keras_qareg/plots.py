@@ -57,6 +57,7 @@ def weight_histograms(model: keras.Model, max_kernels: int = 8) -> Figure:
         after.set_xlabel("weight", fontsize=8)
         for axis in (before, after):
             axis.tick_params(labelsize=7)
+            axis.locator_params(axis="x", nbins=5)
     axes[0, 0].set_ylabel("before: weights", fontsize=8)
     axes[1, 0].set_ylabel("after: weights", fontsize=8)
     return figure
