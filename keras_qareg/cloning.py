@@ -153,9 +153,22 @@ def clone(model: keras.Model, change: Change) -> keras.Model:
         _build_like(copied, model)
     for old, new in pairs:
         _copy_weights(old, new)
+    _rename_inputs(copied, model)
     if model.compiled:
         _compile_like(copied, model)
     return copied
+
+
+def _rename_inputs(copied: Layer, model: Layer) -> None:
+    """Gives input layers their names back: `clone_model` names them after their tensors."""
+    names = {
+        layer.output.name: layer.name
+        for layer in model._flatten_layers()
+        if isinstance(layer, keras.layers.InputLayer)
+    }
+    for layer in copied._flatten_layers():
+        if isinstance(layer, keras.layers.InputLayer):
+            layer.name = names.get(layer.output.name, layer.name)
 
 
 def _build_like(copied: keras.Model, model: keras.Model) -> None:

@@ -79,6 +79,39 @@ def test_several_inputs_outputs_and_integers(tmp_path):
 
 
 @tensorflow_only
+def test_inputs_by_name(tmp_path):
+    keras.utils.set_random_seed(0)
+    first, second = keras.Input((3,), name="zeta"), keras.Input((5,), name="alpha")
+    hidden = layers.Concatenate()([first, layers.Dense(4)(second)])
+    model = keras.Model({"zeta": first, "alpha": second}, layers.Dense(2)(hidden))
+    random = np.random.default_rng(0)
+    data = {"zeta": random.normal(size=(6, 3)), "alpha": random.normal(size=(6, 5))}
+    for given in (None, data):
+        report = qareg.export.litert(model, tmp_path / "m.tflite", representative_data=given)
+        assert report.max_output_difference <= 1e-5 and report.batch_size is None
+    report = qareg.export.litert(model, tmp_path / "m.tflite", "int8", representative_data=data)
+    assert report.max_output_difference <= 0.1 * report.output_range
+
+
+@tensorflow_only
+def test_recurrent_models_are_written_for_single_examples(tmp_path):
+    keras.utils.set_random_seed(0)
+    stack = [
+        keras.Input((7, 3), name="series"),
+        layers.Bidirectional(layers.LSTM(5)),
+        layers.Dense(2),
+    ]
+    shared = qareg.share_weights(keras.Sequential(stack), levels=4)
+    series = np.random.default_rng(0).normal(size=(6, 7, 3)).astype("float32")
+    for given in (None, series):
+        report = qareg.export.litert(shared, tmp_path / "m.tflite", representative_data=given)
+        assert report.max_output_difference <= 1e-5
+        assert report.batch_size == 1 and "with batches of 1" in str(report)
+    (outputs,) = run_litert(tmp_path / "m.tflite", {"series": series[:1]})
+    np.testing.assert_allclose(outputs, predict(shared, series[:1]), atol=1e-5)
+
+
+@tensorflow_only
 def test_subclassed_models_export_too(tmp_path):
     from tests.test_models import subclassed
 

@@ -119,6 +119,7 @@ def test_every_kind_of_model_goes_all_the_way(kind, tmp_path):
     assert [w.path.split("/")[-2:] for w in plain.weights] == [
         w.path.split("/")[-2:] for w in model.weights
     ]
+    assert [layer.name for layer in plain.layers] == [layer.name for layer in model.layers]
     assert_same_outputs(plain, shared, inputs)
     for path, book in qareg.codebooks(plain).items():
         np.testing.assert_array_equal(book.weights, books[path].weights)

@@ -43,6 +43,8 @@ class ExportReport:
         output_range: Largest absolute output of Keras on the same samples.
         distinct_values: From the name of each constant of two or more dimensions in the file to how
             many different values it has.
+        batch_size: The number of examples that the file takes at once, or None for any number. Models
+            with loops over time (recurrent layers) are written for 1.
         runtime_version: The oldest LiteRT or TensorFlow Lite runtime with all operators of the file.
     """
 
@@ -53,6 +55,7 @@ class ExportReport:
     max_output_difference: float
     output_range: float
     distinct_values: dict[str, int]
+    batch_size: int | None
     runtime_version: str
 
     def __str__(self) -> str:
@@ -63,7 +66,12 @@ class ExportReport:
                 f"  largest difference from Keras: {self.max_output_difference:.2e} "
                 f"(outputs up to {self.output_range:.2e})",
                 f"  distinct values a kernel: {values}",
-                f"  runs from runtime version {self.runtime_version} on",
+                f"  runs from runtime version {self.runtime_version} on, "
+                + (
+                    f"with batches of {self.batch_size}"
+                    if self.batch_size
+                    else "with any batch size"
+                ),
             ]
         )
 
@@ -119,13 +127,13 @@ def litert(
     plain = strip(model)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}-") as folder:
         draft = Path(folder) / path.name
-        plain.export(
-            draft,
-            format="litert",
-            verbose=False,
-            **_converter_options(plain, weights, representative_data),
-        )
-        report = _prove(plain, draft, path, weights, representative_data)
+        try:
+            report = _write(plain, draft, path, weights, representative_data)
+        except RuntimeError as error:
+            # Loops over time have no built-in operators until the batch size is fixed.
+            if "Select TensorFlow op" not in str(error) or not _input_names(plain):
+                raise
+            report = _write(plain, draft, path, weights, representative_data, batch_size=1)
         draft.replace(path)
     return report
 
@@ -165,6 +173,25 @@ def run_litert(path: str | os.PathLike[str], inputs: Any) -> list[np.ndarray]:
     return [outputs[name] for name in sorted(outputs, key=_natural)]
 
 
+def _write(
+    model: keras.Model,
+    draft: Path,
+    path: Path,
+    weights: str,
+    representative_data: Any,
+    batch_size: int | None = None,
+) -> ExportReport:
+    """Converts to the draft and proves it; the report is about the file that it will be."""
+    options = _converter_options(model, weights, representative_data)
+    if batch_size is not None:
+        options["input_signature"] = keras.tree.map_structure(
+            lambda x: keras.InputSpec(x.dtype, (batch_size, *x.shape[1:]), name=x.name),
+            getattr(model, "input", model.inputs),
+        )
+    model.export(draft, format="litert", verbose=False, **options)
+    return _prove(model, draft, path, weights, representative_data)
+
+
 def _converter_options(
     model: keras.Model, weights: str, representative_data: Any
 ) -> dict[str, Any]:
@@ -182,11 +209,18 @@ def _converter_options(
 
 def _examples(model: keras.Model, data: Any) -> Iterator[Any]:
     """One example after the other, as the converter's calibration asks for them."""
-    flat = [np.asarray(part) for part in keras.tree.flatten(data)]
-    names = _input_names(model)
-    for i in range(min(CALIBRATION_SAMPLES, len(flat[0]))):
-        example = [part[i : i + 1].astype(_tensor_type(part)) for part in flat]
+    names, parts = _names_and_parts(model, data)
+    for i in range(min(CALIBRATION_SAMPLES, len(parts[0]))):
+        example = [part[i : i + 1] for part in parts]
         yield dict(zip(names, example, strict=True)) if names else example
+
+
+def _names_and_parts(model: keras.Model, data: Any) -> tuple[list[str], list[np.ndarray]]:
+    """The arrays of the inputs, in the types that a file takes, and their names if known."""
+    named = isinstance(data, dict)
+    names = list(data) if named else _input_names(model)
+    parts = [np.asarray(part) for part in (data.values() if named else keras.tree.flatten(data))]
+    return names, [part.astype(_tensor_type(part)) for part in parts]
 
 
 def _input_names(model: keras.Model) -> list[str]:
@@ -201,12 +235,15 @@ def _tensor_type(array: np.ndarray) -> str:
 def _prove(
     model: keras.Model, draft: Path, path: Path, weights: str, representative_data: Any
 ) -> ExportReport:
-    names, samples = _samples(model, draft, representative_data)
+    inputs = _samples(model, draft, representative_data)
+    flat = list(inputs.values())
+    samples = (
+        flat[0] if len(flat) == 1 else keras.tree.pack_sequence_as(_structure(model, flat), flat)
+    )
     expected = [
         ops.convert_to_numpy(output)
         for output in keras.tree.flatten(model(samples, training=False))
     ]
-    inputs = dict(zip(names, keras.tree.flatten(samples), strict=True))
     pairs = list(zip(run_litert(draft, inputs), expected, strict=True))
     difference = max(float(np.abs(got - want).max()) for got, want in pairs)
     output_range = max(float(np.abs(want).max()) for _, want in pairs)
@@ -225,31 +262,46 @@ def _prove(
         gzip_bytes=len(gzip.compress(content, 9)),
         max_output_difference=difference,
         output_range=output_range,
+        batch_size=_fixed_batch_size(draft),
         **_read_file(draft),
     )
 
 
-def _samples(model: keras.Model, file: Path, representative_data: Any) -> tuple[list[str], Any]:
-    """Names of the file's inputs in the order of the model's, and inputs for the model."""
+def _structure(model: keras.Model, flat: list[np.ndarray]) -> Any:
+    """How the model takes its inputs: a list, a dict, a tuple."""
+    return getattr(model, "input", flat)
+
+
+def _samples(model: keras.Model, file: Path, representative_data: Any) -> dict[str, np.ndarray]:
+    """A few inputs by the names of the file's signature, in the order of the model's."""
     details = _signature(file).get_input_details()
     names = _input_names(model)
     if set(names) != set(details):
         names = sorted(details, key=_natural)
-    if representative_data is not None:
-        return names, keras.tree.map_structure(
-            lambda part: np.asarray(part)[:SAMPLES].astype(_tensor_type(np.asarray(part))),
-            representative_data,
-        )
-    made = [_random_input(details[name]) for name in names]
-    if len(made) == 1:
-        return names, made[0]
-    return names, keras.tree.pack_sequence_as(getattr(model, "input", made), made)
+    if representative_data is None:
+        return {name: _random_input(details[name]) for name in names}
+    given, parts = _names_and_parts(model, representative_data)
+    data = dict(zip(given if set(given) == set(names) else names, parts, strict=True))
+    return {name: data[name][: _batch_size(details[name])] for name in names}
+
+
+def _fixed_batch_size(file: Path) -> int | None:
+    sizes = {
+        int(detail["shape_signature"][0])
+        for detail in _signature(file).get_input_details().values()
+        if len(detail["shape_signature"])
+    }
+    return None if -1 in sizes else max(sizes, default=None)
+
+
+def _batch_size(detail: dict[str, Any]) -> int:
+    first = detail["shape_signature"][0]
+    return SAMPLES if first < 0 else int(first)
 
 
 def _random_input(detail: dict[str, Any]) -> np.ndarray:
     random = np.random.default_rng(0)
-    first, *rest = detail["shape_signature"]
-    shape = [SAMPLES if first < 0 else first, *(max(size, 1) for size in rest)]
+    shape = [_batch_size(detail), *(max(size, 1) for size in detail["shape_signature"][1:])]
     if np.issubdtype(detail["dtype"], np.floating):
         return random.normal(size=shape).astype(detail["dtype"])
     return random.integers(0, 2, shape).astype(detail["dtype"])  # within any vocabulary
