@@ -25,7 +25,9 @@ class QuantizationRegularizer(keras.regularizers.Regularizer):
     Args:
         levels: Integer from 2 to 256, how many values a kernel may have.
         strength: Non-negative float, what the sum of the penalties is multiplied with; `None` takes
-            the default for `levels` (`benchmarks/recipe.py` shows how it was chosen).
+            the default for `levels`. Defaults were chosen with Adam (`benchmarks/recipe.py`), whose
+            steps do not grow with the strength; with plain SGD, choose a strength of less than about
+            `0.5 / learning_rate` for `NearestSquared`, and less still for the others.
     """
 
     learned = False
