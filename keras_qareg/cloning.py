@@ -7,6 +7,7 @@ their configuration, and the layers in their attributes are then replaced.
 
 from __future__ import annotations
 
+import inspect
 import operator
 import warnings
 from collections.abc import Callable, Iterator
@@ -75,7 +76,15 @@ def fresh(layer: Layer, clean: bool = False) -> Layer:
         An unbuilt layer of the same class and configuration.
     """
     config = layer.get_config()
-    return type(layer).from_config(_without_regularizers(config) if clean else config)
+    config = _without_regularizers(config) if clean else config
+    if isinstance(layer, keras.layers.Lambda):
+        # A Python lambda of a model in memory is no more foreign than the model itself.
+        serialized = {"class_name": "Lambda", "module": "keras.layers", "config": config}
+        return keras.saving.deserialize_keras_object(serialized, safe_mode=False)
+    for name, value in config.items():  # a function that Keras could not find by its name
+        if not isinstance(value, str) and inspect.isfunction(getattr(layer, name, None)):
+            config[name] = getattr(layer, name)
+    return type(layer).from_config(config)
 
 
 def own_regularizer(layer: Layer) -> Any:

@@ -285,6 +285,27 @@ def test_auto_takes_what_each_layer_has():
             )
 
 
+def unregistered(x):
+    return x * ops.sigmoid(x)
+
+
+@pytest.mark.filterwarnings("ignore:The object being serialized includes a `lambda`")
+def test_functions_of_any_kind_are_copied():
+    model = keras.Sequential(
+        [
+            keras.Input((8,)),
+            layers.Dense(9, activation=lambda x: ops.relu(x) + 1),
+            layers.Activation(unregistered),
+            layers.Lambda(lambda x: 2 * x, output_shape=(9,), name="double"),
+            layers.Dense(3),
+        ]
+    )
+    wrapped = qareg.quantization_aware(model, NearestSquared(4))
+    assert_same_outputs(wrapped, model, np.eye(8))
+    shared = qareg.share_weights(wrapped)
+    assert_same_outputs(qareg.strip(shared), shared, np.eye(8))
+
+
 def test_where_the_centroids_start():
     model = small_cnn()
     fixed = qareg.quantization_aware(model, Sine(4, weight_range=(-1.0, 2.0)))
