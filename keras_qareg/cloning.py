@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import operator
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -162,6 +163,7 @@ def clone(model: keras.Model, change: Change) -> keras.Model:
         _build_like(copied, model)
     for old, new in pairs:
         _copy_weights(old, new)
+        _copy_adapted_state(old, new)
     _rename_inputs(copied, model)
     if model.compiled:
         _compile_like(copied, model)
@@ -236,6 +238,16 @@ def _copy_weights(old: Layer, new: Layer) -> None:
     for before, after in zip(*pairs, strict=True):
         # A copy: JAX gives the memory of a trained model's variables away at each step.
         after.assign(ops.copy(before))
+
+
+def _copy_adapted_state(old: Layer, new: Layer) -> None:
+    """What preprocessing layers learned by `adapt` and keep beside their weights."""
+    if type(old) is type(new) and hasattr(old, "save_assets"):
+        with tempfile.TemporaryDirectory() as folder:
+            old.save_assets(folder)
+            new.load_assets(folder)
+    elif hasattr(new, "finalize_state"):
+        new.finalize_state()
 
 
 def inner_layer(layer: Layer) -> Layer:

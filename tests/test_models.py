@@ -306,6 +306,26 @@ def test_functions_of_any_kind_are_copied():
     assert_same_outputs(qareg.strip(shared), shared, np.eye(8))
 
 
+def test_adapted_normalization_is_kept():
+    data = np.random.default_rng(0).normal(5.0, 3.0, (100, 8)).astype("float32")
+    scaling = layers.Normalization()
+    scaling.adapt(data)
+    model = keras.Sequential([keras.Input((8,)), scaling, layers.Dense(9, name="fc")])
+    shared = qareg.share_weights(model, levels=4)
+    np.testing.assert_allclose(shared.layers[0](data), scaling(data), rtol=1e-6)
+    assert_same_outputs(qareg.strip(shared), shared, data)
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="Keras looks strings up in TensorFlow alone")
+def test_adapted_vocabularies_are_kept():
+    words = layers.StringLookup()
+    words.adapt(["one", "two", "three", "two"])
+    inputs = keras.Input((2,), dtype="string")
+    model = keras.Model(inputs, layers.Embedding(4, 8, name="table")(words(inputs)))
+    data = ops.convert_to_tensor([["two", "one"], ["three", "none"]])
+    np.testing.assert_array_equal(qareg.strip(model)(data), model(data))
+
+
 def test_where_the_centroids_start():
     model = small_cnn()
     fixed = qareg.quantization_aware(model, Sine(4, weight_range=(-1.0, 2.0)))

@@ -73,7 +73,7 @@ def test_imports_point_one_way(path):
 def test_files_and_functions_stay_short(path):
     text = path.read_text()
     is_test = path.parent.name == "tests"
-    assert len(text.splitlines()) <= (550 if is_test else 420)
+    assert len(text.splitlines()) <= (600 if is_test else 420)
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef) and not is_test:
             documented = ast.get_docstring(node)
