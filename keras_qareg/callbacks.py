@@ -8,6 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_qareg.centroids import METHODS
 from keras_qareg.layers import QuantizationAware
 from keras_qareg.selection import check_built, wrappers
 
@@ -70,7 +71,7 @@ class PenaltySchedule(keras.callbacks.Callback):
             raise ValueError(
                 f"Expected `ramp_epochs` to be 1 or more, or None. Received: ramp_epochs={ramp_epochs}"
             )
-        if initialize not in (None, "kmeans", "quantile", "uniform"):
+        if initialize is not None and initialize not in METHODS:
             raise ValueError(
                 "Expected `initialize` to be 'kmeans', 'quantile', 'uniform' or None. "
                 f"Received: initialize={initialize!r}"

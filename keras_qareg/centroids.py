@@ -104,6 +104,9 @@ def kmeans(weights: Any, levels: int, zero_centroid: bool = False) -> np.ndarray
     return _means(borders, sums, zero, origin)
 
 
+METHODS = {"kmeans": kmeans, "quantile": quantile, "uniform": uniform}
+
+
 def _flat(weights: Any) -> np.ndarray:
     weights = np.asarray(weights)
     if weights.dtype != np.float64:

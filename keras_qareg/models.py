@@ -378,7 +378,7 @@ def _cluster(layer: Layer, levels: int, method: str, zero_centroid: bool) -> lis
             f"'{layer.name}' without them. Train it with keras_qareg.quantization_aware, or use "
             "method='auto'."
         )
-    means = regularizer is not None and regularizer.learned
+    means = trained[0] is not None and regularizer is not None and regularizer.learned
     books = []
     for kernel, centroids in zip(kernels(inner_layer(layer)), trained, strict=True):
         try:
@@ -397,7 +397,7 @@ def _cluster(layer: Layer, levels: int, method: str, zero_centroid: bool) -> lis
 
 def _initial(weights: np.ndarray, levels: int, method: str, zero_centroid: bool) -> np.ndarray:
     if method in ("quantile", "uniform"):
-        found = getattr(initial, method)(weights, levels)
+        found = initial.METHODS[method](weights, levels)
         return _with_zero(found) if zero_centroid else found
     return initial.kmeans(weights, levels, zero_centroid)
 

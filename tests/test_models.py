@@ -278,6 +278,9 @@ def test_auto_takes_what_each_layer_has():
     assert shared_kernel(aware, levels=8).levels_used == 8
     uniform = shared_kernel(dense(), levels=4, method="uniform")
     np.testing.assert_allclose(np.diff(uniform.centroids), np.ptp(weights) / 3, rtol=1e-5)
+    # A grid stays even where the layer has learned centroids too.
+    uniform = shared_kernel(aware, levels=4, method="uniform")
+    np.testing.assert_allclose(np.diff(uniform.centroids), np.ptp(weights) / 3, rtol=1e-5)
     for method in ("auto", "quantile", "uniform"):
         for model in (dense(), aware):
             assert (

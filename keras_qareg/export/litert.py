@@ -236,10 +236,9 @@ def _prove(
     model: keras.Model, draft: Path, path: Path, weights: str, representative_data: Any
 ) -> ExportReport:
     inputs = _samples(model, draft, representative_data)
-    flat = list(inputs.values())
-    samples = (
-        flat[0] if len(flat) == 1 else keras.tree.pack_sequence_as(_structure(model, flat), flat)
-    )
+    samples: Any = list(inputs.values())
+    structure = getattr(model, "input", samples)  # a list, a tuple or a dict
+    samples = samples[0] if len(samples) == 1 else keras.tree.pack_sequence_as(structure, samples)
     expected = [
         ops.convert_to_numpy(output)
         for output in keras.tree.flatten(model(samples, training=False))
@@ -265,11 +264,6 @@ def _prove(
         batch_size=_fixed_batch_size(draft),
         **_read_file(draft),
     )
-
-
-def _structure(model: keras.Model, flat: list[np.ndarray]) -> Any:
-    """How the model takes its inputs: a list, a dict, a tuple."""
-    return getattr(model, "input", flat)
 
 
 def _samples(model: keras.Model, file: Path, representative_data: Any) -> dict[str, np.ndarray]:

@@ -11,8 +11,6 @@ from keras_qareg import centroids as initial
 from keras_qareg import regularizers
 from keras_qareg.layers.kernel_wrapper import KernelWrapper
 
-_METHODS = {"kmeans": initial.kmeans, "quantile": initial.quantile, "uniform": initial.uniform}
-
 
 @keras.saving.register_keras_serializable(package="keras_qareg")
 class QuantizationAware(KernelWrapper):
@@ -96,16 +94,16 @@ class QuantizationAware(KernelWrapper):
         Raises:
             ValueError: If the method is unknown, or a kernel has NaN or infinite weights.
         """
-        if method not in _METHODS:
+        if method not in initial.METHODS:
             raise ValueError(
-                f"Expected `method` to be one of {sorted(_METHODS)}. Received: method={method!r}"
+                f"Expected `method` to be one of {sorted(initial.METHODS)}. Received: method={method!r}"
             )
         for kernel, path, centroids in zip(
             self.kernels, self.kernel_paths, self.centroids, strict=True
         ):
             weights = ops.convert_to_numpy(kernel)
             try:
-                found = _METHODS[method](weights, self.regularizer.levels)
+                found = initial.METHODS[method](weights, self.regularizer.levels)
             except ValueError as error:
                 raise ValueError(f"Kernel '{path}': {error}") from error
             centroids.assign(self.regularizer.fit_basins(found))
