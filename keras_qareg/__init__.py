@@ -7,11 +7,12 @@ from keras_qareg import (
     layers,
     optimizers,
     plots,
+    quantizers,
     regularizers,
     report,
 )
 from keras_qareg.codebook import Codebook
-from keras_qareg.models import codebooks, compress, quantization_aware, share_weights, strip
+from keras_qareg.models import codebooks, compress, quantization_aware, share_weights, strip, wnq
 
 __version__ = "0.1.0"
 __all__ = [
@@ -25,8 +26,10 @@ __all__ = [
     "optimizers",
     "plots",
     "quantization_aware",
+    "quantizers",
     "regularizers",
     "report",
     "share_weights",
     "strip",
+    "wnq",
 ]

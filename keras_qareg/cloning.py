@@ -18,7 +18,7 @@ import keras
 from keras import ops
 from keras.layers import Layer
 
-from keras_qareg.layers import KernelWrapper
+from keras_qareg.layers import QUANTIZED, KernelWrapper
 
 # For a layer, the function that makes its successor; None for an ordinary copy.
 Change = Callable[[Layer], Callable[[Layer], Layer] | None]
@@ -34,7 +34,7 @@ def children(layer: Layer) -> list[Layer]:
 def leaf_layers(layer: Layer) -> list[Layer]:
     """The layers that transforms act on, each once: models are entered, other layers are not.
 
-    A layer that holds one of this package's wrappers is entered too.
+    A layer that holds layers of this package is entered too.
     """
     return [found for found in _walk(layer) if not _is_entered(found)]
 
@@ -59,24 +59,31 @@ def _walk(layer: Layer) -> list[Layer]:
 
 
 def _is_entered(layer: Layer) -> bool:
-    if isinstance(layer, KernelWrapper):
+    if isinstance(layer, QUANTIZED):
         return False
     return isinstance(layer, keras.Model) or any(
-        isinstance(inner, KernelWrapper) for inner in layer._flatten_layers(include_self=False)
+        isinstance(inner, QUANTIZED) for inner in layer._flatten_layers(include_self=False)
     )
 
 
-def fresh(layer: Layer, clean: bool = False) -> Layer:
+def fresh(
+    layer: Layer,
+    clean: bool = False,
+    into: type[Layer] | None = None,
+    config: dict[str, Any] | None = None,
+) -> Layer:
     """A copy of a layer without its weights.
 
     Args:
         layer: The layer to copy.
         clean: Whether to leave out this package's regularizers.
+        into: The class of the copy; by default that of `layer`.
+        config: The configuration of the copy; by default that of `layer`.
 
     Returns:
-        An unbuilt layer of the same class and configuration.
+        An unbuilt layer.
     """
-    config = layer.get_config()
+    config = layer.get_config() if config is None else config
     config = _without_regularizers(config) if clean else config
     if isinstance(layer, keras.layers.Lambda):
         # A Python lambda of a model in memory is no more foreign than the model itself.
@@ -85,7 +92,7 @@ def fresh(layer: Layer, clean: bool = False) -> Layer:
     for name, value in config.items():  # a function that Keras could not find by its name
         if not isinstance(value, str) and inspect.isfunction(getattr(layer, name, None)):
             config[name] = getattr(layer, name)
-    return type(layer).from_config(config)
+    return (into or type(layer)).from_config(config)
 
 
 def own_regularizer(layer: Layer) -> Any:
@@ -234,10 +241,17 @@ def _copy_weights(old: Layer, new: Layer) -> None:
     elif type(old) is type(new):
         pairs = old.weights, new.weights
     else:
-        pairs = inner_layer(old).weights, inner_layer(new).weights
+        pairs = _plain_weights(old), _plain_weights(new)
     for before, after in zip(*pairs, strict=True):
         # A copy: JAX gives the memory of a trained model's variables away at each step.
         after.assign(ops.copy(before))
+
+
+def _plain_weights(layer: Layer) -> list[keras.Variable]:
+    if not isinstance(layer, QUANTIZED):
+        return layer.weights
+    added = {id(weight) for weight in layer.quantization_weights}
+    return [weight for weight in layer.weights if id(weight) not in added]
 
 
 def _copy_adapted_state(old: Layer, new: Layer) -> None:

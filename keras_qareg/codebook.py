@@ -15,12 +15,16 @@ from keras_qareg.centroids import MAX_LEVELS
 class Codebook:
     """Centroids and indices of one tensor: `weights = centroids[indices]`.
 
+    A tensor may have one table, or one for each of its channels, which its last axes count.
+
     Attributes:
-        centroids: Float32 array of shape `(levels,)`, at most 256 values.
+        centroids: Float32 array of shape `(levels,)`, at most 256 values; or `(levels, *channels)`,
+            where `channels` are the last sizes in the shape of the tensor.
         indices: Uint8 array in the shape of the tensor.
 
     Raises:
-        ValueError: If there are no centroids or more than 256, or an index has no centroid.
+        ValueError: If there are no centroids or more than 256, their channels are not those of the
+            tensor, or an index has no centroid.
 
     Example:
 
@@ -36,14 +40,18 @@ class Codebook:
         # A copy: an array of a JAX variable is a view of memory that training reuses.
         centroids = np.array(self.centroids, "float32")
         indices = np.asarray(self.indices)
-        if centroids.ndim != 1 or not 1 <= centroids.size <= MAX_LEVELS:
+        levels, *channels = centroids.shape or (0,)
+        if not 1 <= levels <= MAX_LEVELS or indices.shape[indices.ndim - len(channels) :] != (
+            *channels,
+        ):
             raise ValueError(
-                f"Expected `centroids` of shape (levels,) with 1 to {MAX_LEVELS} levels. "
+                f"Expected `centroids` of shape (levels,) or (levels, *channels) with 1 to "
+                f"{MAX_LEVELS} levels and the last sizes of indices of shape {indices.shape}. "
                 f"Received: shape={centroids.shape}"
             )
-        if indices.size and (indices.min() < 0 or indices.max() >= centroids.size):
+        if indices.size and (indices.min() < 0 or indices.max() >= levels):
             raise ValueError(
-                f"Expected `indices` from 0 to {centroids.size - 1}. "
+                f"Expected `indices` from 0 to {levels - 1}. "
                 f"Received: indices from {indices.min()} to {indices.max()}"
             )
         object.__setattr__(self, "centroids", centroids)
@@ -86,7 +94,14 @@ class Codebook:
 
         Returns:
             A `Codebook`; a centroid without members stays where it is.
+
+        Raises:
+            ValueError: If there is a table for each channel.
         """
+        if self.centroids.ndim != 1:
+            raise ValueError(
+                f"Expected one table of shape (levels,). Received: shape={self.centroids.shape}"
+            )
         sums = np.bincount(
             self.indices.reshape(-1),
             weights=np.asarray(weights, "float64").reshape(-1),
@@ -100,18 +115,25 @@ class Codebook:
 
     @property
     def weights(self) -> np.ndarray:
-        """The tensor itself, float32: `centroids[indices]`."""
-        return self.centroids[self.indices]
+        """The tensor itself, float32: `centroids[indices]`, or so in each channel."""
+        if self.centroids.ndim == 1:
+            return self.centroids[self.indices]
+        tables = self.centroids.reshape(self.centroids.shape[0], -1)
+        indices = self.indices.reshape(-1, tables.shape[1])
+        return np.take_along_axis(tables, indices, axis=0).reshape(self.indices.shape)
 
     @property
     def counts(self) -> np.ndarray:
-        """How many weights each centroid stands for, shape `(levels,)`."""
-        return np.bincount(self.indices.reshape(-1), minlength=self.centroids.size)
+        """How many weights each centroid stands for, over all channels; shape `(levels,)`."""
+        return np.bincount(self.indices.reshape(-1), minlength=self.centroids.shape[0])
 
     @property
     def levels_used(self) -> int:
-        """How many distinct values the tensor has."""
-        return int(np.unique(self.centroids[self.counts > 0]).size)
+        """How many distinct values the tensor has, or the channel that has most."""
+        if self.centroids.ndim == 1:
+            return int(np.unique(self.centroids[self.counts > 0]).size)
+        ordered = np.sort(self.weights.reshape(-1, self.centroids[0].size), axis=0)
+        return int(1 + (ordered[1:] != ordered[:-1]).sum(axis=0).max())
 
     @property
     def entropy(self) -> float:

@@ -11,6 +11,7 @@ from keras import ops
 
 from keras_qareg.codebook import Codebook
 from keras_qareg.models import kernel_codebooks
+from keras_qareg.selection import quantized_layers
 
 FLOAT_BYTES = 4
 
@@ -22,9 +23,10 @@ class Row:
     Attributes:
         path: The path of the kernel in the plain model.
         shape: Its shape.
-        levels: Distinct values that it has, or None where it is not quantized.
+        levels: Distinct values that it has (the channel with most, where each has its own), or None
+            where it is not quantized.
         entropy: Bits a weight that an entropy coder needs; 32 where it is not quantized.
-        relative_error: `||w - w_q||^2 / ||w||^2` against the weights before sharing; 0 if unknown.
+        relative_error: `||w - w_q||^2 / ||w||^2` against the weights before quantization; 0 if unknown.
         float_bytes: Bytes as float32.
         packed_bytes: Bytes as indices of a whole number of bits, with the float32 table.
         entropy_bytes: Bytes as an ideal entropy coder's output, with the float32 table.
@@ -110,7 +112,7 @@ def summary(model: keras.Model) -> Summary:
     """Levels, entropy, relative quantization error and bytes of each kernel of a model.
 
     Args:
-        model: A built model: plain, quantization-aware or shared.
+        model: A built model: plain, quantization-aware, shared, or with WNQ layers.
 
     Returns:
         A `Summary`; print it for a table. Bytes count weights alone, no file format.
@@ -126,13 +128,10 @@ def summary(model: keras.Model) -> Summary:
     """
     found = list(kernel_codebooks(model))
     rows = tuple(_row(path, kernel, book) for path, kernel, book in found)
-    ours = ("centroids", "indices", "strength", "placed")
-    skipped = {id(kernel) for _, kernel, _ in found}
-    other = [
-        weight
-        for weight in model.weights
-        if id(weight) not in skipped and not weight.name.endswith(ours)
-    ]
+    counted = {id(kernel) for _, kernel, _ in found}
+    for layer in quantized_layers(model):
+        counted |= {id(weight) for weight in layer.quantization_weights}
+    other = [weight for weight in model.weights if id(weight) not in counted]
     return Summary(rows, sum(FLOAT_BYTES * math.prod(weight.shape) for weight in other))
 
 
@@ -140,7 +139,9 @@ def _row(path: str, kernel: keras.Variable, book: Codebook | None) -> Row:
     size = int(np.prod(kernel.shape))
     if book is None:
         return Row(path, tuple(kernel.shape), None, 32.0, 0.0, *[FLOAT_BYTES * size] * 3)
-    levels, table_bytes = book.levels_used, FLOAT_BYTES * book.levels_used
+    levels = book.levels_used
+    tables = book.centroids.size // book.centroids.shape[0]
+    table_bytes = FLOAT_BYTES * levels * tables
     bits = math.ceil(math.log2(levels)) if levels > 1 else 0
     return Row(
         path,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -9,7 +11,7 @@ import keras
 from keras.layers import Layer
 
 from keras_qareg.cloning import inner_layer, leaf_layers
-from keras_qareg.layers import KernelWrapper, kernels
+from keras_qareg.layers import QUANTIZED, KernelWrapper, kernels
 
 Layers = str | Iterable[str] | Callable[[Layer], bool]
 
@@ -32,6 +34,11 @@ _DENSE = (
 def wrappers(model: keras.Model) -> list[KernelWrapper]:
     """The layers of a model that wrap another: `QuantizationAware` and `SharedWeights`."""
     return [layer for layer in leaf_layers(model) if isinstance(layer, KernelWrapper)]
+
+
+def quantized_layers(model: keras.Model) -> list[Layer]:
+    """All layers of this package in a model: the wrappers, and those of WNQ."""
+    return [layer for layer in leaf_layers(model) if isinstance(layer, QUANTIZED)]
 
 
 def select(model: keras.Model, layers: Layers = "all") -> list[Layer]:
@@ -74,6 +81,28 @@ def check_built(model: Any) -> None:
             f"Expected a built model. Received: model '{model.name}' without weights. "
             "Call it on a batch, or begin it with keras.Input."
         )
+
+
+def check_plain(model: keras.Model) -> None:
+    """Raises a `ValueError` where a model has layers of this package already."""
+    names = [layer.name for layer in quantized_layers(model)]
+    if names:
+        raise ValueError(
+            f"Expected a plain model. Received: a model with quantized layers already ({names}). "
+            "Take keras_qareg.strip(model) first."
+        )
+
+
+def large_enough(layer: Layer, levels: int) -> bool:
+    """Whether some kernel of a layer has more weights than levels; warns if not."""
+    largest = max(math.prod(kernel.shape) for kernel in kernels(inner_layer(layer)))
+    if largest <= levels:
+        warnings.warn(
+            f"Layer '{layer.name}' is left as it is: its largest kernel has {largest} weights, "
+            f"no more than levels={levels}.",
+            stacklevel=3,
+        )
+    return largest > levels
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:

@@ -471,12 +471,12 @@ def test_bad_models():
         assert error_of(transform, "model.keras") == "Expected a keras.Model. Received: str"
     wrapped = qareg.quantization_aware(small_cnn(), NearestSquared(4))
     assert error_of(qareg.quantization_aware, wrapped, NearestSquared(4)) == (
-        "Expected a plain model. Received: a model that is wrapped already (layers ['conv', 'fc', "
+        "Expected a plain model. Received: a model with quantized layers already (['conv', 'fc', "
         "'out']). Take keras_qareg.strip(model) first."
     )
     assert error_of(qareg.share_weights, qareg.share_weights(wrapped), levels=4) == (
-        "Expected a model whose weights are not shared yet. Received: a model from share_weights. "
-        "Take keras_qareg.strip(model) first."
+        "Expected a model whose weights are not shared or quantized yet. Received: a model with "
+        "layer 'conv' of type SharedWeights. Take keras_qareg.strip(model) first."
     )
 
 

@@ -3,5 +3,19 @@
 from keras_qareg.layers.kernel_wrapper import KernelWrapper, kernels
 from keras_qareg.layers.quantization_aware import QuantizationAware
 from keras_qareg.layers.shared_weights import SharedWeights
+from keras_qareg.layers.wnq import WeightNormalized, WNQConv2D, WNQDense, WNQDepthwiseConv2D
 
-__all__ = ["KernelWrapper", "QuantizationAware", "SharedWeights", "kernels"]
+# Layers of this package that stand for a plain one; `quantization_weights` is what they add to it.
+QUANTIZED = (KernelWrapper, WeightNormalized)
+
+__all__ = [
+    "QUANTIZED",
+    "KernelWrapper",
+    "QuantizationAware",
+    "SharedWeights",
+    "WNQConv2D",
+    "WNQDense",
+    "WNQDepthwiseConv2D",
+    "WeightNormalized",
+    "kernels",
+]

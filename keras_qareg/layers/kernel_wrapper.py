@@ -54,6 +54,12 @@ class KernelWrapper(keras.layers.Wrapper):
         return kernels(self.layer)
 
     @property
+    def quantization_weights(self) -> list[keras.Variable]:
+        """The weights that the layer inside does not have."""
+        inside = {id(weight) for weight in self.layer.weights}
+        return [weight for weight in self.weights if id(weight) not in inside]
+
+    @property
     def kernel_paths(self) -> list[str]:
         """The path that each kernel has in a model without the wrapper."""
         scope, _, _ = self.path.rpartition("/")

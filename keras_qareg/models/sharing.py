@@ -1,15 +1,7 @@
-"""Whole-model transforms: wrap, share, strip, compress, and read the codebooks of a model.
-
-Each takes a built model and returns a new one with the same weights and names; the model that was
-passed stays as it is. All results can be saved as `.keras` and loaded again, except where a
-subclassed model was wrapped or shared: its own code says what it is made of, so save its weights
-(`save_weights`), or `strip` it and save that.
-"""
+"""Sharing the weights of a model, for cumulative tuning of the centroids."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -19,92 +11,21 @@ from keras.layers import Layer
 
 from keras_qareg import centroids as initial
 from keras_qareg import regularizers
-from keras_qareg.cloning import (
-    clone,
-    containers,
-    fresh,
-    inner_layer,
-    leaf_layers,
-    own_regularizer,
-    own_weights,
-)
+from keras_qareg.cloning import clone, containers, inner_layer, own_regularizer, own_weights
 from keras_qareg.codebook import Codebook
-from keras_qareg.layers import KernelWrapper, QuantizationAware, SharedWeights, kernels
-from keras_qareg.selection import Layers, check_built, check_choice, select, wrappers
+from keras_qareg.layers import QuantizationAware, SharedWeights, kernels
+from keras_qareg.models.stripping import plain, strip
+from keras_qareg.selection import (
+    Layers,
+    check_built,
+    check_choice,
+    large_enough,
+    quantized_layers,
+    select,
+)
 
 METHODS = ("auto", "trained", "kmeans", "quantile", "uniform")
 TRAINABLE = ("centroids", "centroids+rest")
-
-
-def quantization_aware(
-    model: keras.Model, regularizer: Any = None, layers: Layers = "all"
-) -> keras.Model:
-    """The model with its layers wrapped for quantization-aware training (arXiv 2602.03614).
-
-    Learned centroids start where exact k-means of the present weights puts them, fixed basins at
-    the `weight_range` of their regularizer. Train with `callbacks.PenaltySchedule`, which places
-    both after its warm-up.
-
-    Args:
-        model: A built Sequential, Functional or subclassed model, nested ones included.
-        regularizer: One of `keras_qareg.regularizers`, or what its `get()` takes. `None`: each
-            layer's own `kernel_regularizer`, where that is one of this package.
-        layers: Which layers: `"all"` that have kernels; `"conv"`; `"dense"` (attention included);
-            a list of layer names; or a function from a layer to whether it is wanted. A layer with
-            no more weights than levels is left out, with a warning.
-
-    Returns:
-        A new model with the same weights and layer names, compiled like `model` if that was.
-
-    Raises:
-        ValueError: If the model is unbuilt or wrapped already, no layer matches, a name in `layers`
-            is unknown, or a kernel has NaN or infinite weights.
-
-    Example:
-
-    >>> model = keras.Sequential([keras.Input((16,)), keras.layers.Dense(8, name="fc")])
-    >>> wrapped = quantization_aware(model, regularizers.NearestSquared(levels=4))
-    >>> type(wrapped.get_layer("fc")).__name__
-    'QuantizationAware'
-    """
-    check_built(model)
-    wrapped_already = [layer.name for layer in wrappers(model)]
-    if wrapped_already:
-        raise ValueError(
-            "Expected a plain model. Received: a model that is wrapped already (layers "
-            f"{wrapped_already}). Take keras_qareg.strip(model) first."
-        )
-    regularizer = regularizers.get(regularizer)
-    chosen: dict[int, regularizers.QuantizationRegularizer] = {}
-    for layer in select(model, layers):
-        own = regularizer or own_regularizer(layer)
-        if own is not None and _large_enough(layer, own.levels):
-            chosen[id(layer)] = own
-    if not chosen:
-        own = "" if regularizer else " of its own, and no regularizer was given"
-        raise ValueError(
-            f"Expected a layer to wrap in model '{model.name}'. Received: layers={layers!r}, of "
-            f"which none has a kernel large enough and a regularizer{own}."
-        )
-    made = []
-
-    def wrap(layer: Layer) -> Layer:
-        made.append(
-            QuantizationAware(
-                fresh(layer, clean=True),
-                chosen[id(layer)],
-                name=layer.name,
-                trainable=layer.trainable,
-            )
-        )
-        return made[-1]
-
-    wrapped = clone(model, lambda layer: wrap if id(layer) in chosen else None)
-    for wrapper in made:
-        if wrapper.regularizer.learned:
-            wrapper.place_centroids()
-            wrapper.placed.assign(0.0)  # not yet by a schedule
-    return wrapped
 
 
 def share_weights(
@@ -144,7 +65,7 @@ def share_weights(
 
     >>> model = keras.Sequential([keras.Input((16,)), keras.layers.Dense(8, name="fc")])
     >>> shared = share_weights(model, levels=4)
-    >>> [book.levels_used for book in codebooks(shared).values()]
+    >>> [book.levels_used for book in qareg.codebooks(shared).values()]
     [4]
     """
     check_built(model)
@@ -152,16 +73,18 @@ def share_weights(
     check_choice("trainable", trainable, TRAINABLE)
     if levels is not None:
         levels = initial.check_levels(levels)
-    if any(isinstance(layer, SharedWeights) for layer in wrappers(model)):
-        raise ValueError(
-            "Expected a model whose weights are not shared yet. Received: a model from "
-            "share_weights. Take keras_qareg.strip(model) first."
-        )
+    for layer in quantized_layers(model):
+        if not isinstance(layer, QuantizationAware):
+            raise ValueError(
+                "Expected a model whose weights are not shared or quantized yet. Received: a model "
+                f"with layer '{layer.name}' of type {type(layer).__name__}. Take "
+                "keras_qareg.strip(model) first."
+            )
     books: dict[int, list[Codebook]] = {}
     sizes: dict[int, int] = {}
     for layer in select(model, layers):
         size = _levels_of(layer, levels)
-        if _large_enough(layer, size):
+        if large_enough(layer, size):
             sizes[id(layer)] = size
             books[id(layer)] = _cluster(layer, size, method, zero_centroid)
     if not books:
@@ -172,13 +95,13 @@ def share_weights(
     made = []
 
     def share(layer: Layer) -> Layer:
-        inner = _plain(layer)
+        inner = plain(layer)
         inner.trainable = trainable == "centroids+rest" and layer.trainable
         made.append((layer, SharedWeights(inner, sizes[id(layer)], zero_centroid, name=layer.name)))
         return made[-1][1]
 
     def leave(layer: Layer) -> Layer:
-        copy = _plain(layer)
+        copy = plain(layer)
         copy.trainable = trainable == "centroids+rest" and layer.trainable
         return copy
 
@@ -190,47 +113,6 @@ def share_weights(
             for weight in own_weights(layer):
                 weight.trainable = False
     return shared
-
-
-def strip(model: keras.Model) -> keras.Model:
-    """An ordinary Keras model with the same outputs, the original layer names, and plain kernels.
-
-    Shared kernels are written out as `centroids[indices]`; a `QuantizationAware` layer gives its
-    layer as trained. The regularizers of this package are taken off, so that the saved model loads
-    where keras_qareg is not installed.
-
-    Args:
-        model: A built model, from any transform of this package or none.
-
-    Returns:
-        A new model. Where weights were shared, all its layers are trainable; else as they were.
-
-    Raises:
-        ValueError: If the model is unbuilt.
-
-    Example:
-
-    >>> model = keras.Sequential([keras.Input((16,)), keras.layers.Dense(8, name="fc")])
-    >>> type(strip(share_weights(model, levels=4)).get_layer("fc")).__name__
-    'Dense'
-    """
-    check_built(model)
-    thaw = any(isinstance(layer, SharedWeights) for layer in wrappers(model))
-    shared = []
-
-    def unwrap(layer: Layer) -> Layer:
-        plain = _plain(layer)
-        if thaw:
-            plain.trainable = True
-        if isinstance(layer, SharedWeights):
-            shared.append((layer, plain))
-        return plain
-
-    stripped = clone(model, lambda layer: unwrap)
-    for wrapper, plain in shared:
-        for kernel, book in zip(kernels(plain), wrapper.codebooks(), strict=True):
-            kernel.assign(book.weights)
-    return stripped
 
 
 def compress(
@@ -283,66 +165,6 @@ def compress(
         inputs, targets = data
         shared.fit(inputs, targets, epochs=epochs, batch_size=batch_size, verbose=verbose)
     return strip(shared)
-
-
-def codebooks(model: keras.Model) -> dict[str, Codebook]:
-    """The codebook of each kernel that has one.
-
-    Args:
-        model: A built model. Of a shared model these are its tables and indices; of a
-            quantization-aware one, each weight with its nearest centroid as of now; of a plain
-            model, the kernels that have at most 256 distinct values.
-
-    Returns:
-        Dict from the path of each kernel (the one that it has in the plain model) to its `Codebook`.
-
-    Raises:
-        ValueError: If the model is unbuilt.
-    """
-    return {path: book for path, _, book in kernel_codebooks(model) if book is not None}
-
-
-def kernel_codebooks(
-    model: keras.Model,
-) -> Iterator[tuple[str, keras.Variable, Codebook | None]]:
-    """Path, variable and codebook (or None) of every kernel of a built model, in order.
-
-    In a shared model the variable holds the weights from before sharing.
-    """
-    check_built(model)
-    for layer in leaf_layers(model):
-        if isinstance(layer, KernelWrapper):
-            paths, found = layer.kernel_paths, layer.kernels
-        else:
-            found = kernels(layer)
-            paths = [kernel.path for kernel in found]
-        yield from zip(paths, found, _layer_codebooks(layer), strict=True)
-
-
-def _layer_codebooks(layer: Layer) -> list[Codebook | None]:
-    if isinstance(layer, SharedWeights):
-        return list(layer.codebooks())
-    if isinstance(layer, QuantizationAware):
-        return [
-            Codebook.nearest(ops.convert_to_numpy(kernel), ops.convert_to_numpy(centroids))
-            for kernel, centroids in zip(layer.kernels, layer.centroids, strict=True)
-        ]
-    return [Codebook.exact(ops.convert_to_numpy(kernel)) for kernel in kernels(layer)]
-
-
-def _plain(layer: Layer) -> Layer:
-    return fresh(inner_layer(layer), clean=True)
-
-
-def _large_enough(layer: Layer, levels: int) -> bool:
-    largest = max(int(np.prod(kernel.shape)) for kernel in kernels(inner_layer(layer)))
-    if largest <= levels:
-        warnings.warn(
-            f"Layer '{layer.name}' is left as it is: its largest kernel has {largest} weights, "
-            f"no more than levels={levels}.",
-            stacklevel=3,
-        )
-    return largest > levels
 
 
 def _levels_of(layer: Layer, levels: int | None) -> int:

@@ -1,0 +1,377 @@
+"""Convolutions and dense layers whose kernels are quantized to a few learned levels in training.
+
+Each is its base layer with a quantizer between the kernel and its use. The latent float kernel is what
+is trained and saved; outputs are those of the quantized one, in training and in inference. The basis
+of the levels is a non-trainable weight, which every training step moves.
+
+Source: Cai, Li, "Weight Normalization based Quantization for Deep Neural Network Compression"
+(arXiv 1907.00593).
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_qareg.centroids import check_finite
+from keras_qareg.codebook import Codebook
+from keras_qareg.quantizers import ActivationQuantizer, WeightNormalizationQuantizer
+
+_OWN_ARGUMENTS = ("bits", "activation_bits", "normalize", "per_channel", "uniform")
+
+
+class WeightNormalized(keras.layers.Layer):
+    """What the quantized layers add to their base layer.
+
+    Attributes:
+        quantizer: The `WeightNormalizationQuantizer` of the kernel.
+        activation_quantizer: The `ActivationQuantizer` of the inputs, or `None`.
+        basis: Non-trainable float32 weight of shape `(bits, *channels)`, or `(bits,)` with
+            `per_channel=False`. It starts from the kernel.
+        activation_basis: Non-trainable float32 weight of shape `(activation_bits,)`, or `None`. It
+            is learned in training; until then inputs are left as they are.
+    """
+
+    base: type[keras.layers.Layer]
+    # How many of the last axes of the kernel count output channels.
+    _channel_axes = 1
+
+    def _set_quantizers(
+        self,
+        bits: int,
+        activation_bits: int | None,
+        normalize: bool,
+        per_channel: bool,
+        uniform: bool,
+    ) -> None:
+        self.quantizer = WeightNormalizationQuantizer(
+            bits, normalize=normalize, per_channel=per_channel, uniform=uniform
+        )
+        self.activation_quantizer = (
+            None if activation_bits is None else ActivationQuantizer(activation_bits)
+        )
+
+    def add_weight(self, *args: Any, **kwargs: Any) -> keras.Variable:
+        # The kernel is quantized in full precision, whatever the layer computes in.
+        if kwargs.get("name") == "kernel":
+            kwargs["autocast"] = False
+        return super().add_weight(*args, **kwargs)
+
+    def build(self, input_shape: Any) -> None:
+        super().build(input_shape)
+        shape = self.quantizer.basis_shape(self.kernel.shape, self._channel_axes)
+        size = math.prod(self.kernel.shape) // math.prod(shape[1:])
+        if self.quantizer.per_channel and size < 2 ** (self.quantizer.bits + 1):
+            warnings.warn(
+                f"Layer '{self.name}' has {size} weights a channel, too few for the "
+                f"{2**self.quantizer.bits} levels of each: its table is no smaller than the kernel. "
+                "Use fewer bits, or per_channel=False.",
+                stacklevel=2,
+            )
+        self.basis = self._add_basis(
+            "basis", shape, lambda shape, dtype=None: self._fitted_basis(dtype)
+        )
+        self.activation_basis = None
+        if self.activation_quantizer is not None:
+            self.activation_basis = self._add_basis(
+                "activation_basis", self.activation_quantizer.basis_shape(), "zeros"
+            )
+
+    def _add_basis(self, name: str, shape: tuple[int, ...], initializer: Any) -> keras.Variable:
+        return self.add_weight(
+            name=name,
+            shape=shape,
+            initializer=initializer,
+            dtype="float32",
+            trainable=False,
+            autocast=False,
+            aggregation="only_first_replica",
+        )
+
+    def _fitted_basis(self, dtype: Any = "float32") -> Any:
+        return ops.cast(self.quantizer.fit(self.kernel, self._channel_axes), dtype)
+
+    def fit_basis(self) -> None:
+        """Starts the basis anew from the kernel as it is: after the kernel was set by hand.
+
+        Raises:
+            ValueError: If the kernel has NaN or infinite weights.
+        """
+        try:
+            check_finite(ops.convert_to_numpy(self.kernel))
+        except ValueError as error:
+            raise ValueError(f"Kernel of layer '{self.name}': {error}") from error
+        self.basis.assign(self._fitted_basis())
+
+    @property
+    def quantized_kernel(self) -> Any:
+        """The kernel that outputs are computed with: a float32 tensor in the shape of the kernel."""
+        latent = ops.cast(self.kernel, "float32")
+        return self.quantizer(latent, ops.convert_to_tensor(self.basis))
+
+    def codebooks(self) -> list[Codebook]:
+        """The `Codebook` of the quantized kernel, with centroids `(2^bits, *channels)`, as a list."""
+        latent = ops.cast(self.kernel, "float32")
+        return [self.quantizer.codebook(latent, ops.convert_to_tensor(self.basis))]
+
+    @property
+    def quantization_weights(self) -> list[keras.Variable]:
+        """The weights that the base layer does not have."""
+        return [basis for basis in (self.basis, self.activation_basis) if basis is not None]
+
+    def base_config(self) -> dict[str, Any]:
+        """The configuration of the base layer with the same name and arguments."""
+        return {key: v for key, v in self.get_config().items() if key not in _OWN_ARGUMENTS}
+
+    def _quantized(self, inputs: Any, training: bool | None) -> tuple[Any, Any]:
+        """Inputs and kernel as they are used; in training, both bases learn from these."""
+        kernel = self.quantized_kernel
+        learns = bool(training) and self.trainable
+        if learns:
+            latent = ops.cast(self.kernel, "float32")
+            basis = ops.convert_to_tensor(self.basis)
+            self.basis.assign(self.quantizer.update(latent, basis))
+        if self.activation_quantizer is not None and self.activation_basis is not None:
+            basis = ops.convert_to_tensor(self.activation_basis)
+            if learns:
+                self.activation_basis.assign(self.activation_quantizer.update(inputs, basis))
+            inputs = self.activation_quantizer(inputs, basis)
+        return inputs, ops.cast(kernel, self.compute_dtype)
+
+    def _finished(self, outputs: Any) -> Any:
+        """Bias and activation."""
+        if self.bias is not None:
+            shape = [1] * len(outputs.shape)
+            first = getattr(self, "data_format", None) == "channels_first"
+            shape[1 if first else -1] = -1
+            outputs = ops.add(outputs, ops.reshape(self.bias, shape))
+        return outputs if self.activation is None else self.activation(outputs)
+
+    def save_own_variables(self, store: Any) -> None:
+        # Base layers save a fixed list of variables, which has no basis.
+        keras.layers.Layer.save_own_variables(self, store)
+
+    def load_own_variables(self, store: Any) -> None:
+        keras.layers.Layer.load_own_variables(self, store)
+
+    def get_config(self) -> dict[str, Any]:
+        quantizer, activations = self.quantizer.get_config(), self.activation_quantizer
+        own = {key: quantizer[key] for key in _OWN_ARGUMENTS if key in quantizer}
+        own["activation_bits"] = None if activations is None else activations.bits
+        return {**super().get_config(), **own}
+
+
+@keras.saving.register_keras_serializable(package="keras_qareg")
+class WNQDense(WeightNormalized, keras.layers.Dense):
+    """`keras.layers.Dense` with a kernel of 2^bits learned levels (WNQ, arXiv 1907.00593).
+
+    Args:
+        units: Positive integer, dimensionality of the outputs. This and all arguments up to
+            `quantization_config` are those of `keras.layers.Dense`.
+        bits: Integer from 1 to 4: the kernel has 2^bits levels. Defaults to 2.
+        activation_bits: Integer from 1 to 8: the inputs, which must not be negative, are quantized
+            to 2^activation_bits levels. Defaults to `None`: they are not.
+        normalize: Whether the kernel is divided by `max|w|` first; `False` is LQ-Nets. Defaults to
+            `True`.
+        per_channel: Whether each output unit has levels of its own. Defaults to `True`.
+        uniform: Whether levels are evenly spaced. Defaults to `False`.
+
+    Call arguments: `inputs`, and `training`, whether the levels learn from this call.
+
+    Input and output shape: those of `keras.layers.Dense`.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+
+    Example:
+
+    >>> layer = WNQDense(8, bits=1)
+    >>> tuple(layer(np.ones((2, 16), "float32")).shape), tuple(layer.basis.shape)
+    ((2, 8), (1, 8))
+    """
+
+    base = keras.layers.Dense
+
+    def __init__(
+        self,
+        units: int,
+        activation: Any = None,
+        use_bias: bool = True,
+        kernel_initializer: Any = "glorot_uniform",
+        bias_initializer: Any = "zeros",
+        kernel_regularizer: Any = None,
+        bias_regularizer: Any = None,
+        activity_regularizer: Any = None,
+        kernel_constraint: Any = None,
+        bias_constraint: Any = None,
+        lora_rank: int | None = None,
+        lora_alpha: float | None = None,
+        quantization_config: Any = None,
+        bits: int = 2,
+        activation_bits: int | None = None,
+        normalize: bool = True,
+        per_channel: bool = True,
+        uniform: bool = False,
+        **kwargs: Any,
+    ):
+        super().__init__(
+            units, activation, use_bias, kernel_initializer, bias_initializer, kernel_regularizer,
+            bias_regularizer, activity_regularizer, kernel_constraint, bias_constraint, lora_rank,
+            lora_alpha, quantization_config, **kwargs,
+        )  # fmt: skip
+        self._set_quantizers(bits, activation_bits, normalize, per_channel, uniform)
+
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        inputs, kernel = self._quantized(inputs, training)
+        return self._finished(ops.matmul(inputs, kernel))
+
+
+@keras.saving.register_keras_serializable(package="keras_qareg")
+class WNQConv2D(WeightNormalized, keras.layers.Conv2D):
+    """`keras.layers.Conv2D` with a kernel of 2^bits learned levels (WNQ, arXiv 1907.00593).
+
+    Args:
+        filters: Integer, number of output channels. This and all arguments up to `bias_constraint`
+            are those of `keras.layers.Conv2D`.
+        bits: Integer from 1 to 4: the kernel has 2^bits levels. Defaults to 2.
+        activation_bits: Integer from 1 to 8: the inputs, which must not be negative, are quantized
+            to 2^activation_bits levels. Defaults to `None`: they are not.
+        normalize: Whether the kernel is divided by `max|w|` first; `False` is LQ-Nets. Defaults to
+            `True`.
+        per_channel: Whether each filter has levels of its own. Defaults to `True`.
+        uniform: Whether levels are evenly spaced. Defaults to `False`.
+
+    Call arguments: `inputs`, and `training`, whether the levels learn from this call.
+
+    Input and output shape: those of `keras.layers.Conv2D`.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+
+    Example:
+
+    >>> layer = WNQConv2D(8, 3, bits=2)
+    >>> outputs = layer(np.ones((1, 5, 5, 4), "float32"))
+    >>> len(np.unique(layer.quantized_kernel[..., 0]))
+    4
+    """
+
+    base = keras.layers.Conv2D
+
+    def __init__(
+        self,
+        filters: int,
+        kernel_size: Any,
+        strides: Any = (1, 1),
+        padding: str = "valid",
+        data_format: str | None = None,
+        dilation_rate: Any = (1, 1),
+        groups: int = 1,
+        activation: Any = None,
+        use_bias: bool = True,
+        kernel_initializer: Any = "glorot_uniform",
+        bias_initializer: Any = "zeros",
+        kernel_regularizer: Any = None,
+        bias_regularizer: Any = None,
+        activity_regularizer: Any = None,
+        kernel_constraint: Any = None,
+        bias_constraint: Any = None,
+        bits: int = 2,
+        activation_bits: int | None = None,
+        normalize: bool = True,
+        per_channel: bool = True,
+        uniform: bool = False,
+        **kwargs: Any,
+    ):
+        super().__init__(
+            filters, kernel_size, strides, padding, data_format, dilation_rate, groups, activation,
+            use_bias, kernel_initializer, bias_initializer, kernel_regularizer, bias_regularizer,
+            activity_regularizer, kernel_constraint, bias_constraint, **kwargs,
+        )  # fmt: skip
+        self._set_quantizers(bits, activation_bits, normalize, per_channel, uniform)
+
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        inputs, kernel = self._quantized(inputs, training)
+        return self._finished(self.convolution_op(inputs, kernel))
+
+
+@keras.saving.register_keras_serializable(package="keras_qareg")
+class WNQDepthwiseConv2D(WeightNormalized, keras.layers.DepthwiseConv2D):
+    """`keras.layers.DepthwiseConv2D` with a kernel of 2^bits learned levels (arXiv 1907.00593).
+
+    A channel has few weights here, so levels for each cost more than they save from 3 bits on.
+
+    Args:
+        kernel_size: Integer or pair, as all arguments up to `bias_constraint` those of
+            `keras.layers.DepthwiseConv2D`.
+        bits: Integer from 1 to 4: the kernel has 2^bits levels. Defaults to 2.
+        activation_bits: Integer from 1 to 8: the inputs, which must not be negative, are quantized
+            to 2^activation_bits levels. Defaults to `None`: they are not.
+        normalize: Whether the kernel is divided by `max|w|` first; `False` is LQ-Nets. Defaults to
+            `True`.
+        per_channel: Whether each output channel has levels of its own. Defaults to `True`.
+        uniform: Whether levels are evenly spaced. Defaults to `False`.
+
+    Call arguments: `inputs`, and `training`, whether the levels learn from this call.
+
+    Input and output shape: those of `keras.layers.DepthwiseConv2D`.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+
+    Example:
+
+    >>> layer = WNQDepthwiseConv2D(3, bits=1, depth_multiplier=2)
+    >>> tuple(layer(np.ones((1, 5, 5, 4), "float32")).shape), tuple(layer.basis.shape)
+    ((1, 3, 3, 8), (1, 4, 2))
+    """
+
+    base = keras.layers.DepthwiseConv2D
+    _channel_axes = 2
+
+    def __init__(
+        self,
+        kernel_size: Any,
+        strides: Any = (1, 1),
+        padding: str = "valid",
+        depth_multiplier: int = 1,
+        data_format: str | None = None,
+        dilation_rate: Any = (1, 1),
+        activation: Any = None,
+        use_bias: bool = True,
+        depthwise_initializer: Any = "glorot_uniform",
+        bias_initializer: Any = "zeros",
+        depthwise_regularizer: Any = None,
+        bias_regularizer: Any = None,
+        activity_regularizer: Any = None,
+        depthwise_constraint: Any = None,
+        bias_constraint: Any = None,
+        bits: int = 2,
+        activation_bits: int | None = None,
+        normalize: bool = True,
+        per_channel: bool = True,
+        uniform: bool = False,
+        **kwargs: Any,
+    ):
+        super().__init__(
+            kernel_size, strides, padding, depth_multiplier, data_format, dilation_rate, activation,
+            use_bias, depthwise_initializer, bias_initializer, depthwise_regularizer,
+            bias_regularizer, activity_regularizer, depthwise_constraint, bias_constraint, **kwargs,
+        )  # fmt: skip
+        self._set_quantizers(bits, activation_bits, normalize, per_channel, uniform)
+
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        inputs, kernel = self._quantized(inputs, training)
+        outputs = ops.depthwise_conv(
+            inputs,
+            kernel,
+            strides=self.strides,
+            padding=self.padding,
+            data_format=self.data_format,
+            dilation_rate=self.dilation_rate,
+        )
+        return self._finished(outputs)

@@ -1,0 +1,23 @@
+"""Whole-model transforms: wrap, convert, share, strip, compress, and read the codebooks of a model.
+
+Each takes a built model and returns a new one with the same weights and names; the model that was
+passed stays as it is. All results can be saved as `.keras` and loaded again, except where a
+subclassed model was changed: its own code says what it is made of, so save its weights
+(`save_weights`), or `strip` it and save that.
+"""
+
+from keras_qareg.models.converting import wnq
+from keras_qareg.models.reading import codebooks, kernel_codebooks
+from keras_qareg.models.sharing import compress, share_weights
+from keras_qareg.models.stripping import strip
+from keras_qareg.models.wrapping import quantization_aware
+
+__all__ = [
+    "codebooks",
+    "compress",
+    "kernel_codebooks",
+    "quantization_aware",
+    "share_weights",
+    "strip",
+    "wnq",
+]

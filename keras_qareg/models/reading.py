@@ -1,0 +1,66 @@
+"""Reading the codebooks of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import keras
+from keras import ops
+from keras.layers import Layer
+
+from keras_qareg.cloning import leaf_layers
+from keras_qareg.codebook import Codebook
+from keras_qareg.layers import (
+    KernelWrapper,
+    QuantizationAware,
+    SharedWeights,
+    WeightNormalized,
+    kernels,
+)
+from keras_qareg.selection import check_built
+
+
+def codebooks(model: keras.Model) -> dict[str, Codebook]:
+    """The codebook of each kernel that has one.
+
+    Args:
+        model: A built model. Of a shared model these are its tables and indices; of a
+            quantization-aware one, each weight with its nearest centroid as of now; of a WNQ layer,
+            the levels of each channel; of a plain model, the kernels that have at most 256 distinct
+            values.
+
+    Returns:
+        Dict from the path of each kernel (the one that it has in the plain model) to its `Codebook`.
+
+    Raises:
+        ValueError: If the model is unbuilt.
+    """
+    return {path: book for path, _, book in kernel_codebooks(model) if book is not None}
+
+
+def kernel_codebooks(
+    model: keras.Model,
+) -> Iterator[tuple[str, keras.Variable, Codebook | None]]:
+    """Path, variable and codebook (or None) of every kernel of a built model, in order.
+
+    In a shared model the variable holds the weights from before sharing, in a WNQ layer the latent ones.
+    """
+    check_built(model)
+    for layer in leaf_layers(model):
+        if isinstance(layer, KernelWrapper):
+            paths, found = layer.kernel_paths, layer.kernels
+        else:
+            found = kernels(layer)
+            paths = [kernel.path for kernel in found]
+        yield from zip(paths, found, _layer_codebooks(layer), strict=True)
+
+
+def _layer_codebooks(layer: Layer) -> list[Codebook | None]:
+    if isinstance(layer, SharedWeights | WeightNormalized):
+        return list(layer.codebooks())
+    if isinstance(layer, QuantizationAware):
+        return [
+            Codebook.nearest(ops.convert_to_numpy(kernel), ops.convert_to_numpy(centroids))
+            for kernel, centroids in zip(layer.kernels, layer.centroids, strict=True)
+        ]
+    return [Codebook.exact(ops.convert_to_numpy(kernel)) for kernel in kernels(layer)]

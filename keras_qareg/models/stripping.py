@@ -1,0 +1,73 @@
+"""Back to an ordinary Keras model."""
+
+from __future__ import annotations
+
+import warnings
+
+import keras
+from keras.layers import Layer
+
+from keras_qareg.cloning import clone, fresh, inner_layer
+from keras_qareg.layers import SharedWeights, WeightNormalized, kernels
+from keras_qareg.selection import check_built, quantized_layers
+
+
+def strip(model: keras.Model) -> keras.Model:
+    """An ordinary Keras model with the same outputs, the original layer names, and plain kernels.
+
+    Shared kernels are written out as `centroids[indices]`, those of WNQ layers as they were
+    quantized; a `QuantizationAware` layer gives its layer as trained. The regularizers of this
+    package are taken off, so that the saved model loads where keras_qareg is not installed.
+
+    Args:
+        model: A built model, from any transform of this package or none.
+
+    Returns:
+        A new model. Where weights were shared, all its layers are trainable; else as they were.
+        Plain layers do not quantize their inputs: with `activation_bits` its outputs differ, and
+        there is a warning.
+
+    Raises:
+        ValueError: If the model is unbuilt.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((16,)), keras.layers.Dense(8, name="fc")])
+    >>> type(strip(qareg.share_weights(model, levels=4)).get_layer("fc")).__name__
+    'Dense'
+    """
+    check_built(model)
+    quantized = quantized_layers(model)
+    thaw = any(isinstance(layer, SharedWeights) for layer in quantized)
+    _warn_of_activations(quantized)
+    pairs = []
+
+    def unwrap(layer: Layer) -> Layer:
+        successor = plain(layer)
+        if thaw:
+            successor.trainable = True
+        if isinstance(layer, SharedWeights | WeightNormalized):
+            pairs.append((layer, successor))
+        return successor
+
+    stripped = clone(model, lambda layer: unwrap)
+    for layer, successor in pairs:
+        for kernel, book in zip(kernels(successor), layer.codebooks(), strict=True):
+            kernel.assign(book.weights)
+    return stripped
+
+
+def plain(layer: Layer) -> Layer:
+    """An unbuilt layer as Keras has it, without what this package put around or into it."""
+    if isinstance(layer, WeightNormalized):
+        return fresh(layer, clean=True, into=layer.base, config=layer.base_config())
+    return fresh(inner_layer(layer), clean=True)
+
+
+def _warn_of_activations(layers: list[Layer]) -> None:
+    names = [layer.name for layer in layers if getattr(layer, "activation_quantizer", None)]
+    if names:
+        warnings.warn(
+            f"Layers {names} quantize their inputs; the plain layers do not, so that outputs differ.",
+            stacklevel=3,
+        )

@@ -1,0 +1,79 @@
+"""Wrapping a model for quantization-aware training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras.layers import Layer
+
+from keras_qareg import regularizers
+from keras_qareg.cloning import clone, fresh, own_regularizer
+from keras_qareg.layers import QuantizationAware
+from keras_qareg.selection import Layers, check_built, check_plain, large_enough, select
+
+
+def quantization_aware(
+    model: keras.Model, regularizer: Any = None, layers: Layers = "all"
+) -> keras.Model:
+    """The model with its layers wrapped for quantization-aware training (arXiv 2602.03614).
+
+    Learned centroids start where exact k-means of the present weights puts them, fixed basins at
+    the `weight_range` of their regularizer. Train with `callbacks.PenaltySchedule`, which places
+    both after its warm-up.
+
+    Args:
+        model: A built Sequential, Functional or subclassed model, nested ones included.
+        regularizer: One of `keras_qareg.regularizers`, or what its `get()` takes. `None`: each
+            layer's own `kernel_regularizer`, where that is one of this package.
+        layers: Which layers: `"all"` that have kernels; `"conv"`; `"dense"` (attention included);
+            a list of layer names; or a function from a layer to whether it is wanted. A layer with
+            no more weights than levels is left out, with a warning.
+
+    Returns:
+        A new model with the same weights and layer names, compiled like `model` if that was.
+
+    Raises:
+        ValueError: If the model is unbuilt or wrapped already, no layer matches, a name in `layers`
+            is unknown, or a kernel has NaN or infinite weights.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((16,)), keras.layers.Dense(8, name="fc")])
+    >>> wrapped = quantization_aware(model, qareg.regularizers.NearestSquared(levels=4))
+    >>> type(wrapped.get_layer("fc")).__name__
+    'QuantizationAware'
+    """
+    check_built(model)
+    check_plain(model)
+    regularizer = regularizers.get(regularizer)
+    chosen: dict[int, regularizers.QuantizationRegularizer] = {}
+    for layer in select(model, layers):
+        own = regularizer or own_regularizer(layer)
+        if own is not None and large_enough(layer, own.levels):
+            chosen[id(layer)] = own
+    if not chosen:
+        own = "" if regularizer else " of its own, and no regularizer was given"
+        raise ValueError(
+            f"Expected a layer to wrap in model '{model.name}'. Received: layers={layers!r}, of "
+            f"which none has a kernel large enough and a regularizer{own}."
+        )
+    made = []
+
+    def wrap(layer: Layer) -> Layer:
+        made.append(
+            QuantizationAware(
+                fresh(layer, clean=True),
+                chosen[id(layer)],
+                name=layer.name,
+                trainable=layer.trainable,
+            )
+        )
+        return made[-1]
+
+    wrapped = clone(model, lambda layer: wrap if id(layer) in chosen else None)
+    for wrapper in made:
+        if wrapper.regularizer.learned:
+            wrapper.place_centroids()
+            wrapper.placed.assign(0.0)  # not yet by a schedule
+    return wrapped
