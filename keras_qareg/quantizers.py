@@ -6,8 +6,7 @@ weights, of v_i or nothing for activations. The basis is learned by quantization
 (Zhang et al., "LQ-Nets", ECCV 2018): each value takes its nearest level, and least squares then finds
 the basis that fits these choices best. Training moves the basis by a share of the way at each step.
 
-Nothing builds a tensor of weights x levels: levels are told apart by comparisons with their midpoints,
-one at a time, and least squares needs no more than the count and the summed error at each level.
+`levels.py` has the arithmetic: nothing there builds a tensor of weights x levels.
 
 Source: Cai, Li, "Weight Normalization based Quantization for Deep Neural Network Compression"
 (arXiv 1907.00593), called WNQ.
@@ -15,16 +14,16 @@ Source: Cai, Li, "Weight Normalization based Quantization for Deep Neural Networ
 
 from __future__ import annotations
 
-import itertools
 import math
 import operator
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
 from keras_qareg.codebook import Codebook
+from keras_qareg.levels import Grid, best_change, grid_of, nearest
 
 MAX_WEIGHT_BITS, MAX_ACTIVATION_BITS = 4, 8
 # Rounds of least squares from where a new basis starts.
@@ -32,28 +31,13 @@ ITERATIONS = 20
 # The step between evenly spaced levels with the least squared error for values of a normal
 # distribution with standard deviation 1 (Max, "Quantizing for minimum distortion", 1960).
 _NORMAL_STEP = {1: 1.596, 2: 0.996, 3: 0.586, 4: 0.335}
-# Above this many levels, bisection is cheaper than one comparison a level.
-_COMPARED_LEVELS = 16
-# Added to the normal equations: leaves what the values do not determine as it is.
-_RIDGE = 1e-6
-
-
-class _Grid(NamedTuple):
-    """The levels of a basis in ascending order, and the signs or bits that make them."""
-
-    levels: Any  # (levels, channels)
-    codes: Any  # (levels, channels, bits)
-
-    @property
-    def midpoints(self) -> Any:
-        return 0.5 * self.levels[:-1] + 0.5 * self.levels[1:]
 
 
 class _LearnedLevels:
     """What both quantizers share: bits, momentum, and least squares."""
 
     def __init__(self, bits: int, most: int, momentum: float):
-        self.bits = _check_bits(bits, most)
+        self.bits = check_bits("bits", bits, most)
         if not 0.0 <= momentum < 1.0:
             raise ValueError(f"Expected `momentum` in [0, 1). Received: momentum={momentum!r}")
         self.momentum = float(momentum)
@@ -89,10 +73,10 @@ class WeightNormalizationQuantizer(_LearnedLevels):
     Example:
 
     >>> quantizer = WeightNormalizationQuantizer(bits=2, per_channel=False)
-    >>> kernel = np.array([[-4.0, 0.9], [1.1, 3.8]], "float32")
+    >>> kernel = np.array([[-4.0, 0.75], [1.25, 4.0]], "float32")
     >>> basis = quantizer.fit(kernel)
     >>> ops.convert_to_numpy(quantizer(kernel, basis)).round(2).tolist()
-    [[-3.9, 1.0], [1.0, 3.9]]
+    [[-4.0, 1.0], [1.0, 4.0]]
     """
 
     def __init__(
@@ -144,12 +128,15 @@ class WeightNormalizationQuantizer(_LearnedLevels):
         grid = self._grid(basis)
         midpoints, values = grid.midpoints, self._scaled_levels(grid, basis, scale)
 
+        # The levels lie evenly on both sides of zero, so only those of magnitudes are compared.
+
         @ops.custom_gradient
         def quantize(normalized: Any) -> Any:
             def grad(*args: Any, upstream: Any = None) -> Any:
                 return scale * (args[0] if upstream is None else upstream)
 
-            return _nearest(normalized, midpoints, values), grad
+            found = nearest(ops.abs(normalized), midpoints, values)
+            return ops.where(normalized > 0, found, -found), grad
 
         flat = ops.reshape(normalized, (-1, grid.levels.shape[1]))
         return ops.reshape(quantize(flat), ops.shape(weights))
@@ -188,12 +175,13 @@ class WeightNormalizationQuantizer(_LearnedLevels):
         normalized, scale = self.normalized(weights)
         grid = self._grid(basis)
         flat = ops.reshape(normalized, (-1, grid.levels.shape[1]))
-        places = ops.arange(2**self.bits, dtype="int32")[:, None]
-        indices = _nearest(flat, grid.midpoints, places)
-        levels = ops.reshape(self._scaled_levels(grid, basis, scale), (-1, *basis.shape[1:]))
-        return Codebook(
-            ops.convert_to_numpy(levels), ops.convert_to_numpy(indices).reshape(weights.shape)
-        )
+        half = grid.levels.shape[0]
+        places = ops.arange(half, dtype="int32")[:, None]
+        places = nearest(ops.abs(flat), grid.midpoints, places)
+        indices = ops.where(flat > 0, half + places, half - 1 - places)
+        above = ops.convert_to_numpy(self._scaled_levels(grid, basis, scale))
+        centroids = np.concatenate([-above[::-1], above]).reshape(-1, *basis.shape[1:])
+        return Codebook(centroids, ops.convert_to_numpy(indices).reshape(weights.shape))
 
     def get_config(self) -> dict[str, Any]:
         config = {key: getattr(self, key) for key in ("normalize", "per_channel", "uniform")}
@@ -203,10 +191,13 @@ class WeightNormalizationQuantizer(_LearnedLevels):
         normalized, _ = self.normalized(ops.stop_gradient(weights))
         return ops.reshape(normalized, (-1, math.prod(basis.shape[1:])))
 
-    def _grid(self, basis: Any) -> _Grid:
-        return _grid(ops.stop_gradient(basis), np.array([-1.0, 1.0], "float32"))
+    def _grid(self, basis: Any) -> Grid:
+        """The levels above zero."""
+        levels, codes = grid_of(ops.stop_gradient(basis), (-1.0, 1.0))
+        half = 2 ** (self.bits - 1)
+        return Grid(levels[half:], codes[half:])
 
-    def _scaled_levels(self, grid: _Grid, basis: Any, scale: Any) -> Any:
+    def _scaled_levels(self, grid: Grid, basis: Any, scale: Any) -> Any:
         if not self.uniform:
             return scale * grid.levels
         # An odd integer times one step, rounded once, as integer formats compute it.
@@ -215,14 +206,10 @@ class WeightNormalizationQuantizer(_LearnedLevels):
 
     def _correction(self, flat: Any, basis: Any) -> Any:
         """What least squares adds to the basis, given the nearest level of each weight."""
-        grid = self._grid(basis)
-        gram, force = _normal_equations(flat, grid)
-        if not self.uniform:
-            return ops.reshape(ops.transpose(_solve(gram, force)), basis.shape)
-        # One unknown, the step: the basis stays 1, 2, 4 ... times it.
-        square = ops.sum(gram * (self._powers[:, None] * self._powers), axis=(1, 2))
-        change = ops.sum(force * self._powers, axis=1) / (square + _RIDGE)
-        return ops.reshape(self._powers[:, None] * change, basis.shape)
+        # An evenly spaced basis stays 1, 2, 4 ... times its step.
+        direction = self._powers if self.uniform else None
+        change = best_change(ops.abs(flat), self._grid(basis), direction)
+        return ops.reshape(change, basis.shape)
 
 
 @keras.saving.register_keras_serializable(package="keras_qareg")
@@ -269,7 +256,7 @@ class ActivationQuantizer(_LearnedLevels):
                 passes = ops.logical_or(inside, top <= 0)
                 return ops.where(passes, upstream, ops.zeros_like(upstream))
 
-            quantized = _nearest(flat, midpoints, levels)
+            quantized = nearest(flat, midpoints, levels)
             return ops.where(top > 0, quantized, flat), grad
 
         flat = ops.reshape(ops.cast(inputs, "float32"), (-1, 1))
@@ -281,8 +268,7 @@ class ActivationQuantizer(_LearnedLevels):
         flat = ops.maximum(flat, 0.0)
         unseen = ops.sum(basis) <= 0
         basis = ops.where(unseen, self._start(flat), basis)
-        grid = self._grid(basis)
-        change = _solve(*_normal_equations(flat, grid))[0]
+        change = best_change(flat, self._grid(basis))[:, 0]
         return ops.maximum(basis + (1.0 - self.momentum) * change, 0.0)
 
     def _start(self, flat: Any) -> Any:
@@ -292,8 +278,8 @@ class ActivationQuantizer(_LearnedLevels):
         powers = 2.0 ** np.arange(self.bits, dtype="float32")
         return top * (powers / powers.sum())
 
-    def _grid(self, basis: Any) -> _Grid:
-        return _grid(ops.stop_gradient(basis), np.array([0.0, 1.0], "float32"))
+    def _grid(self, basis: Any) -> Grid:
+        return grid_of(ops.stop_gradient(basis), (0.0, 1.0))
 
 
 _BY_NAME = {
@@ -344,104 +330,14 @@ def get(identifier: Any) -> Quantizer | None:
     )
 
 
-def _check_bits(bits: Any, most: int) -> int:
+def check_bits(name: str, bits: Any, most: int) -> int:
+    """`bits` as an `int`; raises a `ValueError` unless it is an integer from 1 to `most`."""
     try:
         value = 0 if isinstance(bits, bool) else operator.index(bits)
     except TypeError:
         value = 0
     if not 1 <= value <= most:
         raise ValueError(
-            f"Expected `bits` to be an integer from 1 to {most}. Received: bits={bits!r}"
+            f"Expected `{name}` to be an integer from 1 to {most}. Received: {name}={bits!r}"
         )
     return value
-
-
-def _grid(basis: Any, digits: np.ndarray) -> _Grid:
-    """All levels of a basis `(bits, *channels)`, sorted in each channel."""
-    bits = basis.shape[0]
-    basis = ops.reshape(ops.cast(basis, "float32"), (bits, -1))
-    binary = (np.arange(2**bits)[:, None] >> np.arange(bits)) & 1
-    codes = digits[binary]
-    # Not a matrix product, which accelerators compute in reduced precision.
-    levels = sum(codes[:, i : i + 1] * basis[i] for i in range(bits))
-    order = ops.argsort(levels, axis=0)
-    return _Grid(ops.take_along_axis(levels, order, axis=0), ops.take(codes, order, axis=0))
-
-
-def _nearest(flat: Any, midpoints: Any, values: Any) -> Any:
-    """Of `values` `(levels, channels)`, those whose levels are nearest to `flat` `(n, channels)`.
-
-    At a tie it is the lower level. Beyond 16 levels there must be one channel.
-    """
-    count = midpoints.shape[0] + 1
-    if count > _COMPARED_LEVELS:
-        index = ops.searchsorted(midpoints[:, 0], flat[:, 0], side="left")
-        return ops.take(values, index, axis=0)
-    found = ops.broadcast_to(values[0], ops.shape(flat))
-    for j in range(1, count):
-        found = ops.where(flat > midpoints[j - 1], values[j], found)
-    return found
-
-
-def _normal_equations(flat: Any, grid: _Grid) -> tuple[Any, Any]:
-    """The matrix `(channels, bits, bits)` and right side `(channels, bits)` for a change of basis."""
-    shares, errors = _members(flat, grid)
-    codes = grid.codes
-    gram = ops.sum(shares[..., None, None] * codes[..., None] * codes[..., None, :], axis=0)
-    return gram, ops.sum(errors[..., None] * codes, axis=0)
-
-
-def _members(flat: Any, grid: _Grid) -> tuple[Any, Any]:
-    """For each level, the share of the values that are nearest to it, and their summed errors.
-
-    Errors are divided by the number of all values. Both have shape `(levels, channels)`.
-    """
-    midpoints, levels = grid.midpoints, grid.levels.shape[0]
-    size = ops.shape(flat)[0]
-    # Sums of errors, not of values, which would lose their last digits in the difference.
-    errors = flat - _nearest(flat, midpoints, grid.levels)
-    if levels > _COMPARED_LEVELS:
-        index = ops.searchsorted(midpoints[:, 0], flat[:, 0], side="left")
-        ones = ops.ones_like(index, dtype="int32")
-        counts = ops.segment_sum(ones, index, num_segments=levels)[:, None]
-        sums = ops.segment_sum(errors[:, 0], index, num_segments=levels)[:, None]
-    else:
-        above = [flat > midpoint for midpoint in ops.unstack(midpoints)]
-        # Whole numbers: float32 does not count beyond 2^24.
-        counts = _steps([ops.ones_like(flat, "int32"), *(ops.cast(m, "int32") for m in above)])
-        sums = _steps([errors, *(ops.where(mask, errors, 0.0) for mask in above)])
-    size = ops.cast(size, "float32")
-    return ops.cast(counts, "float32") / size, sums / size
-
-
-def _steps(parts: list[Any]) -> Any:
-    """Sums over the values of each part less those of the next: `(parts, channels)`."""
-    sums = [ops.sum(part, axis=0) for part in parts]
-    return ops.stack([*(a - b for a, b in itertools.pairwise(sums)), sums[-1]])
-
-
-def _solve(matrix: Any, right: Any) -> Any:
-    """Solves small symmetric systems `(channels, bits, bits)`, singular ones too.
-
-    What the ridge takes from the solution is given back by solving once more for the residual;
-    nothing is given where the matrix is singular, for there the residual is nothing.
-    """
-    solution = _eliminate(matrix, right)
-    residual = right - ops.sum(matrix * solution[:, None, :], axis=-1)
-    return solution + _eliminate(matrix, residual)
-
-
-def _eliminate(matrix: Any, right: Any) -> Any:
-    """Gauss-Jordan elimination of a ridge regression.
-
-    Library solvers raise an error on NaN in the middle of training, and are slow at thousands of
-    systems of this size.
-    """
-    bits = matrix.shape[-1]
-    identity = np.eye(bits, dtype="float32")
-    system = ops.concatenate([matrix + _RIDGE * identity, right[..., None]], axis=-1)
-    for k in range(bits):
-        pivot_row = system[:, k] / system[:, k, k : k + 1]
-        factors = system[:, :, k] - identity[k]
-        system = system - factors[..., None] * pivot_row[:, None, :]
-    return system[..., -1]

@@ -20,7 +20,7 @@ MODULES = sorted(
 )
 # Each part may import from those before it, and from its own line.
 ORDER = [
-    ["penalties", "centroids", "codebook"],
+    ["penalties", "centroids", "codebook", "levels"],
     ["regularizers", "quantizers"],
     ["layers"],
     ["cloning"],

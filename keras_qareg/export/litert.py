@@ -19,7 +19,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_qareg.models import strip
+from keras_qareg.models import quantizes_inputs, strip
 from keras_qareg.selection import check_built
 
 # How far outputs may be from Keras's, relative to the largest output; None where the format rounds
@@ -124,7 +124,8 @@ def litert(
             f"'{keras.backend.backend()}'. Save the model as .keras and run "
             "`KERAS_BACKEND=tensorflow keras-qareg export MODEL.keras --out FILE.tflite`."
         )
-    plain = strip(model)
+    # Plain layers do not quantize their inputs; those that do are exported as they stand.
+    plain = model if quantizes_inputs(model) else strip(model)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}-") as folder:
         draft = Path(folder) / path.name
         try:

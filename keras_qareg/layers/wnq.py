@@ -19,7 +19,12 @@ from keras import ops
 
 from keras_qareg.centroids import check_finite
 from keras_qareg.codebook import Codebook
-from keras_qareg.quantizers import ActivationQuantizer, WeightNormalizationQuantizer
+from keras_qareg.quantizers import (
+    MAX_ACTIVATION_BITS,
+    ActivationQuantizer,
+    WeightNormalizationQuantizer,
+    check_bits,
+)
 
 _OWN_ARGUMENTS = ("bits", "activation_bits", "normalize", "per_channel", "uniform")
 
@@ -51,9 +56,10 @@ class WeightNormalized(keras.layers.Layer):
         self.quantizer = WeightNormalizationQuantizer(
             bits, normalize=normalize, per_channel=per_channel, uniform=uniform
         )
-        self.activation_quantizer = (
-            None if activation_bits is None else ActivationQuantizer(activation_bits)
-        )
+        self.activation_quantizer = None
+        if activation_bits is not None:
+            check_bits("activation_bits", activation_bits, MAX_ACTIVATION_BITS)
+            self.activation_quantizer = ActivationQuantizer(activation_bits)
 
     def add_weight(self, *args: Any, **kwargs: Any) -> keras.Variable:
         # The kernel is quantized in full precision, whatever the layer computes in.
@@ -62,7 +68,14 @@ class WeightNormalized(keras.layers.Layer):
         return super().add_weight(*args, **kwargs)
 
     def build(self, input_shape: Any) -> None:
+        # Low-rank adaptation closes the layer to new weights, so it must come last.
+        rank, self.lora_rank = getattr(self, "lora_rank", None), None
         super().build(input_shape)
+        self._build_bases()
+        if rank:
+            self.enable_lora(rank, self.lora_alpha)
+
+    def _build_bases(self) -> None:
         shape = self.quantizer.basis_shape(self.kernel.shape, self._channel_axes)
         size = math.prod(self.kernel.shape) // math.prod(shape[1:])
         if self.quantizer.per_channel and size < 2 ** (self.quantizer.bits + 1):

@@ -9,7 +9,7 @@ subclassed model was changed: its own code says what it is made of, so save its 
 from keras_qareg.models.converting import wnq
 from keras_qareg.models.reading import codebooks, kernel_codebooks
 from keras_qareg.models.sharing import compress, share_weights
-from keras_qareg.models.stripping import strip
+from keras_qareg.models.stripping import quantizes_inputs, strip
 from keras_qareg.models.wrapping import quantization_aware
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "compress",
     "kernel_codebooks",
     "quantization_aware",
+    "quantizes_inputs",
     "share_weights",
     "strip",
     "wnq",

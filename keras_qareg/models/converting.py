@@ -11,6 +11,7 @@ from keras.layers import Layer
 
 from keras_qareg.cloning import clone, fresh
 from keras_qareg.layers import WeightNormalized, WNQConv2D, WNQDense, WNQDepthwiseConv2D
+from keras_qareg.quantizers import MAX_ACTIVATION_BITS, MAX_WEIGHT_BITS, check_bits
 from keras_qareg.selection import Layers, check_built, check_plain, select
 
 _KINDS: dict[type[Layer], type[WeightNormalized]] = {
@@ -69,6 +70,9 @@ def wnq(
     """
     check_built(model)
     check_plain(model)
+    check_bits("bits", bits, MAX_WEIGHT_BITS)
+    if activation_bits is not None:
+        check_bits("activation_bits", activation_bits, MAX_ACTIVATION_BITS)
     own = {
         "bits": bits,
         "activation_bits": activation_bits,

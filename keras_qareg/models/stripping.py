@@ -37,9 +37,13 @@ def strip(model: keras.Model) -> keras.Model:
     'Dense'
     """
     check_built(model)
-    quantized = quantized_layers(model)
-    thaw = any(isinstance(layer, SharedWeights) for layer in quantized)
-    _warn_of_activations(quantized)
+    thaw = any(isinstance(layer, SharedWeights) for layer in quantized_layers(model))
+    names = quantizes_inputs(model)
+    if names:
+        warnings.warn(
+            f"Layers {names} quantize their inputs; the plain layers do not, so that outputs differ.",
+            stacklevel=2,
+        )
     pairs = []
 
     def unwrap(layer: Layer) -> Layer:
@@ -64,10 +68,10 @@ def plain(layer: Layer) -> Layer:
     return fresh(inner_layer(layer), clean=True)
 
 
-def _warn_of_activations(layers: list[Layer]) -> None:
-    names = [layer.name for layer in layers if getattr(layer, "activation_quantizer", None)]
-    if names:
-        warnings.warn(
-            f"Layers {names} quantize their inputs; the plain layers do not, so that outputs differ.",
-            stacklevel=3,
-        )
+def quantizes_inputs(model: keras.Model) -> list[str]:
+    """The names of the layers of a model that quantize their inputs."""
+    return [
+        layer.name
+        for layer in quantized_layers(model)
+        if getattr(layer, "activation_quantizer", None) is not None
+    ]

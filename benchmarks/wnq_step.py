@@ -1,0 +1,95 @@
+"""What WNQ adds to a training step: time against the plain layer's, in one run.
+
+    python -m benchmarks.wnq_step --out benchmarks/results
+
+Trains one layer at a time, a 3x3 convolution from 256 to 256 channels on a batch of 32 images of 16x16
+by default, with the plain layer and the WNQ layers in turn, round after round. Prints the median and the
+quartiles of the ratios to the plain step of the same round. Absolute times say nothing here.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from keras import layers
+
+import keras_qareg as qareg
+from keras_qareg.report import table
+
+BATCH, SIDE = 32, 16
+BASELINE = "Conv2D"
+
+
+def variants(channels: int) -> dict[str, keras.layers.Layer]:
+    """The layers to compare, by name."""
+    shape = {"filters": channels, "kernel_size": 3, "padding": "same"}
+    found = {BASELINE: layers.Conv2D(**shape)}
+    for bits in (1, 2, 3, 4):
+        found[f"WNQConv2D, {bits} bits"] = qareg.layers.WNQConv2D(**shape, bits=bits)
+    found["WNQConv2D, 2 bits, not normalized"] = qareg.layers.WNQConv2D(**shape, normalize=False)
+    found["WNQConv2D, 2 bits, one table"] = qareg.layers.WNQConv2D(**shape, per_channel=False)
+    found["WNQConv2D, 2 bits, 2-bit inputs"] = qareg.layers.WNQConv2D(**shape, activation_bits=2)
+    return found
+
+
+def steps(channels: int) -> dict[str, Any]:
+    """A function for each layer that runs one compiled training step and waits for it."""
+    rng = np.random.default_rng(0)
+    inputs = np.maximum(rng.normal(size=(BATCH, SIDE, SIDE, channels)), 0).astype("float32")
+    targets = rng.normal(size=inputs.shape).astype("float32")
+    found = {}
+    for name, layer in variants(channels).items():
+        model = keras.Sequential([keras.Input(inputs.shape[1:]), layer])
+        model.compile(keras.optimizers.SGD(1e-3), "mse")
+        found[name] = lambda model=model: model.train_on_batch(inputs, targets)
+    return found
+
+
+def measure(channels: int, rounds: int) -> dict[str, list[float]]:
+    """Seconds of each step in each round."""
+    running = steps(channels)
+    for step in running.values():  # compiles
+        step()
+        step()
+    seconds: dict[str, list[float]] = {name: [] for name in running}
+    for place in range(rounds):
+        for name, step in running.items():
+            began = time.perf_counter()
+            step()
+            seconds[name].append(time.perf_counter() - began)
+        print(f"\rround {place + 1} of {rounds}", end="", flush=True)
+    print()
+    return seconds
+
+
+def results_table(seconds: dict[str, list[float]]) -> str:
+    """Quartiles of the ratio to the plain step of the same round."""
+    plain = np.array(seconds[BASELINE])
+    lines = []
+    for name, times in seconds.items():
+        low, median, high = np.quantile(np.array(times) / plain, [0.25, 0.5, 0.75])
+        lines.append((name, f"{median:.3f}", f"{low:.3f}", f"{high:.3f}"))
+    return table(("layer", "ratio", "lower quartile", "upper quartile"), lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--channels", type=int, default=256)
+    parser.add_argument("--out", type=Path, default=Path("output"))
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    seconds = measure(arguments.channels, arguments.rounds)
+    text = results_table(seconds)
+    backend = keras.backend.backend()
+    print(f"A training step on {backend}, ratio to {BASELINE}\n\n{text}")
+    record = {"backend": backend, "channels": arguments.channels, "seconds": seconds}
+    (arguments.out / f"wnq_step_{backend}.json").write_text(json.dumps(record) + "\n")
+
+
+if __name__ == "__main__":
+    main()
