@@ -9,6 +9,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_qareg.codebook import Codebook
 from keras_qareg.models import kernel_codebooks
 from keras_qareg.regularizers import Cosine, NearestExponential, NearestSquared, Sine
 
@@ -20,47 +21,87 @@ BINS = 80
 WEIGHTS, CENTROIDS = "#0072B2", "#D55E00"
 
 
-def weight_histograms(model: keras.Model, max_kernels: int = 8) -> Figure:
+def weight_histograms(
+    model: keras.Model | Mapping[str, keras.Model], max_kernels: int = 8
+) -> Figure:
     """Each kernel's weights before quantization, with its centroids, and what they become after.
 
     Args:
-        model: A built model with codebooks: shared, quantization-aware, or plain with few values.
+        model: A built model with codebooks: shared, quantization-aware, of WNQ layers, or plain with
+            few values. Or a dict of such models with the same layers, by what to call them, to be
+            drawn one above the other (Figure 3 of arXiv 1907.00593:
+            `{"WNQ": wnq(model), "LQ-Nets": wnq(model, normalize=False)}`).
         max_kernels: The first kernels that are drawn. Defaults to 8.
 
     Returns:
-        A `matplotlib.figure.Figure`: above, the histogram of the weights with the centroids as dots;
-        below, how many weights each centroid stands for. Save it with `savefig`.
+        A `matplotlib.figure.Figure`: histograms of the weights with the centroids of all channels as
+        dots, the relative quantization error in their titles; for one model there is below how many
+        weights each centroid stands for. Save it with `savefig`.
 
     Raises:
         ImportError: If matplotlib is not installed.
-        ValueError: If the model is unbuilt or no kernel has a codebook.
+        ValueError: If a model is unbuilt or none of its kernels has a codebook.
     """
-    found = [row for row in kernel_codebooks(model) if row[2] is not None][:max_kernels]
+    if isinstance(model, keras.Model):
+        found = _quantized(model, max_kernels)
+        axes = _histogram_axes(2, len(found))
+        for (before, after), (path, weights, book) in zip(axes.T, found, strict=True):
+            _draw_weights(before, path, weights, book)
+            _draw_counts(after, book)
+        labels = ["before: weights", "after: weights"]
+    else:
+        rows = [_quantized(each, max_kernels) for each in model.values()]
+        axes = _histogram_axes(len(rows), max(map(len, rows)))
+        for row, found in zip(axes, rows, strict=True):
+            for axis, kernel in zip(row, found, strict=False):
+                _draw_weights(axis, *kernel)
+        labels = list(model)
+    for axis, label in zip(axes[:, 0], labels, strict=True):
+        axis.set_ylabel(label, fontsize=8)
+    for axis in axes[-1]:
+        axis.set_xlabel("weight", fontsize=8)
+    return axes[0, 0].figure
+
+
+def _quantized(model: keras.Model, most: int) -> list[tuple[str, np.ndarray, Codebook]]:
+    """Path, weights before quantization and codebook of the first kernels that have one."""
+    found = [
+        (path, ops.convert_to_numpy(kernel), book)
+        for path, kernel, book in kernel_codebooks(model)
+        if book is not None
+    ]
     if not found:
         raise ValueError(
             f"Expected a model with codebooks. Received: model '{model.name}', of which every kernel "
             "has more than 256 values. Use keras_qareg.share_weights(model, levels=...) first."
         )
-    figure = _figure(2.6 * len(found) + 0.6, 4.6)
-    axes = figure.subplots(2, len(found), squeeze=False, sharex="col")
-    for (before, after), (path, kernel, book) in zip(axes.T, found, strict=True):
-        assert book is not None
-        weights = ops.convert_to_numpy(kernel).reshape(-1)
-        before.hist(weights, bins=BINS, color=WEIGHTS)
-        before.plot(
-            book.centroids, np.zeros_like(book.centroids), "o", color=CENTROIDS, clip_on=False
-        )
-        error = book.relative_error(kernel)
-        before.set_title(f"{path}\nrelative error {error:.1e}", fontsize=8)
-        after.vlines(book.centroids, 0, book.counts, color=CENTROIDS, linewidth=2)
-        after.set_ylim(bottom=0)
-        after.set_xlabel("weight", fontsize=8)
-        for axis in (before, after):
-            axis.tick_params(labelsize=7)
-            axis.locator_params(axis="x", nbins=5)
-    axes[0, 0].set_ylabel("before: weights", fontsize=8)
-    axes[1, 0].set_ylabel("after: weights", fontsize=8)
-    return figure
+    return found[:most]
+
+
+def _histogram_axes(rows: int, columns: int) -> Any:
+    figure = _figure(2.6 * columns + 0.6, 2.3 * rows)
+    axes = figure.subplots(rows, columns, squeeze=False, sharex="col")
+    for axis in axes.flat:
+        axis.tick_params(labelsize=7)
+        axis.locator_params(axis="x", nbins=5)
+    return axes
+
+
+def _draw_weights(axis: Any, path: str, weights: np.ndarray, book: Codebook) -> None:
+    axis.hist(weights.reshape(-1), bins=BINS, color=WEIGHTS)
+    centroids = book.centroids.reshape(-1)
+    size = 6 if book.centroids.ndim == 1 else 2
+    axis.plot(
+        centroids, np.zeros_like(centroids), "o", color=CENTROIDS, clip_on=False, markersize=size
+    )
+    error = book.relative_error(weights)
+    axis.set_title(f"{path}\nrelative error {error:.1e}", fontsize=8)
+
+
+def _draw_counts(axis: Any, book: Codebook) -> None:
+    values, counts = np.unique(book.weights, return_counts=True)
+    axis.vlines(values, 0, counts, color=CENTROIDS, linewidth=2)
+    axis.set_ylim(bottom=0)
 
 
 def penalty_curves(

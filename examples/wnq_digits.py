@@ -1,0 +1,165 @@
+"""Scikit-learn's digits: weight normalization based quantization (WNQ) against LQ-Nets and float.
+
+    python examples/wnq_digits.py                  # one seed, all but the first and last layer
+    python examples/wnq_digits.py --seeds 3 --layers inner all --start scratch float
+
+Every network has the same layers and is trained for the same number of epochs: in float, and with
+kernels of 1, 2 and 3 bits (2 bits also with 2-bit activations), with normalization (WNQ) and without
+(LQ-Nets). `--start float` lets quantized training go on from the float network, and then trains the
+float one for as long again. Results go to `wnq_digits.jsonl` in the output folder, one line a cell as
+it is done; the last 2-bit network goes to `best.tflite`, and its accuracy is compared with Keras.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import keras
+import numpy as np
+
+import keras_qareg as qareg
+from examples.digits import EPOCHS, LEARNING_RATE, Data, accuracy, export_best, fit, load, network
+from keras_qareg.report import summary, table
+
+METHODS = {"LQ-Nets": False, "WNQ": True}
+# Bits of weights and of activations; None is float.
+BITS = ((1, None), (2, None), (3, None), (2, 2))
+SKIP = {"inner": ("first", "last"), "all": ()}
+
+
+def train(model: keras.Model, data: Data, seed: int, epochs: int) -> keras.Model:
+    """The model itself, trained."""
+    keras.utils.set_random_seed(seed)
+    fit(model, data, epochs, keras.optimizers.Adam(LEARNING_RATE))
+    return model
+
+
+def cells(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Every cell of the study; the float one of a seed and start comes first."""
+    found = []
+    for seed in range(arguments.seeds):
+        for start in arguments.start:
+            cell = {"seed": seed, "start": start}
+            found.append({**cell, "layers": "none", "method": "float", "bits": 32, "inputs": None})
+            for layers in arguments.layers:
+                for bits, inputs in BITS:
+                    for method in METHODS:
+                        quantized = {"method": method, "bits": bits, "inputs": inputs}
+                        found.append({**cell, "layers": layers, **quantized})
+    return found
+
+
+def run(arguments: argparse.Namespace, data: Data) -> Iterator[tuple[dict[str, Any], keras.Model]]:
+    """Each cell with its trained model."""
+    start = None
+    for cell in cells(arguments):
+        if cell["method"] == "float":
+            keras.utils.set_random_seed(cell["seed"])
+            start = network()
+            if cell["start"] == "float":
+                train(start, data, cell["seed"], arguments.epochs)
+            model = keras.models.clone_model(start)
+            model.set_weights(start.get_weights())
+        else:
+            model = qareg.wnq(
+                start,
+                cell["bits"],
+                activation_bits=cell["inputs"],
+                skip=SKIP[cell["layers"]],
+                normalize=METHODS[cell["method"]],
+            )
+        yield cell, train(model, data, cell["seed"], arguments.epochs)
+
+
+def figures_of(model: keras.Model, test: Data) -> dict[str, float]:
+    """Test accuracy, and means over the quantized kernels."""
+    report = summary(model)
+    errors = [row.relative_error for row in report.rows if row.levels is not None]
+    error = float(np.mean(errors)) if errors else 0.0
+    return {"accuracy": accuracy(model, test), "error": error, "entropy": report.entropy}
+
+
+def study(arguments: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, keras.Model]]:
+    """Runs every cell; returns their figures and the last 2-bit model of each method."""
+    data, test = load()
+    total, began = len(cells(arguments)), time.time()
+    rows: list[dict[str, Any]] = []
+    kept = {}
+    with (arguments.out / "wnq_digits.jsonl").open("w") as file:
+        for cell, model in run(arguments, data):
+            row = {**cell, **figures_of(model, test), "backend": keras.backend.backend()}
+            rows.append(row)
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            if (cell["bits"], cell["inputs"]) == (2, None):
+                kept[cell["method"]] = model
+            left = (time.time() - began) / len(rows) * (total - len(rows))
+            print(
+                f"[{len(rows)}/{total}] seed {cell['seed']}, {label(cell)}: accuracy "
+                f"{row['accuracy']:.2f}, relative error {row['error']:.4f} (about {left:.0f} s left)",
+                flush=True,
+            )
+    return rows, kept
+
+
+def label(cell: dict[str, Any]) -> str:
+    """A cell in words."""
+    if cell["method"] == "float":
+        return f"from {cell['start']}, float"
+    inputs = "" if cell["inputs"] is None else f", {cell['inputs']}-bit activations"
+    bits = f"{cell['bits']}-bit {cell['method']}{inputs}"
+    return f"from {cell['start']}, {cell['layers']} layers, {bits}"
+
+
+def results_table(rows: list[dict[str, Any]]) -> str:
+    """Means over the seeds, a line a cell; the error's ratio is WNQ's to that of LQ-Nets."""
+    header = ("network", "accuracy", "std", "to float", "rel. error", "ratio", "bits/weight")
+    lines, reference, lq_error = [], 0.0, 0.0
+    for name in dict.fromkeys(map(label, rows)):
+        same = [row for row in rows if label(row) == name]
+        means = {key: np.mean([r[key] for r in same]) for key in ("accuracy", "error", "entropy")}
+        spread = np.std([row["accuracy"] for row in same])
+        method, ratio = same[0]["method"], ""
+        if method == "float":
+            reference = means["accuracy"]
+        elif method == "WNQ":
+            ratio = f"{means['error'] / lq_error:.3f}"
+        lq_error = means["error"]
+        accuracies = (
+            f"{means['accuracy']:.2f}",
+            f"{spread:.2f}",
+            f"{means['accuracy'] - reference:+.2f}",
+        )
+        lines.append((name, *accuracies, f"{means['error']:.4f}", ratio, f"{means['entropy']:.2f}"))
+    return table(header, lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--seeds", type=int, default=1, help="how many, from 0 (default: 1)")
+    parser.add_argument("--epochs", type=int, default=EPOCHS, help=f"default: {EPOCHS}")
+    parser.add_argument("--layers", nargs="+", choices=SKIP, default=["inner"])
+    parser.add_argument("--start", nargs="+", choices=("scratch", "float"), default=["scratch"])
+    parser.add_argument("--out", type=Path, default=Path("output"), help="default: output")
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+
+    rows, kept = study(arguments)
+    text = results_table(rows)
+    (arguments.out / "wnq_digits.txt").write_text(text + "\n")
+    print(f"\nTest accuracy in percent, means of {arguments.seeds} seed(s)\n\n{text}\n")
+    models = {"WNQ": kept["WNQ"], "LQ-Nets": kept["LQ-Nets"]}
+    qareg.plots.weight_histograms(models).savefig(arguments.out / "wnq_histograms.png", dpi=120)
+    if keras.backend.backend() == "tensorflow":
+        export_best(kept["WNQ"], arguments.out)
+    print(f"Figures, raw results and the model are in {arguments.out}/")
+
+
+if __name__ == "__main__":
+    main()
