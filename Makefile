@@ -11,6 +11,7 @@ demo: $(INSTALLED)
 
 study: $(INSTALLED)
 	$(BIN)/python examples/digits.py --seeds 3 --levels 2 4 8 --out benchmarks/results
+	$(BIN)/python examples/wnq_digits.py --seeds 3 --layers inner all --start scratch float --out benchmarks/results
 
 test: $(INSTALLED)
 	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -n 2
@@ -30,6 +31,8 @@ format: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.recipe --out benchmarks/results
+	$(BIN)/python -m benchmarks.wnq_error --out benchmarks/results
+	$(BIN)/python -m benchmarks.wnq_step --out benchmarks/results
 
 # New pins: installs the newest versions that setup.cfg admits and writes them down.
 lock:

@@ -36,6 +36,8 @@ SYNTHETIC = {
     "Student's t, 3 degrees": lambda rng, size: rng.standard_t(3, size=size),
 }
 SYNTHETIC_SHAPE = (2304, 64)
+# Four kernels before and after training, and the synthetic ones, by two methods.
+PER_SEED = 2 * (2 * 4 + len(SYNTHETIC))
 
 
 def tails(weights: np.ndarray) -> dict[str, float]:
@@ -193,7 +195,10 @@ def main() -> None:
             for row in all_rows(bits, arguments.seeds, arguments.epochs):
                 rows.append(row)
                 file.write(json.dumps({**row, "backend": keras.backend.backend()}) + "\n")
-                print(f"\r{len(rows)} kernels measured", end="", flush=True)
+                print(
+                    f"\r{len(rows)} of {arguments.seeds * PER_SEED * len(arguments.bits)} rows",
+                    end="",
+                )
     text = results_table(rows)
     (arguments.out / "wnq_error.txt").write_text(text + "\n")
     figure(rows).savefig(arguments.out / "wnq_error.png", dpi=120)

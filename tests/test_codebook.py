@@ -92,3 +92,26 @@ def test_lookup_sums_the_gradients_of_the_members():
     assert value == pytest.approx((centroids[indices] * upstream).sum(), rel=1e-4)
     expected = [upstream[indices == j].sum() for j in range(5)]
     np.testing.assert_allclose(grad, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_table_for_each_channel():
+    indices = RNG.integers(0, 4, (5, 3, 2))
+    tables = RNG.normal(size=(4, 3, 2)).astype("float32")
+    tables[3, 0, 0] = tables[2, 0, 0]
+    book = Codebook(tables, indices)
+    expected = np.empty((5, 3, 2), "float32")
+    for place in np.ndindex(5, 3, 2):
+        expected[place] = tables[(indices[place], *place[1:])]
+    np.testing.assert_array_equal(book.weights, expected)
+    columns = expected.reshape(5, 6).T
+    assert book.levels_used == max(np.unique(column).size for column in columns)
+    np.testing.assert_array_equal(book.counts, np.bincount(indices.reshape(-1), minlength=4))
+    last = Codebook(tables[:, 0], indices)
+    np.testing.assert_array_equal(last.weights[..., 1], tables[:, 0, 1][indices[..., 1]])
+    assert Codebook(tables, indices).relative_error(expected) == 0.0
+    with pytest.raises(ValueError, match="Expected one table of shape"):
+        book.with_member_means(expected)
+    with pytest.raises(ValueError, match="last sizes of indices of shape"):
+        Codebook(tables, indices[..., :1])
+    with pytest.raises(ValueError, match="Expected `indices` from 0 to 3"):
+        Codebook(tables, indices + 1)

@@ -41,6 +41,45 @@ def test_the_demo_runs(tmp_path):
         assert "in LiteRT" in printed and (tmp_path / "best.tflite").stat().st_size > 100_000
 
 
+def test_the_wnq_study_runs(tmp_path):
+    printed = run("examples/wnq_digits.py", "--epochs", 2, "--out", tmp_path)
+    lines = (tmp_path / "wnq_digits.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert [row["method"] for row in rows] == ["float", *["LQ-Nets", "WNQ"] * 4]
+    for row in rows[1:]:
+        assert 0 < row["entropy"] <= row["bits"] and 0 < row["error"] < 0.5
+        assert 50 < row["accuracy"] <= 100
+    assert "[9/9] seed 0, from scratch, inner layers, 2-bit WNQ, 2-bit activations" in printed
+    assert (tmp_path / "wnq_digits.txt").read_text() in printed
+    assert (tmp_path / "wnq_histograms.png").read_bytes().startswith(b"\x89PNG")
+    assert BACKEND != "tensorflow" or "in LiteRT" in printed
+
+
+def test_the_analysis_of_errors_runs(tmp_path):
+    words = ["--bits", 1, "--seeds", 1, "--epochs", 1, "--out", tmp_path]
+    printed = run("-m", "benchmarks.wnq_error", *words)
+    rows = [json.loads(line) for line in (tmp_path / "wnq_error.jsonl").read_text().splitlines()]
+    assert len(rows) == 2 * (4 + 4 + 4)
+    errors = {(row["when"], row["kernel"], row["method"]): row["error"] for row in rows}
+    for when, kernel, _ in errors:
+        if when != "trained":  # what is only divided has the same error
+            assert errors[when, kernel, "WNQ"] == pytest.approx(
+                errors[when, kernel, "LQ-Nets"], rel=1e-3
+            )
+    kurtosis = {row["kernel"]: row["kurtosis"] for row in rows if row["when"] == "synthetic"}
+    assert kurtosis["normal"] == pytest.approx(3.0, abs=0.1)
+    assert kurtosis["Laplace"] == pytest.approx(6.0, abs=0.5)
+    assert (tmp_path / "wnq_error.png").exists()
+    assert "1 bits, trained: logits" in printed
+
+
+def test_the_step_benchmark_runs(tmp_path):
+    printed = run("-m", "benchmarks.wnq_step", "--rounds", 2, "--channels", 8, "--out", tmp_path)
+    assert "WNQConv2D, 2 bits" in printed
+    record = json.loads((tmp_path / f"wnq_step_{BACKEND}.json").read_text())
+    assert {len(times) for times in record["seconds"].values()} == {2}
+
+
 @pytest.mark.slow
 def test_the_recipe_resumes(tmp_path):
     words = ["-m", "benchmarks.recipe", "--levels", 4, "--out", tmp_path]

@@ -76,6 +76,27 @@ def test_weight_histograms_show_every_centroid(tmp_path):
     assert len(plots.weight_histograms(shared, max_kernels=1).axes) == 2
 
 
+def test_weight_histograms_compare_models():
+    """Figure 3 of arXiv 1907.00593: WNQ above LQ-Nets, levels as dots, the error in the title."""
+    models = {
+        "WNQ": qareg.wnq(small_cnn(), bits=1, skip=()),
+        "LQ-Nets": qareg.wnq(small_cnn(), bits=2, skip=(), normalize=False),
+    }
+    figure = plots.weight_histograms(models, max_kernels=2)
+    assert len(figure.axes) == 4
+    assert [axis.get_ylabel() for axis in figure.axes[::2]] == list(models)
+    for row, (model, levels) in enumerate(zip(models.values(), (2, 4), strict=True)):
+        for column, (path, book) in enumerate(list(qareg.codebooks(model).items())[:2]):
+            axis = figure.axes[2 * row + column]
+            assert axis.get_title().startswith(f"{path}\nrelative error ")
+            dots = axis.lines[0].get_xdata()
+            np.testing.assert_array_equal(dots, book.centroids.reshape(-1))
+            assert dots.size == levels * book.indices.shape[-1]
+            assert sum(patch.get_height() for patch in axis.patches) == book.indices.size
+    single = plots.weight_histograms(models["WNQ"])
+    assert len(single.axes) == 6 and single.axes[0].get_ylabel() == "before: weights"
+
+
 def test_penalty_curves_draw_the_penalties():
     figure = plots.penalty_curves(levels=3)
     names = [axis.get_title() for axis in figure.axes]
