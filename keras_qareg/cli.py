@@ -75,7 +75,8 @@ def _add_weights(parser: argparse.ArgumentParser) -> None:
 
 
 def _compress(options: argparse.Namespace) -> None:
-    from keras_qareg.export.litert import check_target, litert
+    from keras_qareg.export.files import check_target
+    from keras_qareg.export.litert import litert
     from keras_qareg.models import compress
     from keras_qareg.report import summary
 
@@ -97,7 +98,8 @@ def _compress(options: argparse.Namespace) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
-    from keras_qareg.export.litert import check_target, litert
+    from keras_qareg.export.files import check_target
+    from keras_qareg.export.litert import litert
 
     check_target(options.out, ".tflite")
     print(litert(_load_model(options.model), options.out, options.weights))

@@ -58,6 +58,7 @@ def test_imports_point_one_way(path):
             "sklearn",
             "ai_edge_litert",
             "tensorboardX",
+            "constriction",
             "pandas",
         ):
             guarded = path.name == "plots.py" and name == "matplotlib.figure.Figure"

@@ -1,5 +1,6 @@
-"""Files: what leaves Python. Nothing here is imported until it is used."""
+"""Files: what leaves Python. Heavy imports wait until they are used."""
 
+from keras_qareg.export.archive import ArchiveError, load_archive, save_archive
 from keras_qareg.export.litert import ExportReport, litert
 
-__all__ = ["ExportReport", "litert"]
+__all__ = ["ArchiveError", "ExportReport", "litert", "load_archive", "save_archive"]

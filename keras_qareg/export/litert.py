@@ -19,6 +19,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_qareg.export.files import check_target
 from keras_qareg.models import quantizes_inputs, strip
 from keras_qareg.selection import check_built
 
@@ -137,20 +138,6 @@ def litert(
             report = _write(plain, draft, path, weights, representative_data, batch_size=1)
         draft.replace(path)
     return report
-
-
-def check_target(path: str | os.PathLike[str], suffix: str) -> Path:
-    """The path of a file to write.
-
-    Raises:
-        ValueError: If its name does not end in `suffix` or its folder does not exist.
-    """
-    path = Path(path)
-    if path.suffix != suffix:
-        raise ValueError(f"Expected a file name that ends in '{suffix}'. Received: {path}")
-    if not path.parent.is_dir():
-        raise ValueError(f"Expected a folder that exists. Received: {path.parent}, which does not")
-    return path
 
 
 def run_litert(path: str | os.PathLike[str], inputs: Any) -> list[np.ndarray]:

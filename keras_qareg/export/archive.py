@@ -1,0 +1,404 @@
+"""One file for a whole model, near the entropy bound of its shared weights.
+
+An archive holds the configuration of the plain model (JSON), and each of its tensors: as a table of
+centroids with entropy-coded indices where it has few values, else as it is. Indices are coded by an
+ANS coder (`constriction`) under the frequencies of their own tensor, or packed where that is smaller.
+Nothing in it is code: no pickle, and Lambda layers only on request.
+
+Layout, all integers little-endian:
+
+    8 bytes   magic: 89 "KQAREG" 0A
+    4         version: 1
+    4, 4      bytes of the manifest as stored (zlib) and as JSON
+    16        BLAKE2b of the stored manifest
+    ...       manifest: {"sections": [[bytes, BLAKE2b], ...], "config": section, "tensors": [...],
+              "assets": [...]}
+    ...       the sections, in order, to the end of the file
+
+Everything is checked before it is used: lengths against the file, digests against the bytes, and what
+a tensor would need in memory against what a file of this size may hold.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import re
+import struct
+import tempfile
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_qareg.centroids import MAX_LEVELS
+from keras_qareg.codebook import Codebook
+from keras_qareg.export.coding import bits_of, decode_indices, encode_indices
+from keras_qareg.export.files import check_target
+from keras_qareg.models import codebooks, strip
+
+MAGIC, VERSION = b"\x89KQAREG\n", 1
+_HEADER = struct.Struct("<8sIII16s")
+# What a file may unfold to: a kernel of one value takes no bytes at all, so a ratio alone is not enough.
+_FREE_BYTES, _BYTES_PER_BYTE = 64 << 20, 4096
+# Deflate never does better than this.
+_DEFLATE_RATIO = 1100
+FLOAT_DTYPES = ("float32", "float16")
+_DTYPES = re.compile("float(16|32|64)|bfloat16|u?int(8|16|32|64)|bool")
+
+
+class ArchiveError(ValueError):
+    """A file is no archive, is damaged, or is from a later version."""
+
+
+def save_archive(
+    model: keras.Model, path: str | os.PathLike[str], float_dtype: str = "float32"
+) -> Path:
+    """Writes a model to one small file: the plain model, its shared weights entropy-coded.
+
+    The file appears under its name only when it is complete.
+
+    Args:
+        model: A built model; what `strip` makes of it is written.
+        path: The file to write, in a folder that exists. The usual suffix is `.qareg`.
+        float_dtype: How tensors that are not shared are kept: `"float32"` (default) as they are, or
+            `"float16"`, at half the size and three digits.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        ValueError: If the model is unbuilt, the folder does not exist, or `float_dtype` is unknown.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((16,)), keras.layers.Dense(64)])
+    >>> shared = qareg.share_weights(model, levels=4)
+    >>> file = save_archive(shared, Path(tempfile.mkdtemp()) / "model.qareg")
+    >>> type(load_archive(file)).__name__
+    'Sequential'
+    """
+    path = check_target(path)
+    if float_dtype not in FLOAT_DTYPES:
+        raise ValueError(
+            f"Expected `float_dtype` to be one of {FLOAT_DTYPES}. Received: {float_dtype!r}"
+        )
+    books = codebooks(model)
+    plain = strip(model)
+    sections: list[bytes] = []
+    config = keras.saving.serialize_keras_object(plain)
+    config.pop("compile_config", None)
+    manifest = {
+        "config": _add(sections, zlib.compress(json.dumps(config).encode(), 9)),
+        "tensors": [
+            _pack_tensor(
+                np.asarray(ops.convert_to_numpy(w)), books.get(w.path), float_dtype, sections
+            )
+            for w in plain.weights
+        ],
+        "assets": [
+            {"layer": place, "name": name, "section": _add(sections, content)}
+            for place, name, content in _assets(plain)
+        ],
+        "sections": [[len(section), _digest(section).hex()] for section in sections],
+    }
+    raw = json.dumps(manifest, separators=(",", ":")).encode()
+    stored = zlib.compress(raw, 9)
+    header = _HEADER.pack(MAGIC, VERSION, len(stored), len(raw), _digest(stored))
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
+        draft = Path(folder) / path.name
+        draft.write_bytes(b"".join([header, stored, *sections]))
+        draft.replace(path)
+    return path
+
+
+def load_archive(
+    path: str | os.PathLike[str],
+    custom_objects: Mapping[str, Any] | None = None,
+    safe_mode: bool = True,
+) -> keras.Model:
+    """Reads a model that `save_archive` wrote; it predicts bit for bit as the plain model did.
+
+    Args:
+        path: The file.
+        custom_objects: Classes and functions of the model by name, where they are not registered.
+        safe_mode: Whether to refuse Lambda layers, as `keras.saving.load_model` does.
+
+    Returns:
+        A plain Keras model, not compiled.
+
+    Raises:
+        ArchiveError: If the file is no archive, is damaged or truncated, was written by a later
+            version, or its model cannot be made again.
+        FileNotFoundError: If there is no such file.
+    """
+    content = Path(path).read_bytes()
+    with _naming(path):
+        return _rebuilt(_verified(content), dict(custom_objects or {}), safe_mode)
+
+
+class Archive:
+    """The verified parts of a file.
+
+    Attributes:
+        manifest: The manifest, its structure checked.
+        sections: The bytes of each section, their digests checked.
+    """
+
+    def __init__(self, manifest: dict[str, Any], sections: list[bytes]):
+        self.manifest, self.sections = manifest, sections
+
+
+def read_archive(path: str | os.PathLike[str]) -> Archive:
+    """Reads and verifies a file, without making its model.
+
+    Args:
+        path: The file.
+
+    Returns:
+        An `Archive`.
+
+    Raises:
+        ArchiveError: As `load_archive`.
+        FileNotFoundError: If there is no such file.
+    """
+    content = Path(path).read_bytes()
+    with _naming(path):
+        return _verified(content)
+
+
+@contextlib.contextmanager
+def _naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Adds the name of the file to errors; a manifest without sense is one error like any other."""
+    try:
+        yield
+    except ArchiveError as error:
+        raise ArchiveError(f"{error} (file '{path}')") from error.__cause__
+    except (KeyError, TypeError, IndexError, ValueError, RecursionError, OverflowError) as error:
+        raise ArchiveError(
+            f"Expected an archive of keras_qareg. Received: a damaged manifest ({error!r}) "
+            f"(file '{path}')"
+        ) from error
+
+
+def _verified(content: bytes) -> Archive:
+    if len(content) < _HEADER.size or not content.startswith(MAGIC):
+        raise ArchiveError(
+            "Expected an archive of keras_qareg. Received: a file that does not begin as one"
+        )
+    _, version, stored_size, raw_size, digest = _HEADER.unpack_from(content)
+    if version != VERSION:
+        raise ArchiveError(
+            f"Expected an archive of version {VERSION}. Received: version {version}. Use the release "
+            "of keras_qareg that wrote it, or a later one"
+        )
+    start = _HEADER.size + stored_size
+    if start > len(content) or raw_size > _DEFLATE_RATIO * stored_size:
+        raise ArchiveError("Expected a whole archive. Received: a header that promises more")
+    stored = content[_HEADER.size : start]
+    if _digest(stored) != digest:
+        raise ArchiveError("Expected an undamaged archive. Received: a manifest that was changed")
+    manifest = _json(_inflate(stored, "manifest", raw_size))
+    sections = []
+    for place, (size, checksum) in enumerate(manifest["sections"]):
+        section = content[start : start + size]
+        if size < 0 or len(section) != size:
+            raise ArchiveError(f"Expected a whole archive. Received: section {place} cut off")
+        if _digest(section).hex() != checksum:
+            raise ArchiveError(
+                f"Expected an undamaged archive. Received: section {place} was changed"
+            )
+        sections.append(section)
+        start += size
+    if start != len(content):
+        raise ArchiveError("Expected an archive. Received: more bytes after its end")
+    _check_tensors(manifest["tensors"], sections, len(content))
+    for place in [manifest["config"], *(asset["section"] for asset in manifest["assets"])]:
+        sections[_whole(place)]
+    return Archive(manifest, sections)
+
+
+def _rebuilt(archive: Archive, custom_objects: dict[str, Any], safe_mode: bool) -> keras.Model:
+    entries = archive.manifest["tensors"]
+    config = _json(_inflate(archive.sections[archive.manifest["config"]], "model configuration"))
+    try:
+        with keras.saving.custom_object_scope(custom_objects):
+            model = keras.saving.deserialize_keras_object(config, safe_mode=safe_mode)
+        layers = model._flatten_layers()
+        for entry in archive.manifest["assets"]:
+            _load_asset(layers[entry["layer"]], entry["name"], archive.sections[entry["section"]])
+    except Exception as error:
+        raise ArchiveError(
+            f"Expected a model that can be made again. Received: {type(error).__name__}: {error}"
+        ) from error
+    shapes = [tuple(weight.shape) for weight in model.weights]
+    expected = [tuple(entry["shape"]) for entry in entries]
+    if shapes != expected:
+        raise ArchiveError(
+            f"Expected a model with tensors of shapes {expected}. Received: {shapes}. "
+            "A subclassed model must build all its layers from its configuration."
+        )
+    for weight, entry in zip(model.weights, entries, strict=True):
+        weight.assign(unpack_tensor(entry, archive.sections))
+    for layer in layers:
+        if hasattr(layer, "finalize_state"):  # Normalization computes with copies of its weights
+            layer.finalize_state()
+    return model
+
+
+def _check_tensors(entries: list[dict[str, Any]], sections: list[bytes], size: int) -> None:
+    """That sizes agree, and that all tensors together are no more than the file may unfold to."""
+    total = 0
+    for entry in entries:
+        for name in (entry["dtype"], entry.get("stored", "float32")):
+            if not _DTYPES.fullmatch(name):
+                raise ArchiveError(f"Expected a type of numbers. Received: {name!r}")
+        count = math.prod(_whole(n) for n in entry["shape"])
+        total += count * np.dtype(entry["dtype"]).itemsize
+        if total > _FREE_BYTES + _BYTES_PER_BYTE * size:
+            raise ArchiveError(
+                f"Expected tensors that a file of {size:,} bytes may hold. Received: {total:,} bytes "
+                "or more"
+            )
+        if entry["coding"] == "raw":
+            expected = count * np.dtype(entry["stored"]).itemsize
+            found = len(sections[entry["section"]])
+        else:
+            levels, channels = _whole(entry["levels"]), math.prod(map(_whole, entry["channels"]))
+            if not 1 <= levels <= MAX_LEVELS:
+                raise ArchiveError(f"Expected 1 to {MAX_LEVELS} levels. Received: {levels}")
+            expected, found = 4 * levels * channels, len(sections[entry["centroids"]])
+            if entry["coding"] == "packed":
+                expected += math.ceil(count * bits_of(levels) / 8)
+                found += len(sections[entry["indices"]])
+        if found != expected:
+            raise ArchiveError(
+                f"Expected {expected} bytes for a tensor of shape {entry['shape']}. Received: {found}"
+            )
+
+
+def _pack_tensor(
+    values: np.ndarray, book: Codebook | None, float_dtype: str, sections: list[bytes]
+) -> dict[str, Any]:
+    """Adds the sections of a tensor; returns what the manifest says of it."""
+    entry: dict[str, Any] = {"shape": list(values.shape), "dtype": str(values.dtype)}
+    stored = float_dtype if values.dtype == np.float32 else str(values.dtype)
+    if values.dtype == np.float32 and values.ndim > 1:
+        if book is None or not np.array_equal(book.weights, values):
+            book = Codebook.exact(values)
+        if book is not None:
+            if book.centroids.ndim == 1:
+                book = _compact(book)
+            coding, indices = encode_indices(book.indices, book.centroids.shape[0])
+            if len(indices) + book.centroids.nbytes < values.size * np.dtype(stored).itemsize:
+                return {
+                    **entry,
+                    "coding": coding,
+                    "levels": book.centroids.shape[0],
+                    "channels": list(book.centroids.shape[1:]),
+                    "centroids": _add(sections, book.centroids.astype("<f4").tobytes()),
+                    "indices": _add(sections, indices),
+                }
+    section = _add(sections, _little(values.astype(stored)).tobytes())
+    return {**entry, "coding": "raw", "stored": stored, "section": section}
+
+
+def unpack_tensor(entry: dict[str, Any], sections: list[bytes]) -> np.ndarray:
+    """A tensor of an archive.
+
+    Args:
+        entry: What the manifest says of it.
+        sections: The sections of the archive.
+
+    Returns:
+        An array of the shape and dtype in the entry.
+
+    Raises:
+        ArchiveError: If its indices do not make sense.
+    """
+    shape = tuple(entry["shape"])
+    if entry["coding"] == "raw":
+        values = np.frombuffer(sections[entry["section"]], _little_dtype(entry["stored"]))
+        return values.astype(entry["dtype"]).reshape(shape)
+    levels = entry["levels"]
+    tables = np.frombuffer(sections[entry["centroids"]], "<f4")
+    coded = sections[entry["indices"]]
+    try:
+        indices = decode_indices(entry["coding"], coded, levels, math.prod(shape)).reshape(shape)
+        return Codebook(tables.reshape(levels, *entry["channels"]), indices).weights
+    except ValueError as error:
+        raise ArchiveError(f"Expected a sound table. Received: {error}") from error
+
+
+def _compact(book: Codebook) -> Codebook:
+    """Without the centroids that no weight has."""
+    used = book.counts > 0
+    places = np.cumsum(used) - 1
+    return Codebook(book.centroids[used], places[book.indices])
+
+
+def _whole(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ArchiveError(f"Expected a size of 0 or more. Received: {value!r}")
+    return value
+
+
+def _add(sections: list[bytes], section: bytes) -> int:
+    sections.append(section)
+    return len(sections) - 1
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=16).digest()
+
+
+def _inflate(stored: bytes, what: str, size: int | None = None) -> bytes:
+    most = _DEFLATE_RATIO * len(stored) if size is None else size
+    unpacker = zlib.decompressobj()
+    try:
+        raw = unpacker.decompress(stored, most + 1)
+    except zlib.error as error:
+        raise ArchiveError(f"Expected a compressed {what}. Received: {error}") from error
+    if not unpacker.eof or (size is not None and len(raw) != size):
+        raise ArchiveError(f"Expected a {what} of {size} bytes. Received: another size")
+    return raw
+
+
+def _json(raw: bytes) -> Any:
+    try:
+        return json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise ArchiveError(f"Expected JSON. Received: {error}") from error
+
+
+def _little(values: np.ndarray) -> np.ndarray:
+    return values.astype(_little_dtype(values.dtype))
+
+
+def _little_dtype(dtype: Any) -> np.dtype:
+    dtype = np.dtype(dtype)
+    return dtype.newbyteorder("<") if dtype.kind in "iuf" else dtype  # bfloat16 has no order
+
+
+def _assets(model: keras.Model) -> Iterator[tuple[int, str, bytes]]:
+    """What preprocessing layers keep beside their weights: place of the layer, file name, content."""
+    for place, layer in enumerate(model._flatten_layers()):
+        if hasattr(layer, "save_assets"):
+            with tempfile.TemporaryDirectory() as folder:
+                layer.save_assets(folder)
+                for file in sorted(Path(folder).iterdir()):
+                    yield place, file.name, file.read_bytes()
+
+
+def _load_asset(layer: keras.layers.Layer, name: str, content: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        # The name alone: an archive must not write elsewhere.
+        (Path(folder) / Path(name).name).write_bytes(content)
+        layer.load_assets(folder)
