@@ -37,7 +37,12 @@ def _parser() -> argparse.ArgumentParser:
         prog="keras-qareg", description="Make Keras models small: share weights, export, inspect."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for add in (_add_compress, _add_export, _add_archive, _add_inspect):
+        add(commands)
+    return parser
 
+
+def _add_compress(commands: Any) -> None:
     compress = commands.add_parser(
         "compress", help="share weights, tune centroids, export a .tflite"
     )
@@ -55,6 +60,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_weights(compress)
     compress.set_defaults(run=_compress)
 
+
+def _add_export(commands: Any) -> None:
     export = commands.add_parser(
         "export", help="write a model as .tflite and compare it with Keras"
     )
@@ -63,10 +70,31 @@ def _parser() -> argparse.ArgumentParser:
     _add_weights(export)
     export.set_defaults(run=_export)
 
-    inspect = commands.add_parser("inspect", help="levels, entropy and bytes of each kernel")
-    inspect.add_argument("model", type=Path, metavar="MODEL.keras")
+
+def _add_archive(commands: Any) -> None:
+    archive = commands.add_parser("archive", help="write a model as one small archive")
+    archive.add_argument("model", type=Path, metavar="MODEL.keras")
+    archive.add_argument("--out", type=Path, required=True, metavar="FILE.qareg")
+    archive.add_argument(
+        "--float-dtype",
+        choices=("float32", "float16"),
+        default="float32",
+        help="of tensors that are not shared (default: float32)",
+    )
+    archive.set_defaults(run=_archive)
+
+    unarchive = commands.add_parser("unarchive", help="write the model of an archive as .keras")
+    unarchive.add_argument("archive", type=Path, metavar="FILE.qareg")
+    unarchive.add_argument("--out", type=Path, required=True, metavar="MODEL.keras")
+    unarchive.set_defaults(run=_unarchive)
+
+
+def _add_inspect(commands: Any) -> None:
+    inspect = commands.add_parser(
+        "inspect", help="what is in a model or an archive: levels, entropy, bytes"
+    )
+    inspect.add_argument("model", type=Path, metavar="MODEL.keras|FILE.qareg")
     inspect.set_defaults(run=_inspect)
-    return parser
 
 
 def _add_weights(parser: argparse.ArgumentParser) -> None:
@@ -105,9 +133,33 @@ def _export(options: argparse.Namespace) -> None:
     print(litert(_load_model(options.model), options.out, options.weights))
 
 
+def _archive(options: argparse.Namespace) -> None:
+    from keras_qareg.export.archive import describe, save_archive
+    from keras_qareg.export.files import check_target
+
+    check_target(options.out)
+    print(describe(save_archive(_load_model(options.model), options.out, options.float_dtype)))
+
+
+def _unarchive(options: argparse.Namespace) -> None:
+    from keras_qareg.export.archive import load_archive
+    from keras_qareg.export.files import check_target
+
+    check_target(options.out, ".keras")
+    load_archive(options.archive).save(options.out)
+    print(f"{options.out}: {options.out.stat().st_size:,} bytes")
+
+
 def _inspect(options: argparse.Namespace) -> None:
+    from keras_qareg.export.archive import describe
+    from keras_qareg.export.container import MAGIC
     from keras_qareg.report import summary
 
+    if options.model.is_file():
+        with options.model.open("rb") as file:
+            if file.read(len(MAGIC)) == MAGIC:
+                print(describe(options.model))
+                return
     print(summary(_load_model(options.model)))
 
 

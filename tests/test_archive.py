@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from keras import layers, ops
 
 import keras_qareg as qareg
-from keras_qareg.export import ArchiveError, archive, load_archive, save_archive
+from keras_qareg.export import ArchiveError, archive, container, load_archive, save_archive
 from keras_qareg.export.coding import decode_indices, encode_indices
 from tests.helpers import digits, small_cnn, snapshot
 from tests.test_models import MODELS, assert_same_outputs
@@ -156,6 +156,16 @@ def test_custom_objects(tmp_path):
     np.testing.assert_array_equal(loaded(np.ones((1, 4))), model(np.ones((1, 4))))
 
 
+def test_a_table_of_what_is_inside(tmp_path):
+    path = save_archive(qareg.share_weights(small_cnn(), levels=4), tmp_path / "model.qareg")
+    lines = archive.describe(path).splitlines()
+    rows = {words[0]: words[1:] for words in map(str.split, lines)}
+    assert rows["cnn/fc/kernel"][:3] == ["54x16", "packed", "4"]
+    assert rows["cnn/fc/bias"] == ["16", "raw", "1", "64"]
+    assert rows["whole"] == ["file", f"{path.stat().st_size:,}"]
+    assert rows["tensors"][-1] == f"{4 * small_cnn().count_params():,}"
+
+
 # Damage.
 
 
@@ -181,8 +191,8 @@ def rewritten(whole, change):
     change(manifest)
     raw = json.dumps(manifest).encode()
     packed = zlib.compress(raw)
-    digest = archive._digest(packed)
-    header = struct.pack("<8sIII16s", archive.MAGIC, 1, len(packed), len(raw), digest)
+    digest = container._digest(packed)
+    header = struct.pack("<8sIII16s", container.MAGIC, 1, len(packed), len(raw), digest)
     return header + packed + whole[36 + stored :]
 
 
@@ -207,10 +217,12 @@ def test_bombs(whole, tmp_path):
     huge = whole[:16] + struct.pack("<I", 2**32 - 1) + whole[20:]
     assert "a header that promises more" in error_of(huge, tmp_path)
     bomb = zlib.compress(b"0" * 50_000_000, 9)
-    lied = struct.pack("<8sIII16s", archive.MAGIC, 1, len(bomb), 1000, archive._digest(bomb))
+    lied = struct.pack("<8sIII16s", container.MAGIC, 1, len(bomb), 1000, container._digest(bomb))
     assert "Expected a manifest of 1000 bytes" in error_of(lied + bomb, tmp_path)
     deep = zlib.compress(b"[" * 200_000)
-    header = struct.pack("<8sIII16s", archive.MAGIC, 1, len(deep), 200_000, archive._digest(deep))
+    header = struct.pack(
+        "<8sIII16s", container.MAGIC, 1, len(deep), 200_000, container._digest(deep)
+    )
     error_of(header + deep, tmp_path)
 
     def grow(key, value):
@@ -254,8 +266,9 @@ def test_random_damage_never_does_more_than_raise(whole, tmp_path):
             content[start:stop] = RNG.bytes(RNG.integers(0, 100))
         if bytes(content) != whole:
             path.write_bytes(content)
-            with pytest.raises(ArchiveError):
-                load_archive(path)
+            for read in (load_archive, archive.describe):
+                with pytest.raises(ArchiveError):
+                    read(path)
 
 
 def test_bad_targets(tmp_path, monkeypatch):

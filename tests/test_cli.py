@@ -70,6 +70,24 @@ def test_export_and_inspect(saved, capsys):
     assert status == 0 and "largest difference from Keras" in printed
 
 
+def test_archive_and_back(saved, capsys):
+    model = qareg.strip(qareg.share_weights(small_cnn(), levels=4))
+    model.save(saved / "four.keras")
+    words = ["archive", saved / "four.keras", "--out", saved / "four.qareg"]
+    status, printed, errors = run(capsys, *words)
+    assert (status, errors) == (0, "")
+    assert run(capsys, "inspect", saved / "four.qareg") == (0, printed, "")
+    assert "fc/kernel" in printed and "whole file" in printed
+    words = ["unarchive", saved / "four.qareg", "--out", saved / "again.keras"]
+    assert run(capsys, *words)[0] == 0
+    again = keras.models.load_model(saved / "again.keras")
+    for old, new in zip(model.weights, again.weights, strict=True):
+        np.testing.assert_array_equal(old, new)
+    status, _, errors = run(capsys, "unarchive", saved / "four.keras", "--out", saved / "b.keras")
+    assert status == 2 and "does not begin as one" in errors
+    assert not (saved / "b.keras").exists()
+
+
 def test_inspect_prints_the_table(saved, capsys):
     qareg.share_weights(small_cnn(), levels=4).save(saved / "shared.keras")
     status, printed, errors = run(capsys, "inspect", saved / "shared.keras")

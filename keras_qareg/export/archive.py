@@ -5,29 +5,16 @@ centroids with entropy-coded indices where it has few values, else as it is. Ind
 ANS coder (`constriction`) under the frequencies of their own tensor, or packed where that is smaller.
 Nothing in it is code: no pickle, and Lambda layers only on request.
 
-Layout, all integers little-endian:
-
-    8 bytes   magic: 89 "KQAREG" 0A
-    4         version: 1
-    4, 4      bytes of the manifest as stored (zlib) and as JSON
-    16        BLAKE2b of the stored manifest
-    ...       manifest: {"sections": [[bytes, BLAKE2b], ...], "config": section, "tensors": [...],
-              "assets": [...]}
-    ...       the sections, in order, to the end of the file
-
-Everything is checked before it is used: lengths against the file, digests against the bytes, and what
-a tensor would need in memory against what a file of this size may hold.
+`container.py` says how bytes are laid out and verified. What a tensor would need in memory is checked
+against what a file of this size may hold.
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import json
 import math
 import os
 import re
-import struct
 import tempfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -41,21 +28,23 @@ from keras import ops
 from keras_qareg.centroids import MAX_LEVELS
 from keras_qareg.codebook import Codebook
 from keras_qareg.export.coding import bits_of, decode_indices, encode_indices
+from keras_qareg.export.container import (
+    Archive,
+    ArchiveError,
+    inflate,
+    naming,
+    parse,
+    sealed,
+    verified,
+)
 from keras_qareg.export.files import check_target
 from keras_qareg.models import codebooks, strip
+from keras_qareg.report import table
 
-MAGIC, VERSION = b"\x89KQAREG\n", 1
-_HEADER = struct.Struct("<8sIII16s")
 # What a file may unfold to: a kernel of one value takes no bytes at all, so a ratio alone is not enough.
 _FREE_BYTES, _BYTES_PER_BYTE = 64 << 20, 4096
-# Deflate never does better than this.
-_DEFLATE_RATIO = 1100
 FLOAT_DTYPES = ("float32", "float16")
 _DTYPES = re.compile("float(16|32|64)|bfloat16|u?int(8|16|32|64)|bool")
-
-
-class ArchiveError(ValueError):
-    """A file is no archive, is damaged, or is from a later version."""
 
 
 def save_archive(
@@ -98,23 +87,17 @@ def save_archive(
     manifest = {
         "config": _add(sections, zlib.compress(json.dumps(config).encode(), 9)),
         "tensors": [
-            _pack_tensor(
-                np.asarray(ops.convert_to_numpy(w)), books.get(w.path), float_dtype, sections
-            )
-            for w in plain.weights
+            {"name": weight.path, **_packed(weight, books.get(weight.path), float_dtype, sections)}
+            for weight in plain.weights
         ],
         "assets": [
             {"layer": place, "name": name, "section": _add(sections, content)}
             for place, name, content in _assets(plain)
         ],
-        "sections": [[len(section), _digest(section).hex()] for section in sections],
     }
-    raw = json.dumps(manifest, separators=(",", ":")).encode()
-    stored = zlib.compress(raw, 9)
-    header = _HEADER.pack(MAGIC, VERSION, len(stored), len(raw), _digest(stored))
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
         draft = Path(folder) / path.name
-        draft.write_bytes(b"".join([header, stored, *sections]))
+        draft.write_bytes(sealed(manifest, sections))
         draft.replace(path)
     return path
 
@@ -139,21 +122,9 @@ def load_archive(
             version, or its model cannot be made again.
         FileNotFoundError: If there is no such file.
     """
-    content = Path(path).read_bytes()
-    with _naming(path):
-        return _rebuilt(_verified(content), dict(custom_objects or {}), safe_mode)
-
-
-class Archive:
-    """The verified parts of a file.
-
-    Attributes:
-        manifest: The manifest, its structure checked.
-        sections: The bytes of each section, their digests checked.
-    """
-
-    def __init__(self, manifest: dict[str, Any], sections: list[bytes]):
-        self.manifest, self.sections = manifest, sections
+    archive = read_archive(path)
+    with naming(path):
+        return _rebuilt(archive, dict(custom_objects or {}), safe_mode)
 
 
 def read_archive(path: str | os.PathLike[str]) -> Archive:
@@ -170,64 +141,15 @@ def read_archive(path: str | os.PathLike[str]) -> Archive:
         FileNotFoundError: If there is no such file.
     """
     content = Path(path).read_bytes()
-    with _naming(path):
-        return _verified(content)
-
-
-@contextlib.contextmanager
-def _naming(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Adds the name of the file to errors; a manifest without sense is one error like any other."""
-    try:
-        yield
-    except ArchiveError as error:
-        raise ArchiveError(f"{error} (file '{path}')") from error.__cause__
-    except (KeyError, TypeError, IndexError, ValueError, RecursionError, OverflowError) as error:
-        raise ArchiveError(
-            f"Expected an archive of keras_qareg. Received: a damaged manifest ({error!r}) "
-            f"(file '{path}')"
-        ) from error
-
-
-def _verified(content: bytes) -> Archive:
-    if len(content) < _HEADER.size or not content.startswith(MAGIC):
-        raise ArchiveError(
-            "Expected an archive of keras_qareg. Received: a file that does not begin as one"
-        )
-    _, version, stored_size, raw_size, digest = _HEADER.unpack_from(content)
-    if version != VERSION:
-        raise ArchiveError(
-            f"Expected an archive of version {VERSION}. Received: version {version}. Use the release "
-            "of keras_qareg that wrote it, or a later one"
-        )
-    start = _HEADER.size + stored_size
-    if start > len(content) or raw_size > _DEFLATE_RATIO * stored_size:
-        raise ArchiveError("Expected a whole archive. Received: a header that promises more")
-    stored = content[_HEADER.size : start]
-    if _digest(stored) != digest:
-        raise ArchiveError("Expected an undamaged archive. Received: a manifest that was changed")
-    manifest = _json(_inflate(stored, "manifest", raw_size))
-    sections = []
-    for place, (size, checksum) in enumerate(manifest["sections"]):
-        section = content[start : start + size]
-        if size < 0 or len(section) != size:
-            raise ArchiveError(f"Expected a whole archive. Received: section {place} cut off")
-        if _digest(section).hex() != checksum:
-            raise ArchiveError(
-                f"Expected an undamaged archive. Received: section {place} was changed"
-            )
-        sections.append(section)
-        start += size
-    if start != len(content):
-        raise ArchiveError("Expected an archive. Received: more bytes after its end")
-    _check_tensors(manifest["tensors"], sections, len(content))
-    for place in [manifest["config"], *(asset["section"] for asset in manifest["assets"])]:
-        sections[_whole(place)]
-    return Archive(manifest, sections)
+    with naming(path):
+        archive = verified(content)
+        _check(archive)
+    return archive
 
 
 def _rebuilt(archive: Archive, custom_objects: dict[str, Any], safe_mode: bool) -> keras.Model:
     entries = archive.manifest["tensors"]
-    config = _json(_inflate(archive.sections[archive.manifest["config"]], "model configuration"))
+    config = parse(inflate(archive.sections[archive.manifest["config"]], "model configuration"))
     try:
         with keras.saving.custom_object_scope(custom_objects):
             model = keras.saving.deserialize_keras_object(config, safe_mode=safe_mode)
@@ -253,8 +175,12 @@ def _rebuilt(archive: Archive, custom_objects: dict[str, Any], safe_mode: bool) 
     return model
 
 
-def _check_tensors(entries: list[dict[str, Any]], sections: list[bytes], size: int) -> None:
+def _check(archive: Archive) -> None:
     """That sizes agree, and that all tensors together are no more than the file may unfold to."""
+    entries, sections, size = archive.manifest["tensors"], archive.sections, archive.size
+    for asset in archive.manifest["assets"]:
+        sections[_whole(asset["section"])]
+    sections[_whole(archive.manifest["config"])]
     total = 0
     for entry in entries:
         for name in (entry["dtype"], entry.get("stored", "float32")):
@@ -284,10 +210,11 @@ def _check_tensors(entries: list[dict[str, Any]], sections: list[bytes], size: i
             )
 
 
-def _pack_tensor(
-    values: np.ndarray, book: Codebook | None, float_dtype: str, sections: list[bytes]
+def _packed(
+    weight: keras.Variable, book: Codebook | None, float_dtype: str, sections: list[bytes]
 ) -> dict[str, Any]:
     """Adds the sections of a tensor; returns what the manifest says of it."""
+    values = np.asarray(ops.convert_to_numpy(weight))
     entry: dict[str, Any] = {"shape": list(values.shape), "dtype": str(values.dtype)}
     stored = float_dtype if values.dtype == np.float32 else str(values.dtype)
     if values.dtype == np.float32 and values.ndim > 1:
@@ -355,29 +282,6 @@ def _add(sections: list[bytes], section: bytes) -> int:
     return len(sections) - 1
 
 
-def _digest(content: bytes) -> bytes:
-    return hashlib.blake2b(content, digest_size=16).digest()
-
-
-def _inflate(stored: bytes, what: str, size: int | None = None) -> bytes:
-    most = _DEFLATE_RATIO * len(stored) if size is None else size
-    unpacker = zlib.decompressobj()
-    try:
-        raw = unpacker.decompress(stored, most + 1)
-    except zlib.error as error:
-        raise ArchiveError(f"Expected a compressed {what}. Received: {error}") from error
-    if not unpacker.eof or (size is not None and len(raw) != size):
-        raise ArchiveError(f"Expected a {what} of {size} bytes. Received: another size")
-    return raw
-
-
-def _json(raw: bytes) -> Any:
-    try:
-        return json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        raise ArchiveError(f"Expected JSON. Received: {error}") from error
-
-
 def _little(values: np.ndarray) -> np.ndarray:
     return values.astype(_little_dtype(values.dtype))
 
@@ -402,3 +306,33 @@ def _load_asset(layer: keras.layers.Layer, name: str, content: bytes) -> None:
         # The name alone: an archive must not write elsewhere.
         (Path(folder) / Path(name).name).write_bytes(content)
         layer.load_assets(folder)
+
+
+def describe(path: str | os.PathLike[str]) -> str:
+    """A table of the tensors of an archive: shape, coding, distinct values, and bytes.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Text of several lines.
+
+    Raises:
+        ArchiveError: As `load_archive`.
+        FileNotFoundError: If there is no such file.
+    """
+    archive = read_archive(path)
+    total = 0
+    lines: list[tuple[str, ...]] = []
+    with naming(path):
+        for entry in archive.manifest["tensors"]:
+            places = [entry[key] for key in ("section", "centroids", "indices") if key in entry]
+            size = sum(len(archive.sections[place]) for place in places)
+            values = unpack_tensor(entry, archive.sections)
+            total += values.nbytes
+            shape = "x".join(map(str, entry["shape"]))
+            distinct = str(np.unique(values).size)
+            lines.append((str(entry["name"]), shape, entry["coding"], distinct, f"{size:,}"))
+    lines.append(("whole file", "", "", "", f"{archive.size:,}"))
+    lines.append(("tensors in memory", "", "", "", f"{total:,}"))
+    return table(("tensor", "shape", "coding", "values", "bytes"), lines)
