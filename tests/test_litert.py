@@ -10,7 +10,7 @@ from keras import layers
 
 import keras_qareg as qareg
 from keras_qareg.export import litert as export_litert
-from keras_qareg.export.litert import run_litert
+from keras_qareg.export.proof import run_litert
 from keras_qareg.regularizers import NearestSquared
 from tests.helpers import BACKEND, digits, predict, small_cnn
 
@@ -125,7 +125,7 @@ def test_an_export_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
     path = tmp_path / "model.tflite"
     path.write_bytes(b"older")
     model = qareg.quantization_aware(small_cnn(), NearestSquared(4))
-    module = importlib.import_module("keras_qareg.export.litert")
+    module = importlib.import_module("keras_qareg.export.proof")
     monkeypatch.setattr(module, "run_litert", lambda *_: [np.full((8, 10), 9.0)])
     with pytest.raises(ValueError, match="Expected the outputs of model.tflite within 0.0001 of"):
         qareg.export.litert(model, path)
@@ -141,7 +141,7 @@ def test_bad_targets(tmp_path):
     for arguments, message in [
         ((tmp_path / "none" / "m.tflite",), f"Expected a folder that exists. Received: {tmp_path}"),
         ((tmp_path / "m.lite",), "Expected a file name that ends in '.tflite'. Received: "),
-        ((tmp_path / "m.tflite", "int3"), "Expected `weights` to be 'auto' or one of ['float32', "),
+        ((tmp_path / "m.tflite", "int3"), "Expected `weights` to be one of ('auto', 'smallest', "),
     ]:
         with pytest.raises(ValueError) as error:
             export_litert(model, *arguments)

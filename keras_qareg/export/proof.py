@@ -1,0 +1,331 @@
+"""The proof of an export: the file is run, timed, read again, and compared with Keras."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import re
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import zstandard
+from keras import ops
+
+from keras_qareg.export.lowbit import KernelForm, delegated, oldest_runtime
+
+# How far outputs may be from Keras's, relative to the largest output; None where the format rounds
+# activations, so that only the report can tell. Low-bit forms are as exact as float32.
+TOLERANCES: dict[str, float | None] = {"float32": 1e-4, "float16": 1e-2, "int8": None}
+SAMPLES = 8
+_TIMED_RUNS = 30
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was written, and how it compares with Keras.
+
+    Attributes:
+        path: The file.
+        weights: The form of the weights that was asked for.
+        bytes: Size of the file.
+        gzip_bytes: Size after gzip at its highest level, which is what a download costs.
+        zstd_bytes: Size after zstd at level 19.
+        float_bytes: Size of the float32 file of the same model, where that was written too.
+        max_output_difference: Largest absolute difference of any output from Keras's, on samples,
+            with the XNNPACK delegate and without.
+        output_range: Largest absolute output of Keras on the same samples.
+        distinct_values: From the name of each constant of two or more dimensions in the file to how
+            many different values it has.
+        batch_size: The number of examples that the file takes at once, or None for any number. Models
+            with loops over time (recurrent layers) are written for 1.
+        runtime_version: The oldest runtime with all operators of the file: a version of TensorFlow
+            Lite, or of LiteRT where it says so.
+        kernels: A `KernelForm` for each constant of two or more axes; empty where no low-bit form was
+            asked for.
+        delegated: Whether the XNNPACK delegate runs what uses it, by the names of these constants.
+        time_ratio: Median time of a run with a batch of one to that of the float32 file, run in turn;
+            `None` where no float32 file was written.
+    """
+
+    path: Path
+    weights: str
+    bytes: int
+    gzip_bytes: int
+    zstd_bytes: int
+    max_output_difference: float
+    output_range: float
+    distinct_values: dict[str, int]
+    batch_size: int | None
+    runtime_version: str
+    float_bytes: int | None = None
+    kernels: tuple[KernelForm, ...] = ()
+    delegated: dict[str, bool] = field(default_factory=dict)
+    time_ratio: float | None = None
+
+    def __str__(self) -> str:
+        batches = f"batches of {self.batch_size}" if self.batch_size else "any batch size"
+        lines = [
+            f"{self.path}: {self.bytes:,} bytes ({self.gzip_bytes:,} gzipped, "
+            f"{self.zstd_bytes:,} by zstd), {self.weights}",
+            f"  largest difference from Keras: {self.max_output_difference:.2e} "
+            f"(outputs up to {self.output_range:.2e})",
+        ]
+        if self.float_bytes is not None and self.time_ratio is not None:
+            lines.append(
+                f"  the float32 file has {self.float_bytes:,} bytes; a run takes "
+                f"{self.time_ratio:.2f} of its time"
+            )
+        for kernel in self.kernels:
+            notes = ["exact"] if kernel.exact else []
+            notes += ["on XNNPACK"] if self.delegated[kernel.name] else ["not on XNNPACK"]
+            notes += [kernel.reason] if kernel.reason else []
+            size = f"{kernel.form}, {kernel.levels or 'many'} values, {kernel.bytes:,} bytes"
+            lines.append(f"  {kernel.path or kernel.name}: {size} ({'; '.join(notes)})")
+        if not self.kernels:
+            values = ", ".join(map(str, self.distinct_values.values()))
+            lines.append(f"  distinct values a kernel: {values}")
+        lines.append(f"  runs from runtime version {self.runtime_version} on, with {batches}")
+        return "\n".join(lines)
+
+
+def run_litert(
+    path: str | os.PathLike[str], inputs: Any, delegate: bool = True
+) -> list[np.ndarray]:
+    """Runs a LiteRT file on a batch.
+
+    Args:
+        path: The `.tflite` file.
+        inputs: An array; or, where the model has several inputs, a dict of arrays by the names in
+            the file's signature, which are those of the model's inputs.
+        delegate: Whether XNNPACK runs what it can, as by default on phones. Defaults to `True`.
+
+    Returns:
+        List of output arrays, in the order of the outputs of the Keras model.
+    """
+    runner = _signature(path, delegate)
+    details = runner.get_input_details()
+    if not isinstance(inputs, dict):
+        inputs = dict(zip(sorted(details, key=natural), keras.tree.flatten(inputs), strict=True))
+    outputs = runner(
+        **{name: np.asarray(part, details[name]["dtype"]) for name, part in inputs.items()}
+    )
+    return [outputs[name] for name in sorted(outputs, key=natural)]
+
+
+def prove(
+    model: keras.Model, draft: Path, weights: str, representative_data: Any
+) -> tuple[float, float]:
+    """Runs a file with XNNPACK and without, and compares both with Keras.
+
+    Args:
+        model: The Keras model.
+        draft: The `.tflite` file.
+        weights: The form of its weights.
+        representative_data: Inputs to run on, or `None` for random ones.
+
+    Returns:
+        The largest difference of any output, and the largest output.
+
+    Raises:
+        ValueError: If the difference is more than the form explains.
+    """
+    inputs = _samples(model, draft, representative_data)
+    samples: Any = list(inputs.values())
+    structure = getattr(model, "input", samples)  # a list, a tuple or a dict
+    samples = samples[0] if len(samples) == 1 else keras.tree.pack_sequence_as(structure, samples)
+    expected = [
+        ops.convert_to_numpy(output)
+        for output in keras.tree.flatten(model(samples, training=False))
+    ]
+    difference = 0.0
+    for delegate in (True, False):
+        for got, want in zip(run_litert(draft, inputs, delegate), expected, strict=True):
+            difference = max(difference, float(np.abs(got - want).max()))
+    output_range = max(float(np.abs(want).max()) for want in expected)
+    tolerance = TOLERANCES.get(weights, TOLERANCES["float32"])
+    if tolerance is not None and not difference <= tolerance * max(output_range, 1e-6):
+        raise ValueError(
+            f"Expected the outputs of {draft.name} within {tolerance:g} of Keras's, relative to the "
+            f"largest. Received: a difference of {difference:.3g} with outputs up to "
+            f"{output_range:.3g}. Nothing was written; please report the model."
+        )
+    return difference, output_range
+
+
+def report_on(
+    model: keras.Model,
+    draft: Path,
+    path: Path,
+    weights: str,
+    representative_data: Any,
+    reference: Path | None = None,
+    kernels: list[KernelForm] | None = None,
+) -> ExportReport:
+    """Proves a file, and says what there is to say about it.
+
+    Args:
+        model: The Keras model.
+        draft: The `.tflite` file.
+        path: Where it is going to be.
+        weights: The form of its weights.
+        representative_data: Inputs to run on, or `None` for random ones.
+        reference: The float32 file of the same model, to time against.
+        kernels: The form of each constant, where it has low-bit ones.
+
+    Returns:
+        An `ExportReport`.
+
+    Raises:
+        ValueError: As `prove`.
+    """
+    difference, output_range = prove(model, draft, weights, representative_data)
+    content = draft.read_bytes()
+    found = _read_file(draft)
+    kernels = kernels or []
+    found["runtime_version"] = oldest_runtime(found["runtime_version"], kernels)
+    ratio = None if reference is None else time_ratio(draft, reference)
+    return ExportReport(
+        path=path,
+        weights=weights,
+        bytes=len(content),
+        gzip_bytes=len(gzip.compress(content, 9)),
+        zstd_bytes=len(zstandard.compress(content, 19)),
+        max_output_difference=difference,
+        output_range=output_range,
+        batch_size=_fixed_batch_size(draft),
+        float_bytes=None if reference is None else reference.stat().st_size,
+        kernels=tuple(kernels),
+        delegated=delegated(draft, kernels) if kernels else {},
+        time_ratio=ratio,
+        **found,
+    )
+
+
+def time_ratio(file: Path, reference: Path) -> float:
+    """Median time of a run of a file, in units of that of another; both are run in turn.
+
+    Args:
+        file: A `.tflite` file.
+        reference: Another, with the same inputs.
+
+    Returns:
+        The median of the ratios, with inputs of the shapes in the files (batches of one).
+    """
+    runs = [_prepared(path) for path in (file, reference)]
+    ratios = []
+    for place in range(_TIMED_RUNS + 3):
+        seconds = []
+        for run in runs:
+            began = time.perf_counter()
+            run()
+            seconds.append(time.perf_counter() - began)
+        if place >= 3:
+            ratios.append(seconds[0] / seconds[1])
+    return statistics.median(ratios)
+
+
+def interpreter_of(path: Path) -> Any:
+    """What runs a file; raises a `RuntimeError` where it needs operators that are not built in."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(str(path))
+    interpreter.allocate_tensors()
+    return interpreter
+
+
+def _prepared(path: Path) -> Callable[[], None]:
+    interpreter = interpreter_of(path)
+    for detail in interpreter.get_input_details():
+        interpreter.set_tensor(detail["index"], np.zeros(detail["shape"], detail["dtype"]))
+    return interpreter.invoke
+
+
+def _samples(model: keras.Model, file: Path, representative_data: Any) -> dict[str, np.ndarray]:
+    """A few inputs by the names of the file's signature, in the order of the model's."""
+    details = _signature(file).get_input_details()
+    names = input_names(model)
+    if set(names) != set(details):
+        names = sorted(details, key=natural)
+    if representative_data is None:
+        return {name: _random_input(details[name]) for name in names}
+    given, parts = names_and_parts(model, representative_data)
+    data = dict(zip(given if set(given) == set(names) else names, parts, strict=True))
+    return {name: data[name][: _batch_size(details[name])] for name in names}
+
+
+def _fixed_batch_size(file: Path) -> int | None:
+    sizes = {
+        int(detail["shape_signature"][0])
+        for detail in _signature(file).get_input_details().values()
+        if len(detail["shape_signature"])
+    }
+    return None if -1 in sizes else max(sizes, default=None)
+
+
+def _batch_size(detail: dict[str, Any]) -> int:
+    first = detail["shape_signature"][0]
+    return SAMPLES if first < 0 else int(first)
+
+
+def _random_input(detail: dict[str, Any]) -> np.ndarray:
+    random = np.random.default_rng(0)
+    shape = [_batch_size(detail), *(max(size, 1) for size in detail["shape_signature"][1:])]
+    if np.issubdtype(detail["dtype"], np.floating):
+        return random.normal(size=shape).astype(detail["dtype"])
+    return random.integers(0, 2, shape).astype(detail["dtype"])  # within any vocabulary
+
+
+def _signature(file: str | os.PathLike[str], delegate: bool = True) -> Any:
+    from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+    kind = OpResolverType.AUTO if delegate else OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+    return Interpreter(str(file), experimental_op_resolver_type=kind).get_signature_runner()
+
+
+def natural(name: str) -> list[Any]:
+    """So that `output_10` comes after `output_9`."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    """What the flatbuffer says: distinct values of each kernel, and the runtime that it needs."""
+    from ai_edge_litert.tools import flatbuffer_utils
+
+    model = flatbuffer_utils.read_model(str(path))
+    numpy_types = {0: "float32", 1: "float16", 9: "int8"}
+    distinct = {}
+    for graph in model.subgraphs:
+        for tensor in graph.tensors:
+            data = model.buffers[tensor.buffer].data
+            if data is not None and len(tensor.shape) >= 2 and tensor.type in numpy_types:
+                values = np.frombuffer(bytes(data), numpy_types[tensor.type])
+                distinct[tensor.name.decode()] = int(np.unique(values).size)
+    version = "unknown"
+    for entry in model.metadata or []:
+        if entry.name == b"min_runtime_version":
+            raw = bytes(model.buffers[entry.buffer].data)
+            version = raw.split(b"\0")[0].decode() or version
+    return {"distinct_values": distinct, "runtime_version": version}
+
+
+def names_and_parts(model: keras.Model, data: Any) -> tuple[list[str], list[np.ndarray]]:
+    """The arrays of the inputs, in the types that a file takes, and their names if known."""
+    named = isinstance(data, dict)
+    names = list(data) if named else input_names(model)
+    parts = [np.asarray(part) for part in (data.values() if named else keras.tree.flatten(data))]
+    return names, [part.astype(_tensor_type(part)) for part in parts]
+
+
+def input_names(model: keras.Model) -> list[str]:
+    """Names of the inputs, which are those of the file's signature; none of a subclassed model."""
+    return [tensor.name for tensor in getattr(model, "inputs", None) or []]
+
+
+def _tensor_type(array: np.ndarray) -> str:
+    return "float32" if np.issubdtype(array.dtype, np.floating) else "int32"

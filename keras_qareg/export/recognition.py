@@ -1,0 +1,184 @@
+"""Which constant of a LiteRT file is which Keras kernel, and what grid its values lie on.
+
+The converter transposes kernels, and folds the scale of a BatchNormalization into the kernel before it:
+each output channel is then multiplied by a factor of its own. A constant is recognized by its values,
+all of them: it is a Keras kernel with its axes in some order, times one factor, or one a channel.
+Nothing is clustered again.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from keras_qareg.codebook import Codebook
+
+# A folded value is the product of two float32 numbers, rounded once.
+_ROUNDING = 1e-6
+# Integers of each width, and how many values a byte holds.
+CODE_RANGES = {"int2": (-2, 1), "int4": (-8, 7), "int8": (-128, 127)}
+
+
+@dataclass(frozen=True)
+class Recognized:
+    """A constant of a file that is a Keras kernel.
+
+    Attributes:
+        path: The path of the kernel in the Keras model.
+        indices: Uint8 array in the shape of the constant: the level of each value.
+        tables: Float32 array `(levels, channels)`: what the levels are in the constant, one table or
+            one for each slice along `axis`.
+        axis: The axis of the constant that counts channels; `None` with one table.
+        exact: Whether the tables give the constant bit for bit, not just to rounding: so wherever
+            nothing was folded in.
+    """
+
+    path: str
+    indices: np.ndarray
+    tables: np.ndarray
+    axis: int | None
+    exact: bool
+
+    @property
+    def values(self) -> np.ndarray:
+        """The constant, float32."""
+        if self.axis is None:
+            return self.tables[:, 0][self.indices]
+        channels = np.arange(self.tables.shape[1])
+        shape = [-1 if i == self.axis else 1 for i in range(self.indices.ndim)]
+        return self.tables[self.indices, channels.reshape(shape)]
+
+    def grid(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Integer codes of the levels and a float32 step a channel, whose products are the tables.
+
+        Returns:
+            `(codes, steps)` of shapes `(levels,)` and `(channels,)`, or `None` where the levels are
+            no whole multiples of a step, or no int8 codes.
+        """
+        tables = self.tables.astype("float64")
+        widest = np.abs(tables).max(axis=0).argmax()
+        reference = tables[:, widest]
+        gaps = np.diff(np.unique(np.append(np.abs(reference), 0.0)))
+        least = gaps[gaps > 1e-5 * np.abs(reference).max()]
+        if not least.size:
+            return None
+        for parts in (1, 2):  # half a gap is the step where no level is zero
+            step = least.min() / parts
+            codes = np.rint(reference / step)
+            low, high = CODE_RANGES["int8"]
+            if codes.min() < low or codes.max() > high:
+                return None
+            steps = ((codes @ tables) / (codes @ codes)).astype("float32")
+            steps = self._exact_steps(codes, steps)
+            if steps is not None:
+                return codes.astype("int8"), steps
+        return None
+
+    def _exact_steps(self, codes: np.ndarray, steps: np.ndarray) -> np.ndarray | None:
+        """The steps, to the last bit where there is one that gives the tables bit for bit."""
+        codes = codes.astype("float32")
+        if not self.exact:
+            error = np.abs(codes[:, None] * steps - self.tables).max()
+            return steps if error <= _ROUNDING * np.abs(self.tables).max() else None
+        found = np.empty_like(steps)
+        for channel, step in enumerate(steps):
+            table = self.tables[:, channel]
+            largest = np.abs(codes).argmax()
+            guess = np.float32(table[largest] / codes[largest])
+            near = [step, guess]
+            for toward in (-np.inf, np.inf):
+                value = step
+                for _ in range(4):
+                    value = np.nextafter(value, np.float32(toward))
+                    near.append(value)
+            fitting = [value for value in near if np.array_equal(codes * value, table)]
+            if not fitting:
+                return None
+            found[channel] = fitting[0]
+        return found
+
+
+def recognize(constant: np.ndarray, books: Iterable[tuple[str, Codebook]]) -> Recognized | None:
+    """The Keras kernel that a constant of a file is.
+
+    Args:
+        constant: Float32 array.
+        books: Paths and codebooks of the kernels of the Keras model.
+
+    Returns:
+        A `Recognized`, or `None` where no kernel has these values.
+    """
+    found = None
+    for path, book in books:
+        if book.indices.size != constant.size:
+            continue
+        for order in itertools.permutations(range(book.indices.ndim)):
+            shape = [book.indices.shape[i] for i in order]
+            if not _same_shape(shape, constant.shape):
+                continue
+            found = _as_it_is(path, book, order, constant) or found
+            if found is not None and found.exact:
+                return found
+            found = found or _folded(path, book, order, constant)
+    return found
+
+
+def _same_shape(shape: list[int], other: Any) -> bool:
+    """Whether one is the other but for axes of size 1 and joined neighbours."""
+    left = [n for n in shape if n > 1]
+    for size in (n for n in other if n > 1):
+        joined = 1
+        while left and joined < size:
+            joined *= left.pop(0)
+        if joined != size:
+            return False
+    return not left
+
+
+def _as_it_is(
+    path: str, book: Codebook, order: tuple[int, ...], constant: np.ndarray
+) -> Recognized | None:
+    weights = book.weights.transpose(order).reshape(constant.shape)
+    if not np.array_equal(weights, constant):
+        return None
+    indices = book.indices.transpose(order).reshape(constant.shape)
+    if book.centroids.ndim == 1:
+        return Recognized(path, indices, book.centroids[:, None], None, True)
+    tables = book.centroids.reshape(book.centroids.shape[0], -1)
+    for axis in _axes(constant, tables.shape[1]):
+        candidate = Recognized(path, indices, tables, axis, True)
+        if np.array_equal(candidate.values, constant):
+            return candidate
+    return None
+
+
+def _folded(
+    path: str, book: Codebook, order: tuple[int, ...], constant: np.ndarray
+) -> Recognized | None:
+    """Whether each channel of the constant is a multiple of the kernel's."""
+    weights = book.weights.transpose(order).reshape(constant.shape).astype("float64")
+    indices = book.indices.transpose(order).reshape(constant.shape)
+    tolerance = _ROUNDING * np.abs(constant).max()
+    for axis in dict.fromkeys((0, constant.ndim - 1)):
+        others = tuple(i for i in range(constant.ndim) if i != axis)
+        squares = np.square(weights).sum(axis=others)
+        factors = (weights * constant).sum(axis=others) / np.where(squares > 0, squares, 1.0)
+        shape = [-1 if i == axis else 1 for i in range(constant.ndim)]
+        if np.abs(weights * factors.reshape(shape) - constant).max() > tolerance:
+            continue
+        tables = book.centroids.reshape(book.centroids.shape[0], -1)
+        if tables.shape[1] not in (1, factors.size):
+            continue
+        tables = (tables.astype("float64") * factors).astype("float32")
+        candidate = Recognized(path, indices, tables, axis, False)
+        if np.abs(candidate.values - constant).max() <= 2 * tolerance:
+            return candidate
+    return None
+
+
+def _axes(constant: np.ndarray, channels: int) -> list[int]:
+    return [axis for axis, size in enumerate(constant.shape) if size == channels]
