@@ -56,6 +56,11 @@ def _add_compress(commands: Any) -> None:
         "--data", type=Path, metavar="FILE.npz", help="arrays x and y to tune the centroids on"
     )
     compress.add_argument("--epochs", type=int, default=5, help="epochs of tuning (default: 5)")
+    compress.add_argument(
+        "--snap",
+        action="store_true",
+        help="evenly spaced values, which a .tflite holds as small integers",
+    )
     compress.add_argument("--loss", help="Keras loss for tuning, where the model was not compiled")
     _add_weights(compress)
     compress.set_defaults(run=_compress)
@@ -98,7 +103,8 @@ def _add_inspect(commands: Any) -> None:
 
 
 def _add_weights(parser: argparse.ArgumentParser) -> None:
-    choices = ("auto", "float32", "float16", "int8")
+    exact = ("auto", "smallest", "int8-exact", "int4-exact", "int2-exact")
+    choices = (*exact, "float32", "float16", "int8")
     parser.add_argument("--weights", choices=choices, default="auto", help="default: auto")
 
 
@@ -119,7 +125,7 @@ def _compress(options: argparse.Namespace) -> None:
             )
         model.compile(loss=options.loss)
     print(f"Sharing weights: at most {options.levels} values a kernel", flush=True)
-    small = compress(model, options.levels, options.layers, data, options.epochs)
+    small = compress(model, options.levels, options.layers, data, options.epochs, snap=options.snap)
     print(summary(small), flush=True)
     print("Exporting and comparing with Keras", flush=True)
     print(litert(small, options.out, options.weights, None if data is None else data[0]))

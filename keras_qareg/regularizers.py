@@ -16,7 +16,7 @@ import numpy as np
 from keras import ops
 
 from keras_qareg import penalties
-from keras_qareg.centroids import check_levels
+from keras_qareg.centroids import check_levels, grid_codes
 
 
 class QuantizationRegularizer(keras.regularizers.Regularizer):
@@ -70,8 +70,10 @@ class _FixedBasins(QuantizationRegularizer):
         weight_range: tuple[float, float] = (-0.5, 0.5),
         strength: float | None = None,
         outside: str = "linear",
+        snap: bool = False,
     ):
         super().__init__(levels, strength)
+        self.snap = snap
         self.weight_range = _check_range(weight_range)
         if outside not in penalties.OUTSIDE:
             raise ValueError(
@@ -82,6 +84,21 @@ class _FixedBasins(QuantizationRegularizer):
     def __call__(self, x: Any) -> Any:
         return self.strength * self.penalty(x, self.basins())
 
+    def basins(self) -> np.ndarray:
+        low, high = self.weight_range
+        return self._snapped(self._spread(low, high))
+
+    def _spread(self, low: float, high: float) -> np.ndarray:
+        """The basins of a range."""
+        raise NotImplementedError
+
+    def _snapped(self, basins: np.ndarray) -> np.ndarray:
+        if not self.snap:
+            return basins
+        codes = grid_codes(self.levels).astype("float32")
+        step = abs(codes @ (basins - basins.mean() * (self.levels == 2)) / (codes @ codes))
+        return codes * np.float32(step)
+
     def penalty(self, weights: Any, basins: Any) -> Any:
         return ops.sum(
             penalties.evenly_spaced(weights, basins[0], basins[-1], self.levels, self.outside)
@@ -89,7 +106,7 @@ class _FixedBasins(QuantizationRegularizer):
 
     def get_config(self) -> dict[str, Any]:
         config = {"weight_range": list(self.weight_range), "outside": self.outside}
-        return {**super().get_config(), **config}
+        return {**super().get_config(), **config, "snap": self.snap}
 
 
 @keras.saving.register_keras_serializable(package="keras_qareg")
@@ -107,6 +124,9 @@ class Sine(_FixedBasins):
             Defaults to `(-0.5, 0.5)`.
         strength: Non-negative float; `None`: a default that depends on `levels`.
         outside: `"linear"` (default) or `"periodic"`, see `penalties.evenly_spaced`.
+        snap: Whether basins are whole numbers times a step, zero among them (-1 and 1 with two
+            levels), as near as may be: what integer formats hold exactly. Share the weights with
+            `share_weights(snap=True)` then. Defaults to `False`.
 
     Raises:
         ValueError: If `levels`, `weight_range`, `strength` or `outside` is out of its range.
@@ -118,11 +138,11 @@ class Sine(_FixedBasins):
 
     _strengths = (1.0, 1.25e-2, 5e-4, 1e-4)
 
-    def basins(self) -> np.ndarray:
-        return np.linspace(*self.weight_range, self.levels, dtype="float32")
+    def _spread(self, low: float, high: float) -> np.ndarray:
+        return np.linspace(low, high, self.levels, dtype="float32")
 
     def fit_basins(self, centroids: Any) -> np.ndarray:
-        return np.linspace(np.min(centroids), np.max(centroids), self.levels, dtype="float32")
+        return self._snapped(self._spread(np.min(centroids), np.max(centroids)))
 
 
 @keras.saving.register_keras_serializable(package="keras_qareg")
@@ -137,6 +157,9 @@ class Cosine(_FixedBasins):
         weight_range: Pair of floats `(low, high)`, the borders of the outermost cells; see `Sine`.
         strength: Non-negative float; `None`: a default that depends on `levels`.
         outside: `"linear"` (default) or `"periodic"`, see `penalties.evenly_spaced`.
+        snap: Whether basins are whole numbers times a step, zero among them (-1 and 1 with two
+            levels), as near as may be: what integer formats hold exactly. Share the weights with
+            `share_weights(snap=True)` then. Defaults to `False`.
 
     Raises:
         ValueError: If `levels`, `weight_range`, `strength` or `outside` is out of its range.
@@ -149,8 +172,7 @@ class Cosine(_FixedBasins):
 
     _strengths = (1.0, 1.25e-2, 5e-4, 1e-4)
 
-    def basins(self) -> np.ndarray:
-        low, high = self.weight_range
+    def _spread(self, low: float, high: float) -> np.ndarray:
         middles = (np.arange(self.levels) + 0.5) / self.levels
         return (low + (high - low) * middles).astype("float32")
 
@@ -158,9 +180,7 @@ class Cosine(_FixedBasins):
         # The range is that of the centroids' own cells, cut into equal cells.
         inner = np.sort(np.asarray(centroids, "float64"))
         gaps = np.diff(inner) if inner.size > 1 else np.zeros(1)
-        low, high = inner[0] - gaps[0] / 2, inner[-1] + gaps[-1] / 2
-        middles = (np.arange(self.levels) + 0.5) / self.levels
-        return (low + (high - low) * middles).astype("float32")
+        return self._snapped(self._spread(inner[0] - gaps[0] / 2, inner[-1] + gaps[-1] / 2))
 
 
 class _LearnedBasins(QuantizationRegularizer):

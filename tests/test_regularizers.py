@@ -6,7 +6,7 @@ import pytest
 from keras import layers, ops
 
 import keras_qareg as qareg
-from keras_qareg import regularizers
+from keras_qareg import centroids, regularizers
 from keras_qareg.regularizers import Cosine, NearestExponential, NearestSquared, Sine
 
 ALL = [
@@ -151,3 +151,18 @@ def test_a_dynamic_regularizer_used_unwrapped_says_what_to_do(kind):
 def test_names_of_the_package():
     for name in qareg.__all__:
         assert hasattr(qareg, name)
+
+
+@pytest.mark.parametrize("kind", [Sine, Cosine])
+@pytest.mark.parametrize("levels", [2, 4, 5])
+def test_snapped_basins_are_whole_numbers_times_a_step(kind, levels):
+    regularizer = kind(levels, weight_range=(-0.4, 0.5), snap=True)
+    again = regularizers.get(regularizers.serialize(regularizer))
+    assert again.snap and not kind(levels).snap
+    codes = centroids.grid_codes(levels)
+    for basins in (again.basins(), again.fit_basins(np.linspace(-0.3, 0.2, levels))):
+        step = basins[codes == 1][0]
+        np.testing.assert_array_equal(basins, codes.astype("float32") * step)
+        assert 0.05 < step < 0.5
+        penalty = regularizer.penalty(basins, basins)
+        assert float(penalty) == pytest.approx(0.0, abs=1e-5)

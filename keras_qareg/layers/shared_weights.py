@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
-from keras_qareg.centroids import check_levels
+from keras_qareg.centroids import check_levels, grid_codes
 from keras_qareg.codebook import Codebook, lookup
 from keras_qareg.layers.kernel_wrapper import KernelWrapper
 
@@ -25,10 +26,13 @@ class SharedWeights(KernelWrapper):
         layer: Any Keras layer that has kernels.
         levels: Integer from 2 to 256, the size of each table.
         zero_centroid: Whether a centroid that is 0 stays 0 in tuning. Defaults to `False`.
+        snap: Whether the centroids are `centroids.grid_codes(levels)` times a step, which is what
+            trains then, so that integer formats hold them exactly. Defaults to `False`.
         **kwargs: `name`, `trainable`, `dtype`, as for every Keras layer.
 
     Attributes:
-        centroids: List of trainable weights of shape `(levels,)`, float32, one for each kernel.
+        centroids: List of trainable weights of shape `(levels,)`, float32, one for each kernel; with
+            `snap` of shape `(1,)`, the steps.
         indices: List of uint8 weights in the shapes of the kernels.
 
     Call arguments: those of the layer inside.
@@ -47,18 +51,28 @@ class SharedWeights(KernelWrapper):
     """
 
     def __init__(
-        self, layer: keras.layers.Layer, levels: int, zero_centroid: bool = False, **kwargs: Any
+        self,
+        layer: keras.layers.Layer,
+        levels: int,
+        zero_centroid: bool = False,
+        snap: bool = False,
+        **kwargs: Any,
     ):
         super().__init__(layer, **kwargs)
         self.levels = check_levels(levels)
-        self.zero_centroid = zero_centroid
+        self.zero_centroid, self.snap = zero_centroid, snap
+        self._codes = grid_codes(levels).astype("float32")
 
     def build(self, input_shape: Any = None) -> None:
         super().build(input_shape)
         for kernel in self.kernels:
             kernel.trainable = False
         self.centroids = self._add_per_kernel(
-            "centroids", shape=(self.levels,), initializer="zeros", dtype="float32", trainable=True
+            "centroids",
+            shape=(1,) if self.snap else (self.levels,),
+            initializer="zeros",
+            dtype="float32",
+            trainable=True,
         )
         self.indices = self._add_per_kernel(
             "indices", initializer="zeros", dtype="uint8", trainable=False
@@ -87,6 +101,8 @@ class SharedWeights(KernelWrapper):
 
     def _shared_kernel(self, centroids: keras.Variable, indices: keras.Variable) -> Any:
         table = ops.convert_to_tensor(centroids)
+        if self.snap:
+            table = table * self._codes
         if self.zero_centroid:
             # A zero gets no gradient, so that pruned weights stay pruned.
             table = table * ops.stop_gradient(ops.cast(table != 0, table.dtype))
@@ -100,7 +116,7 @@ class SharedWeights(KernelWrapper):
                 `levels` centroids and the shape of its kernel.
 
         Raises:
-            ValueError: If a codebook has more centroids than `levels`.
+            ValueError: If a codebook has more centroids than `levels`, or is off the grid of `snap`.
         """
         for book, centroids, indices in zip(codebooks, self.centroids, self.indices, strict=True):
             if book.centroids.size > self.levels:
@@ -108,6 +124,16 @@ class SharedWeights(KernelWrapper):
                     f"Expected codebooks of at most {self.levels} centroids. "
                     f"Received: {book.centroids.size}"
                 )
+            if self.snap:
+                step = book.centroids[self._codes[: book.centroids.size] == 1].sum()
+                if not np.array_equal(self._codes * step, book.centroids):
+                    raise ValueError(
+                        f"Expected centroids that are {self._codes.astype(int).tolist()} times a "
+                        f"step. Received: {book.centroids.tolist()}"
+                    )
+                centroids.assign([step])
+                indices.assign(book.indices)
+                continue
             spare = self.levels - book.centroids.size
             centroids.assign([*book.centroids, *([book.centroids[-1]] * spare)])
             indices.assign(book.indices)
@@ -115,10 +141,13 @@ class SharedWeights(KernelWrapper):
     def codebooks(self) -> list[Codebook]:
         """The `Codebook` of each kernel, in the order of `kernels`."""
         return [
-            Codebook(ops.convert_to_numpy(centroids), ops.convert_to_numpy(indices))
+            Codebook(
+                ops.convert_to_numpy(centroids) * (self._codes if self.snap else 1),
+                ops.convert_to_numpy(indices),
+            )
             for centroids, indices in zip(self.centroids, self.indices, strict=True)
         ]
 
     def get_config(self) -> dict[str, Any]:
-        config = {"levels": self.levels, "zero_centroid": self.zero_centroid}
+        config = {"levels": self.levels, "zero_centroid": self.zero_centroid, "snap": self.snap}
         return {**super().get_config(), **config}

@@ -35,6 +35,7 @@ def share_weights(
     method: str = "auto",
     zero_centroid: bool = False,
     trainable: str = "centroids",
+    snap: bool = False,
 ) -> keras.Model:
     """The model with every kernel reduced to a few shared values, ready for cumulative tuning.
 
@@ -52,6 +53,10 @@ def share_weights(
         zero_centroid: Whether one centroid of each kernel is 0 and stays so. Defaults to `False`.
         trainable: `"centroids"`: they alone train, and normalization keeps its statistics;
             `"centroids+rest"`: whatever else was trainable trains with them.
+        snap: Whether the centroids of each kernel are whole numbers times one step, zero among them
+            (-1 and 1 with two levels), the best such grid for its weights, and stay so in tuning.
+            `.tflite` files hold these exactly, in as few bits as the levels need. With methods
+            `"auto"` and `"uniform"` alone. Defaults to `False`.
 
     Returns:
         A new model whose chosen layers are `layers.SharedWeights`; layers that were wrapped but not
@@ -68,25 +73,15 @@ def share_weights(
     >>> [book.levels_used for book in qareg.codebooks(shared).values()]
     [4]
     """
-    check_built(model)
-    check_choice("method", method, METHODS)
-    check_choice("trainable", trainable, TRAINABLE)
-    if levels is not None:
-        levels = initial.check_levels(levels)
-    for layer in quantized_layers(model):
-        if not isinstance(layer, QuantizationAware):
-            raise ValueError(
-                "Expected a model whose weights are not shared or quantized yet. Received: a model "
-                f"with layer '{layer.name}' of type {type(layer).__name__}. Take "
-                "keras_qareg.strip(model) first."
-            )
+    levels = None if levels is None else initial.check_levels(levels)
+    _check_arguments(model, method, trainable, snap)
     books: dict[int, list[Codebook]] = {}
     sizes: dict[int, int] = {}
     for layer in select(model, layers):
         size = _levels_of(layer, levels)
         if large_enough(layer, size):
             sizes[id(layer)] = size
-            books[id(layer)] = _cluster(layer, size, method, zero_centroid)
+            books[id(layer)] = _cluster(layer, size, "snap" if snap else method, zero_centroid)
     if not books:
         raise ValueError(
             f"Expected a layer to share the weights of in model '{model.name}'. "
@@ -97,8 +92,10 @@ def share_weights(
     def share(layer: Layer) -> Layer:
         inner = plain(layer)
         inner.trainable = trainable == "centroids+rest" and layer.trainable
-        made.append((layer, SharedWeights(inner, sizes[id(layer)], zero_centroid, name=layer.name)))
-        return made[-1][1]
+        size = sizes[id(layer)]
+        wrapper = SharedWeights(inner, size, zero_centroid, snap, name=layer.name)
+        made.append((layer, wrapper))
+        return wrapper
 
     def leave(layer: Layer) -> Layer:
         copy = plain(layer)
@@ -115,6 +112,24 @@ def share_weights(
     return shared
 
 
+def _check_arguments(model: keras.Model, method: str, trainable: str, snap: bool) -> None:
+    check_built(model)
+    check_choice("method", method, METHODS)
+    check_choice("trainable", trainable, TRAINABLE)
+    if snap and method not in ("auto", "uniform"):
+        raise ValueError(
+            "Expected method='auto' or 'uniform' with snap=True, which makes centroids evenly "
+            f"spaced. Received: method={method!r}"
+        )
+    for layer in quantized_layers(model):
+        if not isinstance(layer, QuantizationAware):
+            raise ValueError(
+                "Expected a model whose weights are not shared or quantized yet. Received: a model "
+                f"with layer '{layer.name}' of type {type(layer).__name__}. Take "
+                "keras_qareg.strip(model) first."
+            )
+
+
 def compress(
     model: keras.Model,
     levels: int | None = 16,
@@ -124,6 +139,7 @@ def compress(
     batch_size: int = 32,
     learning_rate: float = 1e-3,
     verbose: str | int = "auto",
+    snap: bool = False,
 ) -> keras.Model:
     """Shares the weights of a trained model and tunes the centroids: the whole job in one call.
 
@@ -136,6 +152,7 @@ def compress(
         batch_size: Examples a step of tuning. Defaults to 32.
         learning_rate: Of Adam, for tuning. Defaults to 1e-3.
         verbose: Progress of tuning, as in `keras.Model.fit`.
+        snap: Whether values are whole multiples of a step, as in `share_weights`.
 
     Returns:
         An ordinary model (see `strip`) whose chosen kernels have at most `levels` values.
@@ -156,7 +173,7 @@ def compress(
             "Expected a compiled model, whose loss says what to tune for. Received: model "
             f"'{getattr(model, 'name', model)}' without a loss. Call `model.compile(loss=...)` first."
         )
-    shared = share_weights(model, levels, layers)
+    shared = share_weights(model, levels, layers, snap=snap)
     if data is not None:
         shared.compile(
             optimizer=keras.optimizers.Adam(learning_rate),
@@ -205,7 +222,9 @@ def _cluster(layer: Layer, levels: int, method: str, zero_centroid: bool) -> lis
     for kernel, centroids in zip(kernels(inner_layer(layer)), trained, strict=True):
         try:
             weights = ops.convert_to_numpy(kernel)
-            if centroids is None:
+            if method == "snap":
+                centroids = initial.snapped(weights, levels)
+            elif centroids is None:
                 centroids = _initial(weights, levels, method, zero_centroid)
             elif zero_centroid:
                 centroids = _with_zero(centroids)
