@@ -33,6 +33,7 @@ bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.recipe --out benchmarks/results
 	$(BIN)/python -m benchmarks.wnq_error --out benchmarks/results
 	$(BIN)/python -m benchmarks.wnq_step --out benchmarks/results
+	$(BIN)/python -m benchmarks.size --out benchmarks/results
 
 # New pins: installs the newest versions that setup.cfg admits and writes them down.
 lock:

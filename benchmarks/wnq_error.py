@@ -148,6 +148,7 @@ def results_table(rows: list[dict[str, Any]]) -> str:
 def figure(rows: list[dict[str, Any]]) -> Any:
     """Max/sigma against the relative error, before training (hollow) and after (full)."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter
 
     bits = sorted({row["bits"] for row in rows})
     found = Figure(figsize=(4.6 * len(bits), 3.8), layout="constrained")
@@ -174,6 +175,8 @@ def figure(rows: list[dict[str, Any]]) -> Any:
                     label=f"{method}, {when}",
                 )
         axis.set_xscale("log")
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.set_xlim(1, 100)
         axis.set_title(f"{count} bits", fontsize=10)
         axis.set_xlabel("max |w| / sigma")
     axes[0].set_ylabel("relative quantization error")

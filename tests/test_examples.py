@@ -80,6 +80,23 @@ def test_the_step_benchmark_runs(tmp_path):
     assert {len(times) for times in record["seconds"].values()} == {2}
 
 
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="LiteRT export needs TensorFlow")
+def test_the_size_benchmark_runs(tmp_path):
+    run("-m", "benchmarks.size", "--levels", 4, "--out", tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "size.jsonl").read_text().splitlines()]
+    assert [(row["normalized"], row["grid"]) for row in rows] == [
+        (False, True),
+        (False, False),
+        (True, True),
+        (True, False),
+    ]
+    for row in rows:
+        assert row["bound"] < row["archive"] < min(0.85 * row["gzip"], 0.85 * row["zstd"])
+        assert row["archive"] < row["smallest"] <= row["auto"] <= row["float32"] < 1.2e6
+        if row["grid"]:
+            assert row["auto"] <= 94_000 + 5000 * row["normalized"]
+
+
 @pytest.mark.slow
 def test_the_recipe_resumes(tmp_path):
     words = ["-m", "benchmarks.recipe", "--levels", 4, "--out", tmp_path]

@@ -1,0 +1,115 @@
+"""Bytes of one model in every form, against the number of levels.
+
+    python -m benchmarks.size --out benchmarks/results
+
+A CNN of 283,000 weights for 28x28 images, its kernels drawn from a Laplace distribution, shared on a
+grid (`snap=True`) and by k-means. Compares the float32 file, the same file gzipped and by zstd (what
+TensorFlow Model Optimization's clustering comes to), TensorFlow Lite's own int8, our forms, the archive,
+and the entropy bound: bits a weight by the frequencies of the levels, tables and other weights as float32.
+"""
+
+import argparse
+import json
+import math
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import numpy as np
+from keras import layers
+
+import keras_qareg as qareg
+from keras_qareg.report import summary, table
+
+BATCH_SAMPLES = 64
+
+
+def network(normalize: bool = False) -> keras.Model:
+    """Two convolutions and two dense layers: 283,000 weights, with kernels as after training."""
+    keras.utils.set_random_seed(0)
+    stack = [keras.Input((28, 28, 1))]
+    for filters in (32, 64):
+        stack.append(layers.Conv2D(filters, 3, strides=2, use_bias=not normalize))
+        stack += [layers.BatchNormalization()] if normalize else []
+        stack.append(layers.ReLU())
+    stack += [layers.Flatten(), layers.Dense(114, activation="relu"), layers.Dense(10)]
+    model = keras.Sequential(stack, name="size")
+    random = np.random.default_rng(0)
+    for weight in model.weights:
+        if weight.name == "kernel":
+            scale = 1 / math.sqrt(2 * np.prod(weight.shape[:-1]))
+            weight.assign(random.laplace(scale=scale, size=weight.shape))
+        elif weight.name in ("gamma", "moving_variance"):
+            weight.assign(random.uniform(0.5, 2.0, weight.shape))
+        else:
+            weight.assign(0.05 * random.normal(size=weight.shape))
+    return model
+
+
+def row(model: keras.Model, levels: int, snap: bool, folder: Path) -> dict[str, Any]:
+    """Bytes of all forms of one model."""
+    shared = qareg.share_weights(model, levels, snap=snap)
+    images = np.random.default_rng(1).normal(size=(BATCH_SAMPLES, 28, 28, 1)).astype("float32")
+    found: dict[str, Any] = {"levels": levels, "grid": snap}
+    for weights in ("float32", "int8", "auto", "smallest"):
+        data = images if weights == "int8" else None
+        report = qareg.export.litert(shared, folder / "model.tflite", weights, data)
+        found[weights] = report.bytes
+        if weights == "float32":
+            found |= {"gzip": report.gzip_bytes, "zstd": report.zstd_bytes}
+        if report.time_ratio is not None:
+            found[f"{weights} time"] = report.time_ratio
+    archive = qareg.export.save_archive(shared, folder / "model.qareg")
+    found["archive"] = archive.stat().st_size
+    found["bound"] = summary(shared).entropy_bytes
+    return found
+
+
+FORMS = ("float32", "gzip", "zstd", "int8", "auto", "smallest", "archive", "bound")
+
+
+def results_table(rows: list[dict[str, Any]]) -> str:
+    """A line a model, and the time of a run as a share of the float32 file's."""
+    lines = []
+    for found in rows:
+        name = f"{found['levels']}, {'grid' if found['grid'] else 'k-means'}"
+        name += ", normalized" if found["normalized"] else ""
+        times = [f"{found[f'{form} time']:.2f}" for form in ("auto", "smallest")]
+        lines.append((name, *(f"{found[form]:,}" for form in FORMS), *times))
+    return table(("levels", *FORMS, "auto time", "smallest time"), lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--levels", type=int, nargs="+", default=[2, 4, 16, 64])
+    parser.add_argument("--out", type=Path, default=Path("output"))
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for normalized in (False, True):
+            model = network(normalized)
+            for snap in (True, False):
+                for levels in arguments.levels:
+                    found = row(model, levels, snap, Path(folder))
+                    rows.append({**found, "normalized": normalized})
+                    print(json.dumps(rows[-1]), flush=True)
+    (arguments.out / "size.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    text = results_table(rows)
+    (arguments.out / "size.txt").write_text(text + "\n")
+    plain = [r for r in rows if r["grid"] and not r["normalized"]]
+    series = {form: [(r["levels"], r[form]) for r in plain] for form in FORMS}
+    figure = qareg.plots.accuracy_size(series, "levels")
+    axis = figure.axes[0]
+    axis.set_ylabel("bytes")
+    axis.set_yscale("log")
+    figure.savefig(arguments.out / "size.png", dpi=120)
+    print(f"\n{text}")
+
+
+if __name__ == "__main__":
+    main()
