@@ -5,7 +5,7 @@
 A CNN of 283,000 weights for 28x28 images, its kernels drawn from a Laplace distribution, shared on a
 grid (`snap=True`) and by k-means. Compares the float32 file, the same file gzipped and by zstd (what
 TensorFlow Model Optimization's clustering comes to), TensorFlow Lite's own int8, our forms, the archive,
-and the entropy bound: bits a weight by the frequencies of the levels, tables and other weights as float32.
+and the entropy bound: bits a weight by the frequencies of the levels, and all else as float32.
 """
 
 import argparse

@@ -96,9 +96,9 @@ def _add_archive(commands: Any) -> None:
 
 def _add_inspect(commands: Any) -> None:
     inspect = commands.add_parser(
-        "inspect", help="what is in a model or an archive: levels, entropy, bytes"
+        "inspect", help="what is in a model, an archive or a .tflite: levels, values, bytes"
     )
-    inspect.add_argument("model", type=Path, metavar="MODEL.keras|FILE.qareg")
+    inspect.add_argument("model", type=Path, metavar="FILE")
     inspect.set_defaults(run=_inspect)
 
 
@@ -158,15 +158,16 @@ def _unarchive(options: argparse.Namespace) -> None:
 
 def _inspect(options: argparse.Namespace) -> None:
     from keras_qareg.export.archive import describe
-    from keras_qareg.export.container import MAGIC
+    from keras_qareg.export.container import is_archive
+    from keras_qareg.export.inspection import describe_litert, is_litert
     from keras_qareg.report import summary
 
-    if options.model.is_file():
-        with options.model.open("rb") as file:
-            if file.read(len(MAGIC)) == MAGIC:
-                print(describe(options.model))
-                return
-    print(summary(_load_model(options.model)))
+    if options.model.is_file() and is_archive(options.model):
+        print(describe(options.model))
+    elif options.model.is_file() and is_litert(options.model):
+        print(describe_litert(options.model))
+    else:
+        print(summary(_load_model(options.model)))
 
 
 def _load_model(path: Path) -> Any:

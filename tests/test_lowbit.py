@@ -258,3 +258,38 @@ def test_constants_are_recognized_by_all_their_values():
     changed[0, 0, 0, 0] += 0.1
     assert recognize(changed, books) is None
     assert recognize(np.zeros((2, 3), "float32"), books) is None
+
+
+@tensorflow_only
+def test_inspection_of_files_and_of_damaged_ones(tmp_path, capsys):
+    from keras_qareg.cli import main
+    from keras_qareg.export.inspection import describe_litert
+
+    model = on_a_grid(sequence((40,), layers.Dense(50, name="a"), layers.Dense(30, name="b")))
+    path = tmp_path / "model.tflite"
+    qareg.export.litert(model, path, "int2-exact")
+    lines = [line.split() for line in describe_litert(path).splitlines()]
+    assert [line[1:] for line in lines if line[0].endswith("/codes")] == [
+        ["30x50", "int2", "4", "375"],
+        ["50x40", "int2", "4", "500"],
+    ]
+    assert lines[-1] == ["whole", "file", f"{path.stat().st_size:,}"]
+    assert main(["inspect", str(path)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].split() == lines[-1]
+    whole, damaged = path.read_bytes(), tmp_path / "damaged.tflite"
+    refused = 0
+    for _ in range(2000):
+        content = bytearray(whole)
+        for place in RNG.integers(8, len(content), RNG.integers(1, 20)):
+            content[place] ^= 1 << RNG.integers(8)
+        if RNG.integers(3) == 0:
+            del content[RNG.integers(8, len(content)) :]
+        damaged.write_bytes(content)
+        try:
+            describe_litert(damaged)
+        except ValueError as error:
+            refused += str(error).startswith("Expected a readable .tflite file. Received: ")
+    assert refused > 500
+    damaged.write_bytes(b"PK" + whole[2:4] + b"TFL2" + whole[8:])
+    with pytest.raises(ValueError, match="which does not begin as one"):
+        describe_litert(damaged)

@@ -22,6 +22,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 MAGIC, VERSION = b"\x89KQAREG\n", 1
@@ -47,6 +48,12 @@ class Archive:
     manifest: dict[str, Any]
     sections: list[bytes]
     size: int
+
+
+def is_archive(path: str | os.PathLike[str]) -> bool:
+    """Whether a file says that it is an archive."""
+    with Path(path).open("rb") as file:
+        return file.read(len(MAGIC)) == MAGIC
 
 
 def sealed(manifest: dict[str, Any], sections: list[bytes]) -> bytes:
