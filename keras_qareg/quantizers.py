@@ -162,9 +162,10 @@ class WeightNormalizationQuantizer(_LearnedLevels):
         flat = ops.reshape(normalized, (-1, math.prod(shape[1:])))
         spread = ops.sqrt(ops.mean(ops.square(flat), axis=0))
         basis = 0.5 * _NORMAL_STEP[self.bits] * powers * ops.reshape(spread, shape[1:])
-        for _ in range(ITERATIONS):
-            basis = basis + self._correction(flat, basis)
-        return basis
+        # A loop of the backend, which JAX compiles as one program.
+        return ops.fori_loop(
+            0, ITERATIONS, lambda _, basis: basis + self._correction(flat, basis), basis
+        )
 
     def codebook(self, weights: Any, basis: Any) -> Codebook:
         """The levels and indices of the quantized kernel: `codebook(w, v).weights == quantizer(w, v)`.
