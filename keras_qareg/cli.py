@@ -37,7 +37,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="keras-qareg", description="Make Keras models small: share weights, export, inspect."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_compress, _add_export, _add_archive, _add_inspect):
+    for add in (_add_compress, _add_export, _add_archive, _add_verify, _add_inspect):
         add(commands)
     return parser
 
@@ -92,6 +92,13 @@ def _add_archive(commands: Any) -> None:
     unarchive.add_argument("archive", type=Path, metavar="FILE.qareg")
     unarchive.add_argument("--out", type=Path, required=True, metavar="MODEL.keras")
     unarchive.set_defaults(run=_unarchive)
+
+
+def _add_verify(commands: Any) -> None:
+    verify = commands.add_parser("verify", help="whether a .tflite or an archive is a model")
+    verify.add_argument("model", type=Path, metavar="MODEL.keras")
+    verify.add_argument("file", type=Path, metavar="FILE")
+    verify.set_defaults(run=_verify)
 
 
 def _add_inspect(commands: Any) -> None:
@@ -154,6 +161,12 @@ def _unarchive(options: argparse.Namespace) -> None:
     check_target(options.out, ".keras")
     load_archive(options.archive).save(options.out)
     print(f"{options.out}: {options.out.stat().st_size:,} bytes")
+
+
+def _verify(options: argparse.Namespace) -> None:
+    from keras_qareg.export.verification import verify
+
+    print(f"{options.file}: {verify(_load_model(options.model), options.file)}")
 
 
 def _inspect(options: argparse.Namespace) -> None:

@@ -126,9 +126,8 @@ class WeightNormalizationQuantizer(_LearnedLevels):
         normalized, scale = self.normalized(weights)
         scale = ops.stop_gradient(scale)
         grid = self._grid(basis)
-        midpoints, values = grid.midpoints, self._scaled_levels(grid, basis, scale)
-
         # The levels lie evenly on both sides of zero, so only those of magnitudes are compared.
+        midpoints, values = grid.midpoints, self._scaled_levels(grid, basis, scale)
 
         @ops.custom_gradient
         def quantize(normalized: Any) -> Any:

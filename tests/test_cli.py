@@ -88,6 +88,25 @@ def test_archive_and_back(saved, capsys):
     assert not (saved / "b.keras").exists()
 
 
+def test_verify(saved, capsys):
+    model = keras.models.load_model(saved / "model.keras")
+    qareg.strip(qareg.share_weights(model, levels=4, snap=True)).save(saved / "four.keras")
+    files = [saved / "four.qareg"]
+    assert run(capsys, "archive", saved / "four.keras", "--out", files[0])[0] == 0
+    if BACKEND == "tensorflow":
+        files.append(saved / "four.tflite")
+        assert run(capsys, "export", saved / "four.keras", "--out", files[1])[0] == 0
+    for file, found in zip(
+        files, ("all 6 tensors, bit for bit", "3 integer kernels"), strict=False
+    ):
+        status, printed, _ = run(capsys, "verify", saved / "four.keras", file)
+        assert status == 0 and "equal: " in printed and found in printed
+        status, _, errors = run(capsys, "verify", saved / "model.keras", file)
+        assert status == 2 and "Expected the " in errors
+    status, _, errors = run(capsys, "verify", saved / "model.keras", saved / "data.npz")
+    assert status == 2 and "Expected a .tflite file. Received: " in errors
+
+
 def test_inspect_prints_the_table(saved, capsys):
     qareg.share_weights(small_cnn(), levels=4).save(saved / "shared.keras")
     status, printed, errors = run(capsys, "inspect", saved / "shared.keras")
