@@ -150,11 +150,12 @@ def snapped(weights: Any, levels: int) -> np.ndarray:
     largest = float(np.abs(weights).max())
     if largest == 0.0:
         return (codes * np.finfo("float32").tiny).astype("float32")
-    counts, edges = np.histogram(weights, _HISTOGRAM_BINS, range=(-largest, largest))
-    used = counts > 0
-    values, counts = 0.5 * (edges[:-1] + edges[1:])[used], counts[used]
     if weights.size <= _HISTOGRAM_BINS:
         values, counts = np.unique(weights.astype("float64"), return_counts=True)
+    else:
+        counts, edges = np.histogram(weights, _HISTOGRAM_BINS, range=(-largest, largest))
+        used = counts > 0
+        values, counts = 0.5 * (edges[:-1] + edges[1:])[used], counts[used]
     best, best_error = 0.0, np.inf
     for share in (1.0, 0.7, 0.5, 0.35, 0.25):
         step = share * largest / np.abs(codes).max()

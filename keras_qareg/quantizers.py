@@ -24,6 +24,7 @@ from keras import ops
 
 from keras_qareg.codebook import Codebook
 from keras_qareg.levels import Grid, best_change, grid_of, nearest
+from keras_qareg.serialization import deserialized, find
 
 MAX_WEIGHT_BITS, MAX_ACTIVATION_BITS = 4, 8
 # Rounds of least squares from where a new basis starts.
@@ -282,11 +283,10 @@ class ActivationQuantizer(_LearnedLevels):
         return grid_of(ops.stop_gradient(basis), (0.0, 1.0))
 
 
-_BY_NAME = {
+_BY_NAME: dict[str, type] = {
     "weight_normalization": WeightNormalizationQuantizer,
     "activation": ActivationQuantizer,
 }
-_BY_CLASS_NAME = {cls.__name__: cls for cls in _BY_NAME.values()}
 Quantizer = WeightNormalizationQuantizer | ActivationQuantizer
 
 
@@ -297,7 +297,7 @@ def serialize(quantizer: Quantizer) -> dict[str, Any]:
 
 def deserialize(config: dict[str, Any]) -> Quantizer:
     """The quantizer of a configuration made by `serialize`."""
-    return keras.saving.deserialize_keras_object(config, custom_objects=_BY_CLASS_NAME)
+    return deserialized(config, _BY_NAME)
 
 
 def get(identifier: Any) -> Quantizer | None:
@@ -318,16 +318,7 @@ def get(identifier: Any) -> Quantizer | None:
     >>> get("weight_normalization").bits
     2
     """
-    if identifier is None or isinstance(identifier, Quantizer):
-        return identifier
-    if isinstance(identifier, dict) and identifier.get("class_name") in _BY_CLASS_NAME:
-        return deserialize(identifier)
-    if isinstance(identifier, str) and identifier in _BY_NAME:
-        return _BY_NAME[identifier](bits=2)
-    raise ValueError(
-        f"Expected a quantizer of keras_qareg, None, or one of {sorted(_BY_NAME)}. "
-        f"Received: {identifier!r}"
-    )
+    return find(identifier, Quantizer, _BY_NAME, "quantizer", bits=2)
 
 
 def check_bits(name: str, bits: Any, most: int) -> int:

@@ -17,6 +17,7 @@ from keras import ops
 
 from keras_qareg import penalties
 from keras_qareg.centroids import check_levels, grid_codes
+from keras_qareg.serialization import deserialized, find
 
 
 class QuantizationRegularizer(keras.regularizers.Regularizer):
@@ -96,7 +97,7 @@ class _FixedBasins(QuantizationRegularizer):
         if not self.snap:
             return basins
         codes = grid_codes(self.levels).astype("float32")
-        step = abs(codes @ (basins - basins.mean() * (self.levels == 2)) / (codes @ codes))
+        step = abs(codes @ basins / (codes @ codes))
         return codes * np.float32(step)
 
     def penalty(self, weights: Any, basins: Any) -> Any:
@@ -267,13 +268,12 @@ class NearestExponential(_LearnedBasins):
         return {**super().get_config(), "sharpness": self.sharpness}
 
 
-_BY_NAME = {
+_BY_NAME: dict[str, type] = {
     "sine": Sine,
     "cosine": Cosine,
     "nearest_squared": NearestSquared,
     "nearest_exponential": NearestExponential,
 }
-_BY_CLASS_NAME = {cls.__name__: cls for cls in _BY_NAME.values()}
 
 
 def serialize(regularizer: QuantizationRegularizer) -> dict[str, Any]:
@@ -283,7 +283,7 @@ def serialize(regularizer: QuantizationRegularizer) -> dict[str, Any]:
 
 def deserialize(config: dict[str, Any]) -> QuantizationRegularizer:
     """The regularizer of a configuration made by `serialize`."""
-    return keras.saving.deserialize_keras_object(config, custom_objects=_BY_CLASS_NAME)
+    return deserialized(config, _BY_NAME)
 
 
 def get(identifier: Any) -> QuantizationRegularizer | None:
@@ -304,16 +304,7 @@ def get(identifier: Any) -> QuantizationRegularizer | None:
     >>> get("sine").levels
     16
     """
-    if identifier is None or isinstance(identifier, QuantizationRegularizer):
-        return identifier
-    if isinstance(identifier, dict) and identifier.get("class_name") in _BY_CLASS_NAME:
-        return deserialize(identifier)
-    if isinstance(identifier, str) and identifier in _BY_NAME:
-        return _BY_NAME[identifier]()
-    raise ValueError(
-        f"Expected a regularizer of keras_qareg, None, or one of {sorted(_BY_NAME)}. "
-        f"Received: {identifier!r}"
-    )
+    return find(identifier, QuantizationRegularizer, _BY_NAME, "regularizer")
 
 
 def _check_range(weight_range: Any) -> tuple[float, float]:

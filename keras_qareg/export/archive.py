@@ -233,7 +233,7 @@ def _packed(
                     "centroids": _add(sections, book.centroids.astype("<f4").tobytes()),
                     "indices": _add(sections, indices),
                 }
-    section = _add(sections, _little(values.astype(stored)).tobytes())
+    section = _add(sections, values.astype(_little_dtype(stored)).tobytes())
     return {**entry, "coding": "raw", "stored": stored, "section": section}
 
 
@@ -280,10 +280,6 @@ def _whole(value: Any) -> int:
 def _add(sections: list[bytes], section: bytes) -> int:
     sections.append(section)
     return len(sections) - 1
-
-
-def _little(values: np.ndarray) -> np.ndarray:
-    return values.astype(_little_dtype(values.dtype))
 
 
 def _little_dtype(dtype: Any) -> np.dtype:

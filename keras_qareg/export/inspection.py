@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -39,7 +41,7 @@ def describe_litert(path: str | os.PathLike[str]) -> str:
     if content[4:8] != IDENTIFIER:
         raise ValueError(f"Expected a .tflite file. Received: {path}, which does not begin as one")
     try:
-        lines = _constants(content)
+        lines = _lines(content)
     # The flatbuffer is untrusted, and its reader raises whatever it stumbles on.
     except Exception as error:
         raise ValueError(
@@ -49,28 +51,45 @@ def describe_litert(path: str | os.PathLike[str]) -> str:
     return table(("tensor", "shape", "type", "values", "bytes"), lines)
 
 
-def _constants(content: bytes) -> list[tuple[str, ...]]:
+class Stored(NamedTuple):
+    """A constant as a file holds it; `values` are `None` in types that NumPy does not have."""
+
+    name: str
+    shape: tuple[int, ...]
+    kind: str
+    values: Any
+    bytes: int
+
+
+def stored_constants(model: Any) -> Iterator[Stored]:
+    """All constants of a `ModelT`, in the order of its graphs."""
     from ai_edge_litert.tools import flatbuffer_utils
 
-    model = flatbuffer_utils.read_model_from_bytearray(content)
     names = {
         value: name
         for name, value in vars(flatbuffer_utils.TensorType).items()
         if isinstance(value, int)
     }
-    lines: list[tuple[str, ...]] = []
     for graph in model.subgraphs:
         for tensor in graph.tensors:
             data = model.buffers[tensor.buffer].data
             if data is None:
                 continue
             raw, kind = np.frombuffer(bytes(data), "uint8"), names[tensor.type]
-            shape = [] if tensor.shape is None else [int(size) for size in tensor.shape]
-            values = _values(raw, kind, int(np.prod(shape)))
-            distinct = "-" if values is None else str(np.unique(values).size)
+            shape = () if tensor.shape is None else tuple(int(size) for size in tensor.shape)
+            values = _values(raw, kind, math.prod(shape))
             name = tensor.name.decode(errors="replace")
-            text = "x".join(map(str, shape)) or "scalar"
-            lines.append((name, text, kind.lower(), distinct, f"{raw.size:,}"))
+            yield Stored(name, shape, kind.lower(), values, raw.size)
+
+
+def _lines(content: bytes) -> list[tuple[str, ...]]:
+    from ai_edge_litert.tools import flatbuffer_utils
+
+    lines: list[tuple[str, ...]] = []
+    for stored in stored_constants(flatbuffer_utils.read_model_from_bytearray(content)):
+        distinct = "-" if stored.values is None else str(np.unique(stored.values).size)
+        shape = "x".join(map(str, stored.shape)) or "scalar"
+        lines.append((stored.name, shape, stored.kind, distinct, f"{stored.bytes:,}"))
     return lines
 
 

@@ -15,12 +15,11 @@ from typing import Any
 import keras
 
 from keras_qareg.export.files import check_target
-from keras_qareg.export.lowbit import LOW_BIT_FORMS, rewrite
+from keras_qareg.export.lowbit import LOW_BIT_FORMS, interpreter_of, rewrite
 from keras_qareg.export.proof import (
     TOLERANCES,
     ExportReport,
     input_names,
-    interpreter_of,
     names_and_parts,
     report_on,
 )

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from keras_qareg.codebook import Codebook
-from keras_qareg.export.recognition import CODE_RANGES, Recognized, recognize
+from keras_qareg.export.recognition import CODE_RANGES, Recognized, along, recognize
 from keras_qareg.export.rewriting import (
     Constant,
     add_metadata,
+    bits_of_kind,
     constants,
     quantize,
     to_bytes,
@@ -81,8 +82,7 @@ def rewrite(
         if found is not None and grid is not None and kind is not None:
             codes, steps = grid
             quantize(model, constant.tensor, codes[found.indices], steps, found.axis, kind)
-            bits = int(kind.removeprefix("int"))
-            size = -(-constant.values.size * bits // 8) + steps.nbytes
+            size = -(-constant.values.size * bits_of_kind(kind) // 8) + steps.nbytes
             grids[constant.name] = {
                 "kernel": found.path,
                 "codes": sorted({int(code) for code in codes}),
@@ -181,8 +181,7 @@ def dequantized(content: bytes) -> dict[str, np.ndarray]:
         codes = unpacked(raw, types[stored.type], int(np.prod(shape))).reshape(shape)
         steps = np.array(stored.quantization.scale, "float32")
         if steps.size > 1:
-            axis = stored.quantization.quantizedDimension
-            steps = steps.reshape([-1 if i == axis else 1 for i in range(len(shape))])
+            steps = along(steps, stored.quantization.quantizedDimension, len(shape))
         name = graph.tensors[operator.outputs[0]].name.decode()
         found[name] = codes.astype("float32") * steps
     return found
@@ -197,6 +196,15 @@ def oldest_runtime(float_version: str, forms: Iterable[KernelForm]) -> str:
     return float_version
 
 
+def interpreter_of(path: Path) -> Any:
+    """What runs a file; raises a `RuntimeError` where it needs operators that are not built in."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(str(path))
+    interpreter.allocate_tensors()
+    return interpreter
+
+
 def delegated(file: Path, forms: Iterable[KernelForm]) -> dict[str, bool]:
     """Which constants are used by an operator that the XNNPACK delegate runs.
 
@@ -207,10 +215,7 @@ def delegated(file: Path, forms: Iterable[KernelForm]) -> dict[str, bool]:
     Returns:
         Whether it is so, by the names of the constants.
     """
-    from ai_edge_litert.interpreter import Interpreter
-
-    interpreter = Interpreter(str(file))
-    interpreter.allocate_tensors()
+    interpreter = interpreter_of(file)
     names = {detail["index"]: detail["name"] for detail in interpreter.get_tensor_details()}
     operators: list[Any] = interpreter._get_ops_details()
     inside: set[str] = set()

@@ -17,7 +17,8 @@ import numpy as np
 import zstandard
 from keras import ops
 
-from keras_qareg.export.lowbit import KernelForm, delegated, oldest_runtime
+from keras_qareg.export.inspection import stored_constants
+from keras_qareg.export.lowbit import KernelForm, delegated, interpreter_of, oldest_runtime
 
 # How far outputs may be from Keras's, relative to the largest output; None where the format rounds
 # activations, so that only the report can tell. Low-bit forms are as exact as float32.
@@ -186,7 +187,7 @@ def report_on(
     """
     difference, output_range = prove(model, draft, weights, representative_data)
     content = draft.read_bytes()
-    found = _read_file(draft)
+    found = _read_file(content)
     kernels = kernels or []
     found["runtime_version"] = oldest_runtime(found["runtime_version"], kernels)
     ratio = None if reference is None else time_ratio(draft, reference)
@@ -228,15 +229,6 @@ def time_ratio(file: Path, reference: Path) -> float:
         if place >= 3:
             ratios.append(seconds[0] / seconds[1])
     return statistics.median(ratios)
-
-
-def interpreter_of(path: Path) -> Any:
-    """What runs a file; raises a `RuntimeError` where it needs operators that are not built in."""
-    from ai_edge_litert.interpreter import Interpreter
-
-    interpreter = Interpreter(str(path))
-    interpreter.allocate_tensors()
-    return interpreter
 
 
 def _prepared(path: Path) -> Callable[[], None]:
@@ -293,19 +285,16 @@ def natural(name: str) -> list[Any]:
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
-def _read_file(path: Path) -> dict[str, Any]:
+def _read_file(content: bytes) -> dict[str, Any]:
     """What the flatbuffer says: distinct values of each kernel, and the runtime that it needs."""
     from ai_edge_litert.tools import flatbuffer_utils
 
-    model = flatbuffer_utils.read_model(str(path))
-    numpy_types = {0: "float32", 1: "float16", 9: "int8"}
-    distinct = {}
-    for graph in model.subgraphs:
-        for tensor in graph.tensors:
-            data = model.buffers[tensor.buffer].data
-            if data is not None and len(tensor.shape) >= 2 and tensor.type in numpy_types:
-                values = np.frombuffer(bytes(data), numpy_types[tensor.type])
-                distinct[tensor.name.decode()] = int(np.unique(values).size)
+    model = flatbuffer_utils.read_model_from_bytearray(content)
+    distinct = {
+        stored.name: int(np.unique(stored.values).size)
+        for stored in stored_constants(model)
+        if len(stored.shape) >= 2 and stored.kind in ("float32", "float16", "int8")
+    }
     version = "unknown"
     for entry in model.metadata or []:
         if entry.name == b"min_runtime_version":

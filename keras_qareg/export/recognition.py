@@ -48,9 +48,8 @@ class Recognized:
         """The constant, float32."""
         if self.axis is None:
             return self.tables[:, 0][self.indices]
-        channels = np.arange(self.tables.shape[1])
-        shape = [-1 if i == self.axis else 1 for i in range(self.indices.ndim)]
-        return self.tables[self.indices, channels.reshape(shape)]
+        channels = along(np.arange(self.tables.shape[1]), self.axis, self.indices.ndim)
+        return self.tables[self.indices, channels]
 
     def grid(self) -> tuple[np.ndarray, np.ndarray] | None:
         """Integer codes of the levels and a float32 step a channel, whose products are the tables.
@@ -85,9 +84,9 @@ class Recognized:
             error = np.abs(codes[:, None] * steps - self.tables).max()
             return steps if error <= _ROUNDING * np.abs(self.tables).max() else None
         found = np.empty_like(steps)
+        largest = np.abs(codes).argmax()
         for channel, step in enumerate(steps):
             table = self.tables[:, channel]
-            largest = np.abs(codes).argmax()
             guess = np.float32(table[largest] / codes[largest])
             near = [step, guess]
             for toward in (-np.inf, np.inf):
@@ -149,7 +148,9 @@ def _as_it_is(
     if book.centroids.ndim == 1:
         return Recognized(path, indices, book.centroids[:, None], None, True)
     tables = book.centroids.reshape(book.centroids.shape[0], -1)
-    for axis in _axes(constant, tables.shape[1]):
+    for axis, size in enumerate(constant.shape):
+        if size != tables.shape[1]:
+            continue
         candidate = Recognized(path, indices, tables, axis, True)
         if np.array_equal(candidate.values, constant):
             return candidate
@@ -167,8 +168,8 @@ def _folded(
         others = tuple(i for i in range(constant.ndim) if i != axis)
         squares = np.square(weights).sum(axis=others)
         factors = (weights * constant).sum(axis=others) / np.where(squares > 0, squares, 1.0)
-        shape = [-1 if i == axis else 1 for i in range(constant.ndim)]
-        if np.abs(weights * factors.reshape(shape) - constant).max() > tolerance:
+        scaled = weights * along(factors, axis, constant.ndim)
+        if np.abs(scaled - constant).max() > tolerance:
             continue
         tables = book.centroids.reshape(book.centroids.shape[0], -1)
         if tables.shape[1] not in (1, factors.size):
@@ -180,5 +181,6 @@ def _folded(
     return None
 
 
-def _axes(constant: np.ndarray, channels: int) -> list[int]:
-    return [axis for axis, size in enumerate(constant.shape) if size == channels]
+def along(values: np.ndarray, axis: int, axes: int) -> np.ndarray:
+    """A vector shaped so that it broadcasts along one of so many axes."""
+    return values.reshape([-1 if i == axis else 1 for i in range(axes)])

@@ -102,6 +102,11 @@ def quantize(
     graph.operators.insert(0, operator)
 
 
+def bits_of_kind(kind: str) -> int:
+    """Bits of a code: 8 of `"int8"`."""
+    return int(kind.removeprefix("int"))
+
+
 def packed(codes: np.ndarray, kind: str) -> np.ndarray:
     """Codes as bytes: one, two or four a byte, the first in the lowest bits.
 
@@ -125,7 +130,7 @@ def packed(codes: np.ndarray, kind: str) -> np.ndarray:
         raise ValueError(
             f"Expected codes from {low} to {high}. Received: {codes.min()} to {codes.max()}"
         )
-    bits = int(kind.removeprefix("int"))
+    bits = bits_of_kind(kind)
     flat = codes.reshape(-1).astype("int8").view("uint8") & (2**bits - 1)
     each = 8 // bits
     flat = np.pad(flat, (0, -flat.size % each)).reshape(-1, each)
@@ -134,7 +139,7 @@ def packed(codes: np.ndarray, kind: str) -> np.ndarray:
 
 def unpacked(data: np.ndarray, kind: str, size: int) -> np.ndarray:
     """The inverse of `packed`: int8 array of shape `(size,)`."""
-    bits = int(kind.removeprefix("int"))
+    bits = bits_of_kind(kind)
     each = 8 // bits
     shifts = bits * np.arange(each, dtype="uint8")
     flat = ((data[:, None] >> shifts) & (2**bits - 1)).reshape(-1)[:size].astype("int16")
