@@ -10,7 +10,7 @@ from keras import layers
 
 import keras_qareg as qareg
 from keras_qareg.export import litert as export_litert
-from keras_qareg.export.proof import run_litert
+from keras_qareg.export.runtime import run_litert
 from keras_qareg.regularizers import NearestSquared
 from tests.helpers import BACKEND, digits, predict, small_cnn
 

@@ -11,10 +11,11 @@ from keras import layers, ops
 
 import keras_qareg as qareg
 from keras_qareg.codebook import Codebook
-from keras_qareg.export import lowbit, rewriting
-from keras_qareg.export.lowbit import dequantized
-from keras_qareg.export.proof import run_litert
-from keras_qareg.export.recognition import CODE_RANGES, recognize
+from keras_qareg.export import flatbuffer, lowbit, packing, rewriting
+from keras_qareg.export.lowbit import decoded
+from keras_qareg.export.runtime import run_litert
+from keras_qareg.export.packing import CODE_RANGES
+from keras_qareg.export.recognition import recognize
 from tests.helpers import BACKEND, predict
 
 tensorflow_only = pytest.mark.skipif(
@@ -58,7 +59,7 @@ def conv_net(normalize):
         *block(layers.Conv2DTranspose(8, 3, strides=2, name="transposed")),
         layers.Flatten(),
         *block(layers.Dense(24, name="hidden")),
-        layers.Dense(5, name="out"),
+        layers.Dense(20, name="out"),
     )
 
 
@@ -88,13 +89,14 @@ def test_kernels_are_exact_in_every_form(kind, form, tmp_path):
     report = qareg.export.litert(model, tmp_path / "model.tflite", form)
     assert report.max_output_difference <= 1e-5 * max(1.0, report.output_range)
     kernels = {w.path: to_numpy(w) for w in qareg.layers.kernels(model)}
-    stored = dequantized((tmp_path / "model.tflite").read_bytes())
+    stored = decoded((tmp_path / "model.tflite").read_bytes())
     forms = {"int8-exact": {"int8"}, "int4-exact": {"int4"}}.get(form, {"int2"})
     for constant in report.kernels:
         if constant.path is None:
             continue
-        if form == "auto":
+        if form in ("auto", "smallest"):
             assert constant.form in ("float32", "int8", "int2")
+            assert constant.form != "float32" or constant.reason
         else:
             assert {constant.form} == forms
         assert constant.levels <= 4
@@ -102,10 +104,10 @@ def test_kernels_are_exact_in_every_form(kind, form, tmp_path):
             got, want = np.sort(stored[constant.name].reshape(-1)), kernels[constant.path]
             if constant.exact:
                 np.testing.assert_array_equal(got, np.sort(want.reshape(-1)))
-    assert {constant.path for constant in report.kernels} >= set(kernels) - {None}
+    assert {constant.path for constant in report.kernels} >= set(kernels)
     if kind != "normalized":
         assert all(constant.exact for constant in report.kernels if constant.path)
-    if form != "auto":
+    if form.endswith("exact"):
         float_bytes = sum(array.nbytes for array in kernels.values())
         packed = sum(constant.bytes for constant in report.kernels if constant.path)
         assert packed <= float_bytes / {"int8-exact": 3, "int4-exact": 5}.get(form, 6)
@@ -118,13 +120,14 @@ def test_auto_keeps_what_would_be_slower(tmp_path):
     forms = {constant.path.split("/")[-2]: constant for constant in report.kernels if constant.path}
     assert {name: constant.form for name, constant in forms.items()} == {
         "conv": "int8",
-        "depthwise": "int8",
+        "depthwise": "float32",
         "pointwise": "int8",
         "transposed": "float32",
         "hidden": "int2",
         "out": "int2",
     }
     assert forms["conv"].reason == "int2 would be slower"
+    assert forms["depthwise"].reason == "int8 would take more bytes"
     assert forms["transposed"].reason == "slower in TRANSPOSE_CONV"
     assert report.runtime_version == "LiteRT 2.1.0" and report.time_ratio > 0
     assert report.delegated[forms["conv"].name]
@@ -165,7 +168,7 @@ def test_uniform_wnq_is_held_exactly(per_channel, normalize, tmp_path):
     found = {c.path.split("/")[-2]: c for c in report.kernels if c.path}
     converted = {"conv", "depthwise", "pointwise", "hidden", "out"}
     assert {name for name, constant in found.items() if constant.form == "int4"} == converted
-    stored = dequantized((tmp_path / "model.tflite").read_bytes())
+    stored = decoded((tmp_path / "model.tflite").read_bytes())
     for name in converted:
         assert np.unique(stored[found[name].name][0]).size <= 4 * (
             64 if name == "depthwise" and per_channel else 1
@@ -177,6 +180,78 @@ def test_uniform_wnq_is_held_exactly(per_channel, normalize, tmp_path):
 
 
 @tensorflow_only
+@pytest.mark.parametrize("once", [True, False])
+@pytest.mark.parametrize("levels", [2, 5, 40])
+@pytest.mark.parametrize("kind", ["plain", "normalized", "attention", "separable"])
+def test_codebooks_are_looked_up_exactly(kind, levels, once, tmp_path):
+    """Groups of indices that do not fill up, a factor for each channel, and values on no grid."""
+    levels_of_all = np.sort(RNG.normal(size=levels))
+    model = on_a_grid(MODELS[kind](), levels_of_all)
+    path = tmp_path / "model.tflite"
+    report = qareg.export.litert(model, path, "codebook", decode_once=once)
+    assert report.max_output_difference <= 1e-5 * max(1.0, report.output_range)
+    kernels = {w.path: to_numpy(w) for w in qareg.layers.kernels(model)}
+    stored, packed = decoded(path.read_bytes()), 0
+    for constant in report.kernels:
+        assert constant.path or constant.form == "float32"
+        if constant.form == "float32":
+            assert constant.path is None or "would take more bytes" in constant.reason
+            continue
+        packed += 1
+        assert constant.form == "codebook-uint8" or once
+        assert constant.levels <= levels
+        got, want = np.sort(stored[constant.name].reshape(-1)), kernels[constant.path]
+        if constant.exact:
+            np.testing.assert_array_equal(got, np.sort(want.reshape(-1)))
+    assert packed == len(stored) and (packed or kind in ("attention", "separable"))
+    assert f"and {packed} rewritten kernels" in qareg.export.verify(model, path)
+
+
+@tensorflow_only
+@pytest.mark.parametrize("normalize", [False, True])
+def test_learned_levels_of_wnq_become_a_table_for_each_channel(normalize, tmp_path):
+    keras.utils.set_random_seed(0)
+    model = qareg.wnq(
+        sequence(
+            (12, 12, 3),
+            layers.Conv2D(32, 3, name="conv"),
+            *([layers.BatchNormalization()] if normalize else []),
+            layers.Flatten(),
+            layers.Dense(24, name="hidden"),
+        ),
+        bits=2,
+        skip=(),
+    )
+    if normalize:
+        model.layers[1].gamma.assign(RNG.uniform(0.5, 2.0, 32))
+    path = tmp_path / "model.tflite"
+    report = qareg.export.litert(model, path, "codebook")
+    forms = {constant.path.split("/")[-2]: constant for constant in report.kernels}
+    assert forms["hidden"].form == "codebook-int4" and forms["hidden"].exact
+    assert forms["hidden"].bytes < 0.09 * 4 * to_numpy(model.get_layer("hidden").kernel).size
+    images = RNG.normal(size=(4, 12, 12, 3)).astype("float32")
+    (outputs,) = run_litert(path, images)
+    np.testing.assert_allclose(outputs, predict(model, images), rtol=1e-5, atol=1e-5)
+
+
+@tensorflow_only
+def test_recurrent_kernels_are_found_inside_their_loops(tmp_path):
+    model = sequence((5,), layers.Embedding(90, 24), layers.LSTM(32), layers.Dense(3))
+    shared = qareg.share_weights(model, 4)
+    words = RNG.integers(0, 90, (1, 5))
+    for weights, once in (("codebook", True), ("codebook", False), ("smallest", True)):
+        path = tmp_path / "model.tflite"
+        report = qareg.export.litert(shared, path, weights, decode_once=once)
+        packed = {c.path.split("/")[-1] for c in report.kernels if c.form.startswith("codebook")}
+        assert packed == {"embeddings", "kernel", "recurrent_kernel"}
+        assert report.bytes < report.float_bytes - 10_000
+        np.testing.assert_allclose(run_litert(path, words)[0], predict(shared, words), atol=1e-5)
+    exact = qareg.share_weights(model, 4, snap=True)
+    report = qareg.export.litert(exact, path, "int2-exact")
+    assert [constant.form for constant in report.kernels if constant.path] == ["int2"] * 4
+
+
+@tensorflow_only
 def test_the_file_says_what_its_grids_are(tmp_path):
     from ai_edge_litert import schema_py_generated as schema
     from ai_edge_litert.tools import flatbuffer_utils
@@ -184,41 +259,41 @@ def test_the_file_says_what_its_grids_are(tmp_path):
     qareg.export.litert(on_a_grid(conv_net(False)), tmp_path / "model.tflite", "smallest")
     content = (tmp_path / "model.tflite").read_bytes()
     model = flatbuffer_utils.read_model_from_bytearray(content)
-    entry = next(e for e in model.metadata if e.name == rewriting.METADATA.encode())
+    entry = next(e for e in model.metadata if e.name == flatbuffer.METADATA.encode())
     grids = json.loads(bytes(model.buffers[entry.buffer].data))
-    assert {grid["kernel"].split("/")[-2] for grid in grids.values()} >= {"conv", "hidden", "out"}
-    assert all(grid["codes"] == [-2, -1, 0, 1] for grid in grids.values())
+    assert {grid["kernel"].split("/")[-2] for grid in grids} >= {"conv", "hidden", "out"}
+    assert all(grid["codes"] == [-2, -1, 0, 1] for grid in grids)
+    assert {grid["form"] for grid in grids} == {"int2"}
     # Buffers begin at multiples of 16 bytes, counted from the start of the file.
     packed = schema.Model.GetRootAs(content, 0)
     for place in range(packed.BuffersLength()):
         buffer = packed.Buffers(place)
         if buffer.DataLength():
-            assert buffer._tab.Vector(buffer._tab.Offset(4)) % rewriting.ALIGNMENT == 0
+            assert buffer._tab.Vector(buffer._tab.Offset(4)) % flatbuffer.ALIGNMENT == 0
     assert [s.signatureKey for s in model.signatureDefs] == [b"serving_default"]
 
 
 @tensorflow_only
 def test_a_wrong_rewrite_leaves_no_file(tmp_path, monkeypatch):
     model = on_a_grid(sequence((40,), layers.Dense(50, name="a")))
-    right = rewriting.packed
+    right = flatbuffer.packed
 
     def wrong(codes, kind):
         data = right(codes, kind)
-        data[0] ^= 1
-        return data
+        return data ^ 1
 
-    monkeypatch.setattr(rewriting, "packed", wrong)
+    monkeypatch.setattr(flatbuffer, "packed", wrong)
     with pytest.raises(
         ValueError, match="to hold the values of kernel 'net/a/kernel'. Received: o"
     ):
-        qareg.export.litert(model, tmp_path / "model.tflite", "int8-exact")
-    monkeypatch.setattr(rewriting, "packed", right)
+        qareg.export.litert(model, tmp_path / "model.tflite", "int4-exact")
+    monkeypatch.setattr(flatbuffer, "packed", right)
     monkeypatch.setattr(lowbit, "_prove", lambda *_: None)
     monkeypatch.setattr(
         lowbit,
         "quantize",
-        lambda model, tensor, codes, steps, axis, kind: rewriting.quantize(
-            model, tensor, codes, 2 * steps, axis, kind
+        lambda model, constant, codes, steps, axis, kind: rewriting.quantize(
+            model, constant, codes, 2 * steps, axis, kind
         ),
     )
     with pytest.raises(ValueError, match="Expected the outputs of model.tflite within 0.0001"):
@@ -227,15 +302,29 @@ def test_a_wrong_rewrite_leaves_no_file(tmp_path, monkeypatch):
 
 
 @settings(max_examples=100, deadline=None)
+@given(st.integers(1, 256), st.integers(1, 400))
+def test_groups_of_indices_are_reversible(levels, size):
+    grouping = packing.best_grouping(size, levels, (4, 8) if levels <= 16 else (8,))
+    indices = np.random.default_rng(size).integers(0, levels, size)
+    numbers = grouping.numbers(indices, levels)
+    assert numbers.max() < 2**grouping.bits
+    back = grouping.rows(levels)[numbers].reshape(-1)
+    np.testing.assert_array_equal(back[:size], indices)
+    assert back.size - size < grouping.group
+    stored = -(-numbers.size * grouping.bits // 8) + 4 * grouping.rows(levels).size
+    assert grouping.bytes(size, levels) == stored
+
+
+@settings(max_examples=100, deadline=None)
 @given(st.sampled_from(list(CODE_RANGES)), st.data())
 def test_packing_is_reversible(kind, data):
     low, high = CODE_RANGES[kind]
     codes = np.array(data.draw(st.lists(st.integers(low, high), min_size=1, max_size=50)), "int8")
-    raw = rewriting.packed(codes, kind)
+    raw = packing.packed(codes, kind)
     assert raw.size == -(-codes.size * int(kind[3:]) // 8)
-    np.testing.assert_array_equal(rewriting.unpacked(raw, kind, codes.size), codes)
+    np.testing.assert_array_equal(packing.unpacked(raw, kind, codes.size), codes)
     with pytest.raises(ValueError, match=f"Expected codes from {low} to {high}. Received"):
-        rewriting.packed(np.append(codes, high + 1).astype("int16"), kind)
+        packing.packed(np.append(codes, high + 1).astype("int16"), kind)
 
 
 def test_constants_are_recognized_by_all_their_values():

@@ -9,7 +9,7 @@ import pytest
 from keras import layers, ops
 
 import keras_qareg as qareg
-from keras_qareg.export.proof import run_litert
+from keras_qareg.export.runtime import run_litert
 from keras_qareg.layers import WNQConv2D, WNQDense, WNQDepthwiseConv2D
 from keras_qareg.selection import quantized_layers
 from tests.helpers import BACKEND, compiled, digits, gradients, predict, small_cnn, snapshot

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from keras_qareg.export.rewriting import unpacked
+from keras_qareg.export import flatbuffer
+from keras_qareg.export.packing import unpacked
 from keras_qareg.report import table
 
 IDENTIFIER = b"TFL3"
@@ -83,10 +84,8 @@ def stored_constants(model: Any) -> Iterator[Stored]:
 
 
 def _lines(content: bytes) -> list[tuple[str, ...]]:
-    from ai_edge_litert.tools import flatbuffer_utils
-
     lines: list[tuple[str, ...]] = []
-    for stored in stored_constants(flatbuffer_utils.read_model_from_bytearray(content)):
+    for stored in stored_constants(flatbuffer.read(content)):
         distinct = "-" if stored.values is None else str(np.unique(stored.values).size)
         shape = "x".join(map(str, stored.shape)) or "scalar"
         lines.append((stored.name, shape, stored.kind, distinct, f"{stored.bytes:,}"))

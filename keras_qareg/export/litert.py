@@ -15,7 +15,7 @@ from typing import Any
 import keras
 
 from keras_qareg.export.files import check_target
-from keras_qareg.export.lowbit import LOW_BIT_FORMS, interpreter_of, rewrite
+from keras_qareg.export.lowbit import LOW_BIT_FORMS, rewrite
 from keras_qareg.export.proof import (
     TOLERANCES,
     ExportReport,
@@ -23,6 +23,7 @@ from keras_qareg.export.proof import (
     names_and_parts,
     report_on,
 )
+from keras_qareg.export.runtime import interpreter_of
 from keras_qareg.models import codebooks, quantizes_inputs, strip
 from keras_qareg.selection import check_built, check_choice
 
@@ -35,6 +36,7 @@ def litert(
     path: str | os.PathLike[str],
     weights: str = "auto",
     representative_data: Any = None,
+    decode_once: bool = True,
 ) -> ExportReport:
     """Writes a model as a LiteRT file, after running the file and comparing it with Keras.
 
@@ -87,7 +89,7 @@ def litert(
         reference, kernels = None, None
         if weights in LOW_BIT_FORMS:
             reference = draft.rename(draft.with_suffix(".float"))
-            content, kernels = rewrite(reference, books, weights)
+            content, kernels = rewrite(reference, books, weights, decode_once)
             draft.write_bytes(content)
         report = report_on(plain, draft, path, weights, representative_data, reference, kernels)
         draft.replace(path)

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from keras_qareg.codebook import Codebook
-from keras_qareg.export.recognition import CODE_RANGES, Recognized, along, recognize
-from keras_qareg.export.rewriting import (
-    Constant,
-    add_metadata,
-    bits_of_kind,
-    constants,
-    quantize,
-    to_bytes,
-    unpacked,
-)
+from keras_qareg.export import flatbuffer
+from keras_qareg.export.flatbuffer import Constant
+from keras_qareg.export.packing import CODE_RANGES, Grouping, best_grouping, bits_of_kind
+from keras_qareg.export.recognition import Recognized, recognize
+from keras_qareg.export.rewriting import call_once, look_up, quantize
+from keras_qareg.export.runtime import tensor_values
 
-# The oldest runtime that opens each kind.
-RUNTIMES = {"int8": "2.14.0", "int4": "LiteRT 1.0.0", "int2": "LiteRT 2.1.0"}
+LOW_BIT_FORMS = ("auto", "smallest", "int8-exact", "int4-exact", "int2-exact", "codebook")
+# The oldest runtime that opens each form, from the newest on.
+RUNTIMES = {
+    "int2": "LiteRT 2.1.0",
+    "int4": "LiteRT 1.0.0",
+    "codebook-int4": "LiteRT 1.0.0",
+    "int8": "2.14.0",
+    "codebook-uint8": "2.14.0",
+}
 _KINDS = ("int2", "int4", "int8")
 # Operators that run at float speed with these kinds: XNNPACK unpacks them once, at the start.
 _AT_FLOAT_SPEED = {
@@ -30,7 +34,8 @@ _AT_FLOAT_SPEED = {
     "CONV_2D": ("int8",),
     "DEPTHWISE_CONV_2D": ("int8",),
 }
-LOW_BIT_FORMS = ("auto", "smallest", "int8-exact", "int4-exact", "int2-exact")
+# What a form adds to a file beside its values: operators, tensors, their names.
+_OVERHEAD = {"int": 300, "codebook": 1400}
 
 
 @dataclass(frozen=True)
@@ -40,9 +45,10 @@ class KernelForm:
     Attributes:
         name: The name of the constant in the file.
         path: The path of the Keras kernel that it is, or `None` where it is none.
-        form: `"float32"`, `"int8"`, `"int4"` or `"int2"`.
+        form: `"float32"`, `"int8"`, `"int4"`, `"int2"`, or `"codebook-int4"`, `"codebook-uint8"`:
+            packed indices of this type and a table.
         levels: How many different values the Keras kernel has, or `None` where it is none.
-        bytes: Bytes of its values, and of its steps.
+        bytes: Bytes of its values, steps and tables.
         exact: Whether the values in the file are the Keras kernel's bit for bit; where a
             BatchNormalization was folded in, they are to rounding.
         reason: Why it is not smaller, or an empty text.
@@ -57,8 +63,22 @@ class KernelForm:
     reason: str = ""
 
 
+class _Option(NamedTuple):
+    """A form that a constant could have."""
+
+    form: str
+    bytes: int
+    fast: bool
+    grid: tuple[np.ndarray, np.ndarray] | None = None
+    grouping: Grouping | None = None
+
+    @property
+    def added_bytes(self) -> int:
+        return self.bytes + _OVERHEAD["int" if self.grouping is None else "codebook"]
+
+
 def rewrite(
-    file: Path, books: Iterable[tuple[str, Codebook]], form: str
+    file: Path, books: Iterable[tuple[str, Codebook]], form: str, decode_once: bool = True
 ) -> tuple[bytes, list[KernelForm]]:
     """A float32 file with its kernels in a low-bit form.
 
@@ -66,162 +86,146 @@ def rewrite(
         file: The `.tflite` file.
         books: Paths and codebooks of the kernels of the Keras model.
         form: One of `LOW_BIT_FORMS`.
+        decode_once: Whether codebooks are decoded before the first run, not in each.
 
     Returns:
         The content of the new file, and the form of each constant of two or more axes.
     """
-    from ai_edge_litert.tools import flatbuffer_utils
-
-    model, books = flatbuffer_utils.read_model(str(file)), list(books)
-    forms, grids, expected = [], {}, {}
-    for constant in constants(model):
+    books = list(books)
+    model = flatbuffer.read(file.read_bytes())
+    forms, entries, expected = [], [], {}
+    for constant in flatbuffer.constants(model):
         found = recognize(constant.values, books)
-        grid = None if found is None else found.grid()
-        kind, reason = _kind(constant, found, grid, form)
-        size = constant.values.nbytes
-        if found is not None and grid is not None and kind is not None:
-            codes, steps = grid
-            quantize(model, constant.tensor, codes[found.indices], steps, found.axis, kind)
-            size = -(-constant.values.size * bits_of_kind(kind) // 8) + steps.nbytes
-            grids[constant.name] = {
-                "kernel": found.path,
-                "codes": sorted({int(code) for code in codes}),
-                "step": [float(step) for step in steps] if found.axis is None else "per channel",
-            }
-            expected[constant.name] = found
+        option, reason = _choose(constant, found, form, decode_once)
+        if found is not None and option is not None:
+            if option.grid is not None:
+                codes, steps = option.grid
+                kernel_codes = codes[found.indices]
+                quantize(model, constant, kernel_codes, steps, found.axis, option.form)
+            elif option.grouping is not None:
+                look_up(model, constant, found, option.grouping, decode_once)
+            entries.append(_entry(constant, found, option))
+            expected[constant.graph, constant.name] = found
         forms.append(
             KernelForm(
                 name=constant.name,
                 path=None if found is None else found.path,
-                form=kind or "float32",
+                form="float32" if option is None else option.form,
                 levels=None if found is None else len(np.unique(found.indices)),
-                bytes=size,
+                bytes=constant.values.nbytes if option is None else option.bytes,
                 exact=found is not None and found.exact,
                 reason=reason,
             )
         )
-    if not grids:
+    if not entries:
         return file.read_bytes(), forms
-    add_metadata(model, grids)
-    content = to_bytes(model)
+    call_once(model)
+    flatbuffer.add_metadata(model, entries)
+    content = flatbuffer.to_bytes(model)
     _prove(content, expected)
     return content, forms
 
 
-def _kind(
-    constant: Constant,
-    found: Recognized | None,
-    grid: tuple[np.ndarray, np.ndarray] | None,
-    form: str,
-) -> tuple[str | None, str]:
-    """The kind of integers for a constant, or None for float32; and why it is not smaller."""
+def _options(constant: Constant, found: Recognized, decode_once: bool) -> list[_Option]:
+    """All forms that hold a constant exactly, the fewest bits first."""
+    options = []
+    grid, size, levels = found.grid(), constant.values.size, len(found.tables)
+    if grid is not None:
+        low, high = grid[0].min(), grid[0].max()
+        for kind in _KINDS:
+            if CODE_RANGES[kind][0] <= low and high <= CODE_RANGES[kind][1]:
+                fast = all(kind in _AT_FLOAT_SPEED.get(name, ()) for name in constant.consumers)
+                stored = -(-size * bits_of_kind(kind) // 8) + grid[1].nbytes
+                options.append(_Option(kind, stored, fast, grid))
+    tables = found.tables.nbytes if found.factors is None else found.factors.nbytes
+    # Numbers of four bits are unpacked by operators that are slow in each run.
+    for bits in (4, 8) if decode_once else (8,):
+        if levels <= 2**bits:
+            grouping = best_grouping(size, levels, (bits,))
+            name = "codebook-int4" if bits == 4 else "codebook-uint8"
+            stored = grouping.bytes(size, levels) + (0 if tables == 4 * levels else tables)
+            options.append(_Option(name, stored, False, None, grouping))
+    return options
+
+
+def _choose(
+    constant: Constant, found: Recognized | None, form: str, decode_once: bool
+) -> tuple[_Option | None, str]:
+    """The form of a constant, or None for float32; and why it is not smaller."""
     if found is None:
         return None, "no kernel with few values"
-    if grid is None:
+    options = _options(constant, found, decode_once)
+    if form in ("smallest", "codebook"):
+        options = [o for o in options if form == "smallest" or o.grouping is not None]
+        best = min(options, key=lambda option: option.added_bytes)
+        if best.added_bytes < constant.values.nbytes:
+            return best, ""
+        return None, f"{best.form} would take more bytes"
+    options = [option for option in options if option.grid is not None]
+    if not options:
         return None, "its values are on no evenly spaced grid"
-    low, high = int(grid[0].min()), int(grid[0].max())
-    fitting = [k for k in _KINDS if CODE_RANGES[k][0] <= low and high <= CODE_RANGES[k][1]]
     if form == "auto":
-        fast: set[str] = set(_KINDS)
-        for consumer in constant.consumers:
-            fast &= set(_AT_FLOAT_SPEED.get(consumer, ()))
-        kinds = [kind for kind in fitting if kind in fast]
-        if not kinds:
+        fast = [option for option in options if option.fast]
+        if not fast:
             return None, f"slower in {', '.join(sorted(constant.consumers))}"
-        return kinds[0], "" if kinds[0] == fitting[0] else f"{fitting[0]} would be slower"
-    wanted = "int2" if form == "smallest" else form.removesuffix("-exact")
-    kinds = [kind for kind in fitting if _KINDS.index(kind) >= _KINDS.index(wanted)]
-    fell_back = form != "smallest" and kinds[0] != wanted
-    return kinds[0], f"codes from {low} to {high} do not fit {wanted}" if fell_back else ""
+        if fast[0].added_bytes >= constant.values.nbytes:
+            return None, f"{fast[0].form} would take more bytes"
+        return fast[0], "" if fast[0] is options[0] else f"{options[0].form} would be slower"
+    wanted = form.removesuffix("-exact")
+    wide = [option for option in options if _KINDS.index(option.form) >= _KINDS.index(wanted)]
+    codes = wide[0].grid[0] if wide[0].grid is not None else np.zeros(1)
+    reason = f"codes from {codes.min()} to {codes.max()} do not fit {wanted}"
+    return wide[0], "" if wide[0].form == wanted else reason
 
 
-def _prove(content: bytes, expected: dict[str, Recognized]) -> None:
-    """Reads the new file as a runtime does, and compares each kernel with what it must be."""
-    for name, values in dequantized(content).items():
-        if name in expected:
-            wanted = expected.pop(name)
-            same = np.array_equal(values, wanted.values)
-            if not same and (wanted.exact or not _close(values, wanted.values)):
-                raise ValueError(
-                    f"Expected '{name}' to hold the values of kernel '{wanted.path}'. Received: "
-                    "other ones. Nothing was written; please report the model."
-                )
-    if expected:
-        raise ValueError(f"Expected all kernels in the file. Received: none of {list(expected)}")
+def _entry(constant: Constant, found: Recognized, option: _Option) -> dict[str, Any]:
+    """What the metadata of the file says of a kernel."""
+    entry: dict[str, Any] = {"graph": constant.graph, "tensor": constant.name}
+    entry |= {"kernel": found.path, "form": option.form}
+    if option.grid is not None:
+        codes, steps = option.grid
+        entry["codes"] = sorted({int(code) for code in codes})
+        entry["step"] = [float(step) for step in steps] if found.axis is None else "per channel"
+    return entry
+
+
+def _prove(content: bytes, expected: dict[tuple[int, str], Recognized]) -> None:
+    """Runs the new file, and compares each kernel with what it must be."""
+    values = tensor_values(content, expected)
+    for key, wanted in expected.items():
+        got = values.get(key)
+        same = got is not None and np.array_equal(got, wanted.values)
+        if not same and (got is None or wanted.exact or not _close(got, wanted.values)):
+            raise ValueError(
+                f"Expected '{key[1]}' to hold the values of kernel '{wanted.path}'. Received: "
+                f"{'none' if got is None else 'other ones'}. Nothing was written; please report "
+                "the model."
+            )
 
 
 def _close(values: np.ndarray, wanted: np.ndarray) -> bool:
     return bool(np.abs(values - wanted).max() <= 2e-6 * np.abs(wanted).max())
 
 
-def dequantized(content: bytes) -> dict[str, np.ndarray]:
-    """What the DEQUANTIZE operators of a file make of its integer constants.
+def decoded(content: bytes) -> dict[str, np.ndarray]:
+    """The kernels of a file that `export.litert` rewrote, as a runtime decodes them.
 
     Args:
         content: A `.tflite` file.
 
     Returns:
-        Float32 arrays by the names of their tensors: `float32(code) * step`.
+        Float32 arrays by the names of their tensors; empty where all are held as float32.
     """
-    from ai_edge_litert.tools import flatbuffer_utils
-
-    model = flatbuffer_utils.read_model_from_bytearray(content)
-    graph = model.subgraphs[0]
-    types = {flatbuffer_utils.TensorType.__dict__[kind.upper()]: kind for kind in _KINDS}
-    found = {}
-    for operator in graph.operators:
-        if flatbuffer_utils.opcode_to_name(model, operator.opcodeIndex) != "DEQUANTIZE":
-            continue
-        stored = graph.tensors[operator.inputs[0]]
-        data = model.buffers[stored.buffer].data
-        if data is None or stored.type not in types:
-            continue
-        shape = tuple(stored.shape)
-        raw = np.frombuffer(bytes(data), "uint8")
-        codes = unpacked(raw, types[stored.type], int(np.prod(shape))).reshape(shape)
-        steps = np.array(stored.quantization.scale, "float32")
-        if steps.size > 1:
-            steps = along(steps, stored.quantization.quantizedDimension, len(shape))
-        name = graph.tensors[operator.outputs[0]].name.decode()
-        found[name] = codes.astype("float32") * steps
-    return found
+    model = flatbuffer.read(content)
+    tensors = [
+        (int(entry["graph"]), str(entry["tensor"]))
+        for raw in flatbuffer.metadata(model, flatbuffer.METADATA)
+        for entry in json.loads(raw)
+    ]
+    return {name: values for (_, name), values in tensor_values(content, tensors).items()}
 
 
 def oldest_runtime(float_version: str, forms: Iterable[KernelForm]) -> str:
     """The oldest runtime that opens a file: what its widest step ahead needs."""
-    kinds = {form.form for form in forms}
-    for kind in _KINDS:
-        if kind in kinds:
-            return RUNTIMES[kind]
-    return float_version
-
-
-def interpreter_of(path: Path) -> Any:
-    """What runs a file; raises a `RuntimeError` where it needs operators that are not built in."""
-    from ai_edge_litert.interpreter import Interpreter
-
-    interpreter = Interpreter(str(path))
-    interpreter.allocate_tensors()
-    return interpreter
-
-
-def delegated(file: Path, forms: Iterable[KernelForm]) -> dict[str, bool]:
-    """Which constants are used by an operator that the XNNPACK delegate runs.
-
-    Args:
-        file: The `.tflite` file.
-        forms: The form of each constant.
-
-    Returns:
-        Whether it is so, by the names of the constants.
-    """
-    interpreter = interpreter_of(file)
-    names = {detail["index"]: detail["name"] for detail in interpreter.get_tensor_details()}
-    operators: list[Any] = interpreter._get_ops_details()
-    inside: set[str] = set()
-    for operator in operators:
-        if operator["op_name"] == "DELEGATE":
-            taken = {names.get(int(i), "") for i in operator["inputs"]}
-            given = {names.get(int(i), "") for i in operator["outputs"]}
-            inside |= {name.removesuffix("/codes") for name in taken} - given
-    return {form.name: form.name in inside for form in forms}
+    held = {form.form for form in forms}
+    return next((version for form, version in RUNTIMES.items() if form in held), float_version)

@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import os
-import re
-import statistics
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,14 +12,15 @@ import numpy as np
 import zstandard
 from keras import ops
 
+from keras_qareg.export import flatbuffer
 from keras_qareg.export.inspection import stored_constants
-from keras_qareg.export.lowbit import KernelForm, delegated, interpreter_of, oldest_runtime
+from keras_qareg.export.lowbit import KernelForm, oldest_runtime
+from keras_qareg.export.runtime import delegated, natural, run_litert, signature, time_ratio
 
 # How far outputs may be from Keras's, relative to the largest output; None where the format rounds
 # activations, so that only the report can tell. Low-bit forms are as exact as float32.
 TOLERANCES: dict[str, float | None] = {"float32": 1e-4, "float16": 1e-2, "int8": None}
 SAMPLES = 8
-_TIMED_RUNS = 30
 
 
 @dataclass(frozen=True)
@@ -93,30 +89,6 @@ class ExportReport:
             lines.append(f"  distinct values a kernel: {values}")
         lines.append(f"  runs from runtime version {self.runtime_version} on, with {batches}")
         return "\n".join(lines)
-
-
-def run_litert(
-    path: str | os.PathLike[str], inputs: Any, delegate: bool = True
-) -> list[np.ndarray]:
-    """Runs a LiteRT file on a batch.
-
-    Args:
-        path: The `.tflite` file.
-        inputs: An array; or, where the model has several inputs, a dict of arrays by the names in
-            the file's signature, which are those of the model's inputs.
-        delegate: Whether XNNPACK runs what it can, as by default on phones. Defaults to `True`.
-
-    Returns:
-        List of output arrays, in the order of the outputs of the Keras model.
-    """
-    runner = _signature(path, delegate)
-    details = runner.get_input_details()
-    if not isinstance(inputs, dict):
-        inputs = dict(zip(sorted(details, key=natural), keras.tree.flatten(inputs), strict=True))
-    outputs = runner(
-        **{name: np.asarray(part, details[name]["dtype"]) for name, part in inputs.items()}
-    )
-    return [outputs[name] for name in sorted(outputs, key=natural)]
 
 
 def prove(
@@ -191,6 +163,7 @@ def report_on(
     kernels = kernels or []
     found["runtime_version"] = oldest_runtime(found["runtime_version"], kernels)
     ratio = None if reference is None else time_ratio(draft, reference)
+    inside = delegated(draft) if kernels else set()
     return ExportReport(
         path=path,
         weights=weights,
@@ -202,45 +175,15 @@ def report_on(
         batch_size=_fixed_batch_size(draft),
         float_bytes=None if reference is None else reference.stat().st_size,
         kernels=tuple(kernels),
-        delegated=delegated(draft, kernels) if kernels else {},
+        delegated={kernel.name: kernel.name in inside for kernel in kernels},
         time_ratio=ratio,
         **found,
     )
 
 
-def time_ratio(file: Path, reference: Path) -> float:
-    """Median time of a run of a file, in units of that of another; both are run in turn.
-
-    Args:
-        file: A `.tflite` file.
-        reference: Another, with the same inputs.
-
-    Returns:
-        The median of the ratios, with inputs of the shapes in the files (batches of one).
-    """
-    runs = [_prepared(path) for path in (file, reference)]
-    ratios = []
-    for place in range(_TIMED_RUNS + 3):
-        seconds = []
-        for run in runs:
-            began = time.perf_counter()
-            run()
-            seconds.append(time.perf_counter() - began)
-        if place >= 3:
-            ratios.append(seconds[0] / seconds[1])
-    return statistics.median(ratios)
-
-
-def _prepared(path: Path) -> Callable[[], None]:
-    interpreter = interpreter_of(path)
-    for detail in interpreter.get_input_details():
-        interpreter.set_tensor(detail["index"], np.zeros(detail["shape"], detail["dtype"]))
-    return interpreter.invoke
-
-
 def _samples(model: keras.Model, file: Path, representative_data: Any) -> dict[str, np.ndarray]:
     """A few inputs by the names of the file's signature, in the order of the model's."""
-    details = _signature(file).get_input_details()
+    details = signature(file).get_input_details()
     names = input_names(model)
     if set(names) != set(details):
         names = sorted(details, key=natural)
@@ -254,7 +197,7 @@ def _samples(model: keras.Model, file: Path, representative_data: Any) -> dict[s
 def _fixed_batch_size(file: Path) -> int | None:
     sizes = {
         int(detail["shape_signature"][0])
-        for detail in _signature(file).get_input_details().values()
+        for detail in signature(file).get_input_details().values()
         if len(detail["shape_signature"])
     }
     return None if -1 in sizes else max(sizes, default=None)
@@ -273,33 +216,17 @@ def _random_input(detail: dict[str, Any]) -> np.ndarray:
     return random.integers(0, 2, shape).astype(detail["dtype"])  # within any vocabulary
 
 
-def _signature(file: str | os.PathLike[str], delegate: bool = True) -> Any:
-    from ai_edge_litert.interpreter import Interpreter, OpResolverType
-
-    kind = OpResolverType.AUTO if delegate else OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
-    return Interpreter(str(file), experimental_op_resolver_type=kind).get_signature_runner()
-
-
-def natural(name: str) -> list[Any]:
-    """So that `output_10` comes after `output_9`."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
-
-
 def _read_file(content: bytes) -> dict[str, Any]:
     """What the flatbuffer says: distinct values of each kernel, and the runtime that it needs."""
-    from ai_edge_litert.tools import flatbuffer_utils
-
-    model = flatbuffer_utils.read_model_from_bytearray(content)
+    model = flatbuffer.read(content)
     distinct = {
         stored.name: int(np.unique(stored.values).size)
         for stored in stored_constants(model)
         if len(stored.shape) >= 2 and stored.kind in ("float32", "float16", "int8")
     }
     version = "unknown"
-    for entry in model.metadata or []:
-        if entry.name == b"min_runtime_version":
-            raw = bytes(model.buffers[entry.buffer].data)
-            version = raw.split(b"\0")[0].decode() or version
+    for raw in flatbuffer.metadata(model, "min_runtime_version"):
+        version = raw.split(b"\0")[0].decode() or version
     return {"distinct_values": distinct, "runtime_version": version}
 
 

@@ -16,11 +16,10 @@ from typing import Any
 import numpy as np
 
 from keras_qareg.codebook import Codebook
+from keras_qareg.export.packing import CODE_RANGES
 
 # A folded value is the product of two float32 numbers, rounded once.
 _ROUNDING = 1e-6
-# Integers of each width, and how many values a byte holds.
-CODE_RANGES = {"int2": (-2, 1), "int4": (-8, 7), "int8": (-128, 127)}
 
 
 @dataclass(frozen=True)
@@ -35,6 +34,9 @@ class Recognized:
         axis: The axis of the constant that counts channels; `None` with one table.
         exact: Whether the tables give the constant bit for bit, not just to rounding: so wherever
             nothing was folded in.
+        centroids: Float32 array `(levels,)`: the levels of the Keras kernel, where each channel has
+            these times a factor of its own; else `None`.
+        factors: Float32 array `(channels,)`, these factors; else `None`.
     """
 
     path: str
@@ -42,6 +44,8 @@ class Recognized:
     tables: np.ndarray
     axis: int | None
     exact: bool
+    centroids: np.ndarray | None = None
+    factors: np.ndarray | None = None
 
     @property
     def values(self) -> np.ndarray:
@@ -174,8 +178,9 @@ def _folded(
         tables = book.centroids.reshape(book.centroids.shape[0], -1)
         if tables.shape[1] not in (1, factors.size):
             continue
+        base = (book.centroids, factors.astype("float32")) if book.centroids.ndim == 1 else ()
         tables = (tables.astype("float64") * factors).astype("float32")
-        candidate = Recognized(path, indices, tables, axis, False)
+        candidate = Recognized(path, indices, tables, axis, False, *base)
         if np.abs(candidate.values - constant).max() <= 2 * tolerance:
             return candidate
     return None

@@ -13,7 +13,7 @@ from keras import ops
 from keras_qareg.export.archive import load_archive
 from keras_qareg.export.container import is_archive
 from keras_qareg.export.inspection import describe_litert
-from keras_qareg.export.lowbit import dequantized
+from keras_qareg.export.lowbit import decoded
 from keras_qareg.export.proof import prove
 from keras_qareg.export.recognition import recognize
 from keras_qareg.models import codebooks, quantizes_inputs, strip
@@ -25,7 +25,7 @@ def verify(
     """Compares a `.tflite` file or an archive with a Keras model.
 
     An archive must have the very tensors of the plain model. A `.tflite` file must give its outputs,
-    to 1e-4 of the largest, with XNNPACK and without, and each of its integer kernels must be one of
+    to 1e-4 of the largest, with XNNPACK and without, and each of its rewritten kernels must be one of
     the model's.
 
     Args:
@@ -55,7 +55,7 @@ def verify(
     plain = model if quantizes_inputs(model) else strip(model)
     difference, output_range = prove(plain, path, "float32", representative_data)
     books = [*codebooks(model).items(), *codebooks(plain).items()]
-    kernels = dequantized(path.read_bytes())
+    kernels = decoded(path.read_bytes())
     for name, values in kernels.items():
         if recognize(values, books) is None:
             raise ValueError(
@@ -64,7 +64,7 @@ def verify(
             )
     return (
         f"equal: outputs within {difference:.2e} (up to {output_range:.2e}), and "
-        f"{len(kernels)} integer kernels"
+        f"{len(kernels)} rewritten kernels"
     )
 
 
