@@ -13,9 +13,9 @@ import keras_qareg as qareg
 from keras_qareg.codebook import Codebook
 from keras_qareg.export import flatbuffer, lowbit, packing, rewriting
 from keras_qareg.export.lowbit import decoded
-from keras_qareg.export.runtime import run_litert
 from keras_qareg.export.packing import CODE_RANGES
 from keras_qareg.export.recognition import recognize
+from keras_qareg.export.runtime import run_litert
 from tests.helpers import BACKEND, predict
 
 tensorflow_only = pytest.mark.skipif(

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_qareg.export.packing import bits_of_kind, packed
+from keras_qareg.export.packing import packed
 
 # Buffers begin at multiples of this many bytes, as the schema asks and its Python code forgets.
 ALIGNMENT = 16

@@ -19,7 +19,12 @@ DECODING = "decode_kernels"
 
 
 def quantize(
-    model: Any, constant: Constant, codes: np.ndarray, steps: np.ndarray, axis: int | None, kind: str
+    model: Any,
+    constant: Constant,
+    codes: np.ndarray,
+    steps: np.ndarray,
+    axis: int | None,
+    kind: str,
 ) -> None:
     """Puts integer codes and a DEQUANTIZE operator in the place of a constant.
 
@@ -91,9 +96,7 @@ def _decode(chain: Chain, found: Recognized, grouping: Grouping, kernel: int) ->
     if found.factors is not None:
         values = _looked_up(chain, "values", numbers, found.centroids[rows], found)
         factors = along(found.factors, found.axis or 0, len(shape))
-        chain.apply(
-            "MUL", [values, chain.constant("factors", factors, "float32")], [kernel]
-        )
+        chain.apply("MUL", [values, chain.constant("factors", factors, "float32")], [kernel])
     elif channels == 1:
         _looked_up(chain, "values", numbers, found.tables[:, 0][rows], found, kernel)
     else:
