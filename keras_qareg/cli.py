@@ -72,6 +72,9 @@ def _add_export(commands: Any) -> None:
     )
     export.add_argument("model", type=Path, metavar="MODEL.keras")
     export.add_argument("--out", type=Path, required=True, metavar="FILE.tflite")
+    export.add_argument(
+        "--data", type=Path, metavar="FILE.npz", help="array x: samples, which calibrate int8"
+    )
     _add_weights(export)
     export.set_defaults(run=_export)
 
@@ -110,9 +113,19 @@ def _add_inspect(commands: Any) -> None:
 
 
 def _add_weights(parser: argparse.ArgumentParser) -> None:
-    exact = ("auto", "smallest", "int8-exact", "int4-exact", "int2-exact")
+    exact = ("auto", "smallest", "int8-exact", "int4-exact", "int2-exact", "codebook", "tflm")
     choices = (*exact, "float32", "float16", "int8")
-    parser.add_argument("--weights", choices=choices, default="auto", help="default: auto")
+    parser.add_argument(
+        "--weights",
+        choices=choices,
+        default="auto",
+        help="default: auto; int8 and tflm (for TFLite Micro) are full integer with --data",
+    )
+    parser.add_argument(
+        "--decode-each-run",
+        action="store_true",
+        help="look codebooks up in each run, for runtimes without variables",
+    )
 
 
 def _compress(options: argparse.Namespace) -> None:
@@ -122,7 +135,7 @@ def _compress(options: argparse.Namespace) -> None:
     from keras_qareg.report import summary
 
     check_target(options.out, ".tflite")
-    data = None if options.data is None else _load_data(options.data)
+    data = None if options.data is None else _load_arrays(options.data, "x", "y")
     model = _load_model(options.model)
     if data is not None and not model.compiled:
         if options.loss is None:
@@ -135,7 +148,8 @@ def _compress(options: argparse.Namespace) -> None:
     small = compress(model, options.levels, options.layers, data, options.epochs, snap=options.snap)
     print(summary(small), flush=True)
     print("Exporting and comparing with Keras", flush=True)
-    print(litert(small, options.out, options.weights, None if data is None else data[0]))
+    samples = None if data is None else data[0]
+    print(litert(small, options.out, options.weights, samples, not options.decode_each_run))
 
 
 def _export(options: argparse.Namespace) -> None:
@@ -143,7 +157,9 @@ def _export(options: argparse.Namespace) -> None:
     from keras_qareg.export.litert import litert
 
     check_target(options.out, ".tflite")
-    print(litert(_load_model(options.model), options.out, options.weights))
+    samples = None if options.data is None else _load_arrays(options.data, "x")[0]
+    model = _load_model(options.model)
+    print(litert(model, options.out, options.weights, samples, not options.decode_each_run))
 
 
 def _archive(options: argparse.Namespace) -> None:
@@ -197,17 +213,18 @@ def _load_model(path: Path) -> Any:
         raise ValueError(f"Expected a readable .keras file. Received: {path} ({reason})") from error
 
 
-def _load_data(path: Path) -> tuple[Any, Any]:
+def _load_arrays(path: Path, *names: str) -> tuple[Any, ...]:
     import numpy as np
 
     if not path.is_file():
         raise ValueError(f"Expected a .npz file. Received: {path}, which does not exist")
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            return arrays["x"], arrays["y"]
+            return tuple(arrays[name] for name in names)
     except Exception as error:
+        wanted = " and ".join(f"'{name}'" for name in names)
         raise ValueError(
-            f"Expected a .npz file with arrays 'x' and 'y'. Received: {path} ({error})"
+            f"Expected a .npz file with arrays {wanted}. Received: {path} ({error})"
         ) from error
 
 

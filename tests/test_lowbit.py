@@ -12,16 +12,22 @@ from keras import layers, ops
 import keras_qareg as qareg
 from keras_qareg.codebook import Codebook
 from keras_qareg.export import flatbuffer, lowbit, packing, rewriting
-from keras_qareg.export.lowbit import decoded
 from keras_qareg.export.packing import CODE_RANGES
 from keras_qareg.export.recognition import recognize
-from keras_qareg.export.runtime import run_litert
+from keras_qareg.export.runtime import run_litert, tensor_values
 from tests.helpers import BACKEND, predict
 
 tensorflow_only = pytest.mark.skipif(
     BACKEND != "tensorflow", reason="LiteRT export needs the TensorFlow backend"
 )
 RNG = np.random.default_rng(0)
+
+
+def decoded(content):
+    """The kernels of a file as the runtime makes them, by the names that its metadata give them."""
+    entries = flatbuffer.kernel_entries(flatbuffer.read(content))
+    tensors = [(entry["graph"], entry["tensor"]) for entry in entries]
+    return {name: values for (_, name), values in tensor_values(content, tensors).items()}
 
 
 def to_numpy(tensor):

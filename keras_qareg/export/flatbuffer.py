@@ -181,6 +181,16 @@ def metadata(model: Any, name: str) -> Iterator[bytes]:
             yield bytes(model.buffers[entry.buffer].data)
 
 
+def kernel_entry(constant: Constant, path: str, form: str) -> dict[str, Any]:
+    """What the metadata of a file say of a rewritten kernel."""
+    return {"graph": constant.graph, "tensor": constant.name, "kernel": path, "form": form}
+
+
+def kernel_entries(model: Any) -> list[dict[str, Any]]:
+    """The entry of each rewritten kernel in the metadata of a file."""
+    return [entry for raw in metadata(model, METADATA) for entry in json.loads(raw)]
+
+
 def read(content: bytes) -> Any:
     """A `ModelT` of the content of a file."""
     from ai_edge_litert.tools.flatbuffer_utils import read_model_from_bytearray

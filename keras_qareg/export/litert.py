@@ -15,7 +15,9 @@ from typing import Any
 import keras
 
 from keras_qareg.export.files import check_target
+from keras_qareg.export.integer import keep_grids
 from keras_qareg.export.lowbit import LOW_BIT_FORMS, rewrite
+from keras_qareg.export.micro import expanded, rewrite_micro
 from keras_qareg.export.proof import (
     TOLERANCES,
     ExportReport,
@@ -27,7 +29,7 @@ from keras_qareg.export.runtime import interpreter_of
 from keras_qareg.models import codebooks, quantizes_inputs, strip
 from keras_qareg.selection import check_built, check_choice
 
-WEIGHTS = (*LOW_BIT_FORMS, *TOLERANCES)
+WEIGHTS = (*LOW_BIT_FORMS, "tflm", *TOLERANCES)
 CALIBRATION_SAMPLES = 200
 
 
@@ -86,18 +88,32 @@ def litert(
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}-") as folder:
         draft = Path(folder) / path.name
         _convert(plain, draft, weights, representative_data)
-        reference, kernels = None, None
+        runnable, reference, kernels = draft, None, None
         if weights in LOW_BIT_FORMS:
             reference = draft.rename(draft.with_suffix(".float"))
             content, kernels = rewrite(reference, books, weights, decode_once)
             draft.write_bytes(content)
-        report = report_on(plain, draft, path, weights, representative_data, reference, kernels)
+        elif weights == "int8":
+            content, kernels = keep_grids(draft.read_bytes(), books)
+            draft.write_bytes(content)
+        elif weights == "tflm":
+            content, _ = keep_grids(draft.read_bytes(), books)
+            content, kernels = rewrite_micro(content, books)
+            draft.write_bytes(content)
+            runnable = draft.with_suffix(".expanded")
+            runnable.write_bytes(expanded(content))
+        report = report_on(
+            plain, draft, path, weights, representative_data, runnable, reference, kernels
+        )
         draft.replace(path)
     return report
 
 
 def _convert(model: keras.Model, draft: Path, weights: str, representative_data: Any) -> None:
     options = _converter_options(model, weights, representative_data)
+    if weights == "tflm" and input_names(model):
+        # Microcontrollers run one example at a time, and need to know it: they do not resize.
+        options["input_signature"] = _batches_of_one(model)
     try:
         model.export(draft, format="litert", verbose=False, **options)
         interpreter_of(draft)
@@ -105,17 +121,22 @@ def _convert(model: keras.Model, draft: Path, weights: str, representative_data:
         # Loops over time have no built-in operators until the batch size is fixed.
         if "Select TensorFlow op" not in str(error) or not input_names(model):
             raise
-        options["input_signature"] = keras.tree.map_structure(
-            lambda x: keras.InputSpec(x.dtype, (1, *x.shape[1:]), name=x.name),
-            getattr(model, "input", model.inputs),
-        )
+        options["input_signature"] = _batches_of_one(model)
         model.export(draft, format="litert", verbose=False, **options)
+
+
+def _batches_of_one(model: keras.Model) -> Any:
+    return keras.tree.map_structure(
+        lambda x: keras.InputSpec(x.dtype, (1, *x.shape[1:]), name=x.name),
+        getattr(model, "input", model.inputs),
+    )
 
 
 def _converter_options(
     model: keras.Model, weights: str, representative_data: Any
 ) -> dict[str, Any]:
-    if weights == "float32" or weights in LOW_BIT_FORMS:
+    floats = weights == "float32" or weights in LOW_BIT_FORMS
+    if floats or (weights == "tflm" and representative_data is None):
         return {}
     import tensorflow as tf
 

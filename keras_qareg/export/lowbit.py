@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,8 +44,8 @@ class KernelForm:
     Attributes:
         name: The name of the constant in the file.
         path: The path of the Keras kernel that it is, or `None` where it is none.
-        form: `"float32"`, `"int8"`, `"int4"`, `"int2"`, or `"codebook-int4"`, `"codebook-uint8"`:
-            packed indices of this type and a table.
+        form: `"float32"`, `"int8"`, `"int4"`, `"int2"`; `"codebook-int4"` or `"codebook-uint8"`,
+            packed indices of this type and a table; `"tflm-3bit"`, indices of so many bits.
         levels: How many different values the Keras kernel has, or `None` where it is none.
         bytes: Bytes of its values, steps and tables.
         exact: Whether the values in the file are the Keras kernel's bit for bit; where a
@@ -180,8 +179,7 @@ def _choose(
 
 def _entry(constant: Constant, found: Recognized, option: _Option) -> dict[str, Any]:
     """What the metadata of the file says of a kernel."""
-    entry: dict[str, Any] = {"graph": constant.graph, "tensor": constant.name}
-    entry |= {"kernel": found.path, "form": option.form}
+    entry = flatbuffer.kernel_entry(constant, found.path, option.form)
     if option.grid is not None:
         codes, steps = option.grid
         entry["codes"] = sorted({int(code) for code in codes})
@@ -207,25 +205,9 @@ def _close(values: np.ndarray, wanted: np.ndarray) -> bool:
     return bool(np.abs(values - wanted).max() <= 2e-6 * np.abs(wanted).max())
 
 
-def decoded(content: bytes) -> dict[str, np.ndarray]:
-    """The kernels of a file that `export.litert` rewrote, as a runtime decodes them.
-
-    Args:
-        content: A `.tflite` file.
-
-    Returns:
-        Float32 arrays by the names of their tensors; empty where all are held as float32.
-    """
-    model = flatbuffer.read(content)
-    tensors = [
-        (int(entry["graph"]), str(entry["tensor"]))
-        for raw in flatbuffer.metadata(model, flatbuffer.METADATA)
-        for entry in json.loads(raw)
-    ]
-    return {name: values for (_, name), values in tensor_values(content, tensors).items()}
-
-
 def oldest_runtime(float_version: str, forms: Iterable[KernelForm]) -> str:
     """The oldest runtime that opens a file: what its widest step ahead needs."""
     held = {form.form for form in forms}
+    if any(form.startswith("tflm") for form in held):
+        return "TFLite Micro of 2025"
     return next((version for form, version in RUNTIMES.items() if form in held), float_version)

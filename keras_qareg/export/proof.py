@@ -15,6 +15,7 @@ from keras import ops
 from keras_qareg.export import flatbuffer
 from keras_qareg.export.inspection import stored_constants
 from keras_qareg.export.lowbit import KernelForm, oldest_runtime
+from keras_qareg.export.micro import prove_micro
 from keras_qareg.export.runtime import delegated, natural, run_litert, signature, time_ratio
 
 # How far outputs may be from Keras's, relative to the largest output; None where the format rounds
@@ -48,6 +49,7 @@ class ExportReport:
         delegated: Whether the XNNPACK delegate runs what uses it, by the names of these constants.
         time_ratio: Median time of a run with a batch of one to that of the float32 file, run in turn;
             `None` where no float32 file was written.
+        micro: What a run in TFLite Micro gave, for `"tflm"`; else an empty text.
     """
 
     path: Path
@@ -64,6 +66,7 @@ class ExportReport:
     kernels: tuple[KernelForm, ...] = ()
     delegated: dict[str, bool] = field(default_factory=dict)
     time_ratio: float | None = None
+    micro: str = ""
 
     def __str__(self) -> str:
         batches = f"batches of {self.batch_size}" if self.batch_size else "any batch size"
@@ -80,13 +83,17 @@ class ExportReport:
             )
         for kernel in self.kernels:
             notes = ["exact"] if kernel.exact else []
-            notes += ["on XNNPACK"] if self.delegated[kernel.name] else ["not on XNNPACK"]
+            if kernel.name in self.delegated:
+                notes += ["on XNNPACK"] if self.delegated[kernel.name] else ["not on XNNPACK"]
             notes += [kernel.reason] if kernel.reason else []
             size = f"{kernel.form}, {kernel.levels or 'many'} values, {kernel.bytes:,} bytes"
-            lines.append(f"  {kernel.path or kernel.name}: {size} ({'; '.join(notes)})")
+            said = f" ({'; '.join(notes)})" if notes else ""
+            lines.append(f"  {kernel.path or kernel.name}: {size}{said}")
         if not self.kernels:
             values = ", ".join(map(str, self.distinct_values.values()))
             lines.append(f"  distinct values a kernel: {values}")
+        if self.micro:
+            lines.append(f"  {self.micro}")
         lines.append(f"  runs from runtime version {self.runtime_version} on, with {batches}")
         return "\n".join(lines)
 
@@ -137,6 +144,7 @@ def report_on(
     path: Path,
     weights: str,
     representative_data: Any,
+    runnable: Path,
     reference: Path | None = None,
     kernels: list[KernelForm] | None = None,
 ) -> ExportReport:
@@ -148,6 +156,7 @@ def report_on(
         path: Where it is going to be.
         weights: The form of its weights.
         representative_data: Inputs to run on, or `None` for random ones.
+        runnable: The file as LiteRT runs it: the same one, but for TFLite Micro.
         reference: The float32 file of the same model, to time against.
         kernels: The form of each constant, where it has low-bit ones.
 
@@ -157,13 +166,15 @@ def report_on(
     Raises:
         ValueError: As `prove`.
     """
-    difference, output_range = prove(model, draft, weights, representative_data)
+    micro = weights == "tflm"
+    precision = weights if not micro else "float32" if representative_data is None else "int8"
+    difference, output_range = prove(model, runnable, precision, representative_data)
     content = draft.read_bytes()
     found = _read_file(content)
     kernels = kernels or []
     found["runtime_version"] = oldest_runtime(found["runtime_version"], kernels)
     ratio = None if reference is None else time_ratio(draft, reference)
-    inside = delegated(draft) if kernels else set()
+    inside = {} if micro or not kernels else _delegated_kernels(draft, kernels)
     return ExportReport(
         path=path,
         weights=weights,
@@ -172,13 +183,19 @@ def report_on(
         zstd_bytes=len(zstandard.compress(content, 19)),
         max_output_difference=difference,
         output_range=output_range,
-        batch_size=_fixed_batch_size(draft),
+        batch_size=_fixed_batch_size(runnable),
         float_bytes=None if reference is None else reference.stat().st_size,
         kernels=tuple(kernels),
-        delegated={kernel.name: kernel.name in inside for kernel in kernels},
+        delegated=inside,
         time_ratio=ratio,
+        micro=prove_micro(content) if micro else "",
         **found,
     )
+
+
+def _delegated_kernels(file: Path, kernels: list[KernelForm]) -> dict[str, bool]:
+    inside = delegated(file)
+    return {kernel.name: kernel.name in inside for kernel in kernels}
 
 
 def _samples(model: keras.Model, file: Path, representative_data: Any) -> dict[str, np.ndarray]:
@@ -235,7 +252,10 @@ def names_and_parts(model: keras.Model, data: Any) -> tuple[list[str], list[np.n
     named = isinstance(data, dict)
     names = list(data) if named else input_names(model)
     parts = [np.asarray(part) for part in (data.values() if named else keras.tree.flatten(data))]
-    return names, [part.astype(_tensor_type(part)) for part in parts]
+    known = {tensor.name: tensor.dtype for tensor in getattr(model, "inputs", None) or []}
+    order = names if len(names) == len(parts) else [""] * len(parts)
+    types = [known.get(name) or _tensor_type(part) for name, part in zip(order, parts, strict=True)]
+    return names, [part.astype(kind) for part, kind in zip(parts, types, strict=True)]
 
 
 def input_names(model: keras.Model) -> list[str]:

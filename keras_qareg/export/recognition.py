@@ -9,7 +9,8 @@ Nothing is clustered again.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,8 +33,8 @@ class Recognized:
         tables: Float32 array `(levels, channels)`: what the levels are in the constant, one table or
             one for each slice along `axis`.
         axis: The axis of the constant that counts channels; `None` with one table.
-        exact: Whether the tables give the constant bit for bit, not just to rounding: so wherever
-            nothing was folded in.
+        exact: Whether these are the values of the Keras kernel bit for bit: so wherever nothing was
+            folded in.
         centroids: Float32 array `(levels,)`: the levels of the Keras kernel, where each channel has
             these times a factor of its own; else `None`.
         factors: Float32 array `(channels,)`, these factors; else `None`.
@@ -116,18 +117,59 @@ def recognize(constant: np.ndarray, books: Iterable[tuple[str, Codebook]]) -> Re
         A `Recognized`, or `None` where no kernel has these values.
     """
     found = None
+    for path, book, order in _arrangements(constant.shape, books):
+        found = _as_it_is(path, book, order, constant) or found
+        if found is not None and found.exact:
+            return found
+        found = found or _folded(path, book, order, constant)
+    return found
+
+
+def recognize_codes(
+    codes: np.ndarray, scales: np.ndarray, axis: int, books: Iterable[tuple[str, Codebook]]
+) -> Recognized | None:
+    """The Keras kernel that int8 codes stand for, where each level became one code a channel.
+
+    Args:
+        codes: Int8 array.
+        scales: Float32 array `(channels,)` or `(1,)`: what the codes are multiplied by.
+        axis: The axis of the channels.
+        books: Paths and codebooks of the kernels of the Keras model.
+
+    Returns:
+        A `Recognized` whose tables are int8, with the factor that each channel has beside the Keras
+        kernel; or `None` where no kernel has these codes.
+    """
+    for path, book, order in _arrangements(codes.shape, books):
+        indices = book.indices.transpose(order).reshape(codes.shape)
+        levels, channels = book.centroids.shape[0], scales.size
+        base = book.centroids.reshape(levels, -1).astype("float64")
+        if base.shape[1] not in (1, channels):
+            continue
+        cells = _cells(codes, indices, levels, axis, channels)
+        if cells is None:
+            continue
+        tables, used = cells
+        values, base = tables * scales.astype("float64"), np.where(used, base, 0.0)
+        squares = np.square(base).sum(axis=0)
+        factors = (base * values).sum(axis=0) / np.where(squares > 0, squares, 1.0)
+        if (np.abs(base * factors - values) <= scales).all():
+            place = axis if channels > 1 else None
+            factors = factors.astype("float32")
+            return Recognized(path, indices, tables, place, False, book.centroids, factors)
+    return None
+
+
+def _arrangements(
+    shape: tuple[int, ...], books: Iterable[tuple[str, Codebook]]
+) -> Iterator[tuple[str, Codebook, tuple[int, ...]]]:
+    """The kernels that have this shape with their axes in some order, and the orders."""
     for path, book in books:
-        if book.indices.size != constant.size:
+        if book.indices.size != math.prod(shape):
             continue
         for order in itertools.permutations(range(book.indices.ndim)):
-            shape = [book.indices.shape[i] for i in order]
-            if not _same_shape(shape, constant.shape):
-                continue
-            found = _as_it_is(path, book, order, constant) or found
-            if found is not None and found.exact:
-                return found
-            found = found or _folded(path, book, order, constant)
-    return found
+            if _same_shape([book.indices.shape[i] for i in order], shape):
+                yield path, book, order
 
 
 def _same_shape(shape: list[int], other: Any) -> bool:
@@ -176,14 +218,27 @@ def _folded(
         if np.abs(scaled - constant).max() > tolerance:
             continue
         tables = book.centroids.reshape(book.centroids.shape[0], -1)
-        if tables.shape[1] not in (1, factors.size):
+        cells = _cells(constant, indices, len(tables), axis, factors.size)
+        if tables.shape[1] not in (1, factors.size) or cells is None:
             continue
+        tables = np.where(cells[1], cells[0], (tables * factors).astype("float32"))
         base = (book.centroids, factors.astype("float32")) if book.centroids.ndim == 1 else ()
-        tables = (tables.astype("float64") * factors).astype("float32")
-        candidate = Recognized(path, indices, tables, axis, False, *base)
-        if np.abs(candidate.values - constant).max() <= 2 * tolerance:
-            return candidate
+        return Recognized(path, indices, tables, axis, False, *base)
     return None
+
+
+def _cells(
+    values: np.ndarray, indices: np.ndarray, levels: int, axis: int, channels: int
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """The value of each level in each channel, and which there are; None where one has several."""
+    keys = indices.astype("int32")
+    if channels > 1:
+        keys = keys * channels + along(np.arange(channels), axis, values.ndim)
+    tables, used = np.zeros(levels * channels, values.dtype), np.zeros(levels * channels, "bool")
+    tables[keys], used[keys] = values, True
+    if not np.array_equal(tables[keys], values):
+        return None
+    return tables.reshape(levels, channels), used.reshape(levels, channels)
 
 
 def along(values: np.ndarray, axis: int, axes: int) -> np.ndarray:
