@@ -174,7 +174,7 @@ def test_a_wrong_table_leaves_no_file(tmp_path, monkeypatch):
     right = micro.packed_bits
     monkeypatch.setattr(micro, "packed_bits", lambda indices, bits: right(indices, bits) ^ 1)
     message = error_of(qareg.export.litert, model, tmp_path / "m.tflite", "tflm")
-    assert message.startswith("Expected the outputs of m.expanded within 0.0001 of Keras's")
+    assert message.startswith("Expected the outputs of m.expanded.tflite within 0.0001 of Keras's")
     assert not list(tmp_path.iterdir())
 
 

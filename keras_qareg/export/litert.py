@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import os
 import tempfile
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import keras
 
+from keras_qareg.codebook import Codebook
+from keras_qareg.export import flatbuffer
 from keras_qareg.export.files import check_target
 from keras_qareg.export.integer import keep_grids
-from keras_qareg.export.lowbit import LOW_BIT_FORMS, rewrite
+from keras_qareg.export.lowbit import LOW_BIT_FORMS, KernelForm, rewrite
 from keras_qareg.export.micro import expanded, rewrite_micro
 from keras_qareg.export.proof import (
     TOLERANCES,
@@ -87,42 +90,65 @@ def litert(
     books = [*codebooks(model).items(), *codebooks(plain).items()]
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}-") as folder:
         draft = Path(folder) / path.name
-        _convert(plain, draft, weights, representative_data)
-        runnable, reference, kernels = draft, None, None
-        if weights in LOW_BIT_FORMS:
-            reference = draft.rename(draft.with_suffix(".float"))
-            content, kernels = rewrite(reference, books, weights, decode_once)
-            draft.write_bytes(content)
-        elif weights == "int8":
-            content, kernels = keep_grids(draft.read_bytes(), books)
-            draft.write_bytes(content)
-        elif weights == "tflm":
-            content, _ = keep_grids(draft.read_bytes(), books)
-            content, kernels = rewrite_micro(content, books)
-            draft.write_bytes(content)
-            runnable = draft.with_suffix(".expanded")
-            runnable.write_bytes(expanded(content))
-        report = report_on(
-            plain, draft, path, weights, representative_data, runnable, reference, kernels
-        )
+        written = _write(plain, draft, books, weights, representative_data, decode_once)
+        report = report_on(plain, draft, path, weights, representative_data, *written)
         draft.replace(path)
     return report
 
 
-def _convert(model: keras.Model, draft: Path, weights: str, representative_data: Any) -> None:
-    options = _converter_options(model, weights, representative_data)
-    if weights == "tflm" and input_names(model):
+def _write(
+    model: keras.Model,
+    draft: Path,
+    books: list[tuple[str, Codebook]],
+    weights: str,
+    representative_data: Any,
+    decode_once: bool,
+) -> tuple[Path, Path | None, list[KernelForm]]:
+    """Writes the file, and the same as float32; returns what LiteRT runs, that, and the forms."""
+    micro, reference = weights == "tflm", draft.with_name("float32.tflite")
+    _convert(model, reference, {}, micro)
+    if weights == "float32":
+        reference.rename(draft)
+        return draft, None, []
+    if weights in LOW_BIT_FORMS:
+        content, kernels = rewrite(reference, books, weights, decode_once)
+        draft.write_bytes(content)
+        return draft, reference, kernels
+    if micro and representative_data is None:
+        content, kernels = reference.read_bytes(), []
+    else:
+        options = _quantizer_options(model, reference, weights, representative_data)
+        _convert(model, draft, options, micro)
+        content, kernels = keep_grids(draft.read_bytes(), books)
+    if micro:
+        content, kernels = rewrite_micro(content, books)
+    draft.write_bytes(content)
+    runnable = draft.with_suffix(".expanded.tflite") if micro else draft
+    if micro:
+        runnable.write_bytes(expanded(content))
+    return runnable, reference, kernels
+
+
+def _convert(model: keras.Model, file: Path, options: dict[str, Any], one: bool) -> None:
+    options = dict(options)
+    if one and input_names(model):
         # Microcontrollers run one example at a time, and need to know it: they do not resize.
         options["input_signature"] = _batches_of_one(model)
     try:
-        model.export(draft, format="litert", verbose=False, **options)
-        interpreter_of(draft)
+        _export(model, file, options)
     except RuntimeError as error:
         # Loops over time have no built-in operators until the batch size is fixed.
         if "Select TensorFlow op" not in str(error) or not input_names(model):
             raise
-        options["input_signature"] = _batches_of_one(model)
-        model.export(draft, format="litert", verbose=False, **options)
+        _export(model, file, {**options, "input_signature": _batches_of_one(model)})
+
+
+def _export(model: keras.Model, file: Path, options: dict[str, Any]) -> None:
+    with warnings.catch_warnings():
+        # The converter calibrates with an interpreter that it says is deprecated.
+        warnings.filterwarnings("ignore", message=r"(?s).*tf\.lite\.Interpreter is deprecated")
+        model.export(file, format="litert", verbose=False, **options)
+    interpreter_of(file)
 
 
 def _batches_of_one(model: keras.Model) -> Any:
@@ -132,18 +158,22 @@ def _batches_of_one(model: keras.Model) -> Any:
     )
 
 
-def _converter_options(
-    model: keras.Model, weights: str, representative_data: Any
+def _quantizer_options(
+    model: keras.Model, reference: Path, weights: str, representative_data: Any
 ) -> dict[str, Any]:
-    floats = weights == "float32" or weights in LOW_BIT_FORMS
-    if floats or (weights == "tflm" and representative_data is None):
-        return {}
     import tensorflow as tf
 
     options: dict[str, Any] = {"optimizations": [tf.lite.Optimize.DEFAULT]}
     if weights == "float16":
         options["target_spec"] = {"supported_types": [tf.float16]}
     elif representative_data is not None:
+        loops = len(flatbuffer.read(reference.read_bytes()).subgraphs) // 2
+        if loops:  # calibration inside them ends the process
+            raise ValueError(
+                "Expected a model without loops over time to make full integer. Received: model "
+                f"'{model.name}' with {loops} of them. Leave out `representative_data`, or unroll the "
+                "recurrent layers (unroll=True)."
+            )
         options["representative_dataset"] = lambda: _examples(model, representative_data)
     return options
 

@@ -34,7 +34,7 @@ class ExportReport:
         bytes: Size of the file.
         gzip_bytes: Size after gzip at its highest level, which is what a download costs.
         zstd_bytes: Size after zstd at level 19.
-        float_bytes: Size of the float32 file of the same model, where that was written too.
+        float_bytes: Size of the float32 file of the same model; `None` if this is it.
         max_output_difference: Largest absolute difference of any output from Keras's, on samples,
             with the XNNPACK delegate and without.
         output_range: Largest absolute output of Keras on the same samples.
@@ -44,11 +44,11 @@ class ExportReport:
             with loops over time (recurrent layers) are written for 1.
         runtime_version: The oldest runtime with all operators of the file: a version of TensorFlow
             Lite, or of LiteRT where it says so.
-        kernels: A `KernelForm` for each constant of two or more axes; empty where no low-bit form was
-            asked for.
+        kernels: A `KernelForm` for each constant of two or more axes; empty for `"float32"` and
+            `"float16"`.
         delegated: Whether the XNNPACK delegate runs what uses it, by the names of these constants.
         time_ratio: Median time of a run with a batch of one to that of the float32 file, run in turn;
-            `None` where no float32 file was written.
+            `None` if this is it, and for TFLite Micro.
         micro: What a run in TFLite Micro gave, for `"tflm"`; else an empty text.
     """
 
@@ -76,11 +76,9 @@ class ExportReport:
             f"  largest difference from Keras: {self.max_output_difference:.2e} "
             f"(outputs up to {self.output_range:.2e})",
         ]
-        if self.float_bytes is not None and self.time_ratio is not None:
-            lines.append(
-                f"  the float32 file has {self.float_bytes:,} bytes; a run takes "
-                f"{self.time_ratio:.2f} of its time"
-            )
+        if self.float_bytes is not None:
+            ratio = f"; a run takes {self.time_ratio:.2f} of its time" if self.time_ratio else ""
+            lines.append(f"  the float32 file has {self.float_bytes:,} bytes{ratio}")
         for kernel in self.kernels:
             notes = ["exact"] if kernel.exact else []
             if kernel.name in self.delegated:
@@ -145,8 +143,8 @@ def report_on(
     weights: str,
     representative_data: Any,
     runnable: Path,
-    reference: Path | None = None,
-    kernels: list[KernelForm] | None = None,
+    reference: Path | None,
+    kernels: list[KernelForm],
 ) -> ExportReport:
     """Proves a file, and says what there is to say about it.
 
@@ -157,8 +155,8 @@ def report_on(
         weights: The form of its weights.
         representative_data: Inputs to run on, or `None` for random ones.
         runnable: The file as LiteRT runs it: the same one, but for TFLite Micro.
-        reference: The float32 file of the same model, to time against.
-        kernels: The form of each constant, where it has low-bit ones.
+        reference: The float32 file of the same model, to time against; `None` if this is it.
+        kernels: The form of each constant that could have a low-bit one.
 
     Returns:
         An `ExportReport`.
@@ -171,9 +169,8 @@ def report_on(
     difference, output_range = prove(model, runnable, precision, representative_data)
     content = draft.read_bytes()
     found = _read_file(content)
-    kernels = kernels or []
     found["runtime_version"] = oldest_runtime(found["runtime_version"], kernels)
-    ratio = None if reference is None else time_ratio(draft, reference)
+    ratio = None if reference is None or micro else time_ratio(draft, reference)
     inside = {} if micro or not kernels else _delegated_kernels(draft, kernels)
     return ExportReport(
         path=path,
