@@ -4,8 +4,8 @@
 
 A CNN of 283,000 weights for 28x28 images, its kernels drawn from a Laplace distribution, shared on a
 grid (`snap=True`) and by k-means. Compares the float32 file, the same file gzipped and by zstd (what
-TensorFlow Model Optimization's clustering comes to), TensorFlow Lite's own int8, our forms, the archive,
-and the entropy bound: bits a weight by the frequencies of the levels, and all else as float32.
+TensorFlow Model Optimization's clustering comes to), full-integer int8, our forms, TFLite Micro's, the
+archive, and the entropy bound: bits a weight by the frequencies of the levels, and all else as float32.
 """
 
 import argparse
@@ -26,6 +26,7 @@ import keras_qareg as qareg
 from keras_qareg.report import summary, table
 
 BATCH_SAMPLES = 64
+FILES = ("float32", "int8", "auto", "smallest", "codebook", "tflm", "tflm int8")
 
 
 def network(normalize: bool = False) -> keras.Model:
@@ -55,9 +56,9 @@ def row(model: keras.Model, levels: int, snap: bool, folder: Path) -> dict[str, 
     shared = qareg.share_weights(model, levels, snap=snap)
     images = np.random.default_rng(1).normal(size=(BATCH_SAMPLES, 28, 28, 1)).astype("float32")
     found: dict[str, Any] = {"levels": levels, "grid": snap}
-    for weights in ("float32", "int8", "auto", "smallest"):
-        data = images if weights == "int8" else None
-        report = qareg.export.litert(shared, folder / "model.tflite", weights, data)
+    for weights in FILES:
+        data = images if "int8" in weights else None
+        report = qareg.export.litert(shared, folder / "model.tflite", weights.split()[0], data)
         found[weights] = report.bytes
         if weights == "float32":
             found |= {"gzip": report.gzip_bytes, "zstd": report.zstd_bytes}
@@ -69,7 +70,8 @@ def row(model: keras.Model, levels: int, snap: bool, folder: Path) -> dict[str, 
     return found
 
 
-FORMS = ("float32", "gzip", "zstd", "int8", "auto", "smallest", "archive", "bound")
+FORMS = (FILES[0], "gzip", "zstd", *FILES[1:], "archive", "bound")
+TIMED = ("auto", "smallest", "codebook", "int8")
 
 
 def results_table(rows: list[dict[str, Any]]) -> str:
@@ -78,9 +80,9 @@ def results_table(rows: list[dict[str, Any]]) -> str:
     for found in rows:
         name = f"{found['levels']}, {'grid' if found['grid'] else 'k-means'}"
         name += ", normalized" if found["normalized"] else ""
-        times = [f"{found[f'{form} time']:.2f}" for form in ("auto", "smallest")]
+        times = [f"{found[f'{form} time']:.2f}" for form in TIMED]
         lines.append((name, *(f"{found[form]:,}" for form in FORMS), *times))
-    return table(("levels", *FORMS, "auto time", "smallest time"), lines)
+    return table(("levels", *FORMS, *(f"{form} time" for form in TIMED)), lines)
 
 
 def main() -> None:

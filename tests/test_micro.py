@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from keras import layers
 
 import keras_qareg as qareg
-from keras_qareg.export import micro
+from keras_qareg.export import micro, packing
 from keras_qareg.export.runtime import run_litert
 from tests.helpers import BACKEND, predict
 from tests.test_models import error_of
@@ -171,7 +171,7 @@ def test_what_stays_and_what_is_said(tmp_path, monkeypatch):
 @tensorflow_only
 def test_a_wrong_table_leaves_no_file(tmp_path, monkeypatch):
     model = qareg.share_weights(network(), 4)
-    right = micro.packed_bits
+    right = packing.packed_bits
     monkeypatch.setattr(micro, "packed_bits", lambda indices, bits: right(indices, bits) ^ 1)
     message = error_of(qareg.export.litert, model, tmp_path / "m.tflite", "tflm")
     assert message.startswith("Expected the outputs of m.expanded.tflite within 0.0001 of Keras's")
@@ -182,8 +182,8 @@ def test_a_wrong_table_leaves_no_file(tmp_path, monkeypatch):
 @given(st.integers(1, 7), st.lists(st.integers(0, 127), min_size=1, max_size=60))
 def test_bits_are_reversible(bits, numbers):
     indices = np.array(numbers, "uint8") % 2**bits
-    packed = micro.packed_bits(indices, bits)
+    packed = packing.packed_bits(indices, bits)
     text = "".join(f"{index:0{bits}b}" for index in indices)
     text += "0" * (-len(text) % 8)
     assert packed.tolist() == [int(text[i : i + 8], 2) for i in range(0, len(text), 8)]
-    np.testing.assert_array_equal(micro.unpacked_bits(packed, bits, indices.size), indices)
+    np.testing.assert_array_equal(packing.unpacked_bits(packed, bits, indices.size), indices)

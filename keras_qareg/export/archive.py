@@ -27,7 +27,7 @@ from keras import ops
 
 from keras_qareg.centroids import MAX_LEVELS
 from keras_qareg.codebook import Codebook
-from keras_qareg.export.coding import bits_of, decode_indices, encode_indices
+from keras_qareg.export.coding import decode_indices, encode_indices
 from keras_qareg.export.container import (
     Archive,
     ArchiveError,
@@ -38,6 +38,7 @@ from keras_qareg.export.container import (
     verified,
 )
 from keras_qareg.export.files import check_target
+from keras_qareg.export.packing import bits_of
 from keras_qareg.models import codebooks, strip
 from keras_qareg.report import table
 

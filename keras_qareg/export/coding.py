@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from keras_qareg.export.packing import bits_of, packed_bits, unpacked_bits
+
 _WIDTHS = (1, 2, 4)
 
 
@@ -24,11 +26,9 @@ def encode_indices(indices: np.ndarray, levels: int) -> tuple[str, bytes]:
     >>> encode_indices(np.array([0, 1, 2, 3]), levels=4)
     ('packed', b'\\x1b')
     """
-    flat = indices.reshape(-1)
-    shifts = np.arange(bits_of(levels) - 1, -1, -1, dtype="uint8")
-    packed = np.packbits((flat[:, None] >> shifts) & 1).tobytes() if shifts.size else b""
+    flat, bits = indices.reshape(-1), bits_of(levels)
     if levels < 2 or not 0 < flat.size < 1 << 32:
-        return "packed", packed
+        return "packed", packed_bits(flat, bits).tobytes()
     counts = np.bincount(flat, minlength=levels)
     width = next(width for width in _WIDTHS if counts.max() < 256**width)
     table = counts.astype(f"<u{width}").tobytes()
@@ -39,7 +39,9 @@ def encode_indices(indices: np.ndarray, levels: int) -> tuple[str, bytes]:
     coder.encode_reverse(flat.astype("int32"), frequencies)
     words = coder.get_compressed().astype("<u4").tobytes().rstrip(b"\0")
     coded = bytes([width]) + table + words
-    return ("ans", coded) if len(coded) < len(packed) else ("packed", packed)
+    if len(coded) < -(-flat.size * bits // 8):
+        return "ans", coded
+    return "packed", packed_bits(flat, bits).tobytes()
 
 
 def decode_indices(coding: str, coded: bytes, levels: int, size: int) -> np.ndarray:
@@ -59,9 +61,9 @@ def decode_indices(coding: str, coded: bytes, levels: int, size: int) -> np.ndar
     """
     if coding == "packed":
         bits = bits_of(levels)
-        flags = np.unpackbits(np.frombuffer(coded, "uint8"), count=size * bits).reshape(size, bits)
-        weights = (1 << np.arange(bits - 1, -1, -1)).astype("uint8")
-        return flags @ weights if bits else np.zeros(size, "uint8")
+        if len(coded) != -(-size * bits // 8):
+            raise ValueError(f"Expected {size} packed indices. Received: {len(coded)} bytes")
+        return unpacked_bits(np.frombuffer(coded, "uint8"), bits, size)
     if coding != "ans" or not coded or coded[0] not in _WIDTHS:
         raise ValueError(f"Expected coded indices. Received: coding {coding!r}, {len(coded)} bytes")
     width = coded[0]
@@ -76,8 +78,3 @@ def decode_indices(coding: str, coded: bytes, levels: int, size: int) -> np.ndar
     coder = stream.stack.AnsCoder(np.frombuffer(words, "<u4").astype("uint32"))
     frequencies = stream.model.Categorical(counts / size, perfect=False)
     return coder.decode(frequencies, size).astype("uint8")
-
-
-def bits_of(levels: int) -> int:
-    """Bits of a packed index."""
-    return max(0, levels - 1).bit_length()

@@ -15,6 +15,7 @@ from keras_qareg.codebook import Codebook
 from keras_qareg.export import flatbuffer
 from keras_qareg.export.flatbuffer import Constant
 from keras_qareg.export.lowbit import KernelForm
+from keras_qareg.export.packing import bits_of, packed_bits, unpacked_bits
 from keras_qareg.export.recognition import Recognized, along, recognize, recognize_codes
 
 OPERATOR = b"TFLM_DECODE"
@@ -78,7 +79,7 @@ def recognized(
 
 
 def _bits(found: Recognized) -> int:
-    return max(1, (len(found.tables) - 1).bit_length())
+    return max(1, bits_of(len(found.tables)))
 
 
 def _obstacle(constant: Constant, found: Recognized) -> str:
@@ -144,24 +145,6 @@ def _encoded(model: Any, number: int, place: int, found: Recognized) -> tuple[li
         several = channels > 1
         output.quantization = flatbuffer.quantization(np.ones(channels), axis) if several else None
     return inputs, len(graph.tensors) - 1
-
-
-def packed_bits(indices: np.ndarray, bits: int) -> np.ndarray:
-    """Indices as bytes: so many bits each, the highest first, one behind the other.
-
-    Example:
-
-    >>> packed_bits(np.array([1, 2, 3]), 2).tolist()
-    [108]
-    """
-    binary = np.unpackbits(indices.astype("uint8").reshape(-1, 1), axis=1)[:, 8 - bits :]
-    return np.packbits(binary)
-
-
-def unpacked_bits(data: np.ndarray, bits: int, size: int) -> np.ndarray:
-    """The inverse of `packed_bits`: uint8 array of shape `(size,)`."""
-    binary = np.unpackbits(data)[: size * bits].reshape(size, bits)
-    return np.packbits(np.pad(binary, ((0, 0), (8 - bits, 0))), axis=1)[:, 0]
 
 
 def expanded(content: bytes) -> bytes:

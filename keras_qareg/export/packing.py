@@ -9,6 +9,8 @@ import numpy as np
 # The integers of each kind.
 CODE_RANGES = {"int2": (-2, 1), "int4": (-8, 7), "int8": (-128, 127)}
 _LARGEST_GROUP = 8
+# Indices that are spread to bits at a time; a multiple of 8, so that bytes fill up.
+_CHUNK = 1 << 16
 
 
 def bits_of_kind(kind: str) -> int:
@@ -53,6 +55,37 @@ def unpacked(data: np.ndarray, kind: str, size: int) -> np.ndarray:
     shifts = bits * np.arange(each, dtype="uint8")
     flat = ((data[:, None] >> shifts) & (2**bits - 1)).reshape(-1)[:size].astype("int16")
     return np.where(flat >= 2 ** (bits - 1), flat - 2**bits, flat).astype("int8")
+
+
+def bits_of(levels: int) -> int:
+    """Bits of an index below `levels`."""
+    return max(0, levels - 1).bit_length()
+
+
+def packed_bits(indices: np.ndarray, bits: int) -> np.ndarray:
+    """Indices as bytes: so many bits each, the most significant first, one behind the other.
+
+    Example:
+
+    >>> packed_bits(np.array([1, 2, 3]), bits=2).tolist()
+    [108]
+    """
+    flat = indices.reshape(-1).astype("uint8")
+    parts = [
+        np.packbits(np.unpackbits(flat[i : i + _CHUNK, None], axis=1)[:, 8 - bits :])
+        for i in range(0, flat.size, _CHUNK)
+    ]
+    return np.concatenate(parts) if parts else np.empty(0, "uint8")
+
+
+def unpacked_bits(data: np.ndarray, bits: int, size: int) -> np.ndarray:
+    """The inverse of `packed_bits`: uint8 array of shape `(size,)`."""
+    found = np.empty(size, "uint8")
+    for i in range(0, size, _CHUNK):
+        count = min(_CHUNK, size - i)
+        binary = np.unpackbits(data[i * bits // 8 :], count=count * bits).reshape(count, bits)
+        found[i : i + count] = np.packbits(np.pad(binary, ((0, 0), (8 - bits, 0))), axis=1)[:, 0]
+    return found
 
 
 class Grouping(NamedTuple):
