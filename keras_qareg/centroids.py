@@ -19,8 +19,6 @@ import numpy as np
 
 MIN_LEVELS, MAX_LEVELS = 2, 256
 BINS = 16_384
-# Of the search for the step of a grid.
-_HISTOGRAM_BINS, _STEP_ROUNDS = 65_536, 40
 # How many steps to either side a border may move at once, and how often at each size of step.
 _REACH, _MOVES = 16, 20
 
@@ -56,13 +54,13 @@ def uniform(weights: Any, levels: int) -> np.ndarray:
     Raises:
         ValueError: If `levels` is out of range, or the weights are empty or not finite.
     """
-    levels, weights = check_levels(levels), _flat(weights)
+    levels, weights = check_levels(levels), flat(weights)
     return np.linspace(weights.min(), weights.max(), levels, dtype="float32")
 
 
 def quantile(weights: Any, levels: int) -> np.ndarray:
     """The middles of `levels` groups of equally many weights. Arguments as in `uniform`."""
-    levels, weights = check_levels(levels), _flat(weights)
+    levels, weights = check_levels(levels), flat(weights)
     return np.quantile(weights, (np.arange(levels) + 0.5) / levels).astype("float32")
 
 
@@ -92,7 +90,7 @@ def kmeans(weights: Any, levels: int, zero_centroid: bool = False) -> np.ndarray
     >>> kmeans([1.0, 1.2, 5.0, 5.2], levels=2).tolist()
     [1.100000023841858, 5.099999904632568]
     """
-    levels, ordered = check_levels(levels), np.sort(_flat(weights))
+    levels, ordered = check_levels(levels), np.sort(flat(weights))
     # Sums around the mean keep the digits of a tensor that is far from zero; a centroid held at
     # zero needs the sums as they are.
     origin = 0.0 if zero_centroid else float(ordered.mean(dtype="float64"))
@@ -109,73 +107,8 @@ def kmeans(weights: Any, levels: int, zero_centroid: bool = False) -> np.ndarray
 METHODS = {"kmeans": kmeans, "quantile": quantile, "uniform": uniform}
 
 
-def grid_codes(levels: int) -> np.ndarray:
-    """The whole numbers of a grid that integer formats hold: int16 array of shape `(levels,)`.
-
-    From `-(levels // 2)` up, zero among them, as the integers of log2(levels) bits; -1 and 1 for two.
-
-    Example:
-
-    >>> grid_codes(4).tolist(), grid_codes(2).tolist()
-    ([-2, -1, 0, 1], [-1, 1])
-    """
-    if check_levels(levels) == 2:
-        return np.array([-1, 1], "int16")
-    return np.arange(levels, dtype="int16") - levels // 2
-
-
-def snapped(weights: Any, levels: int) -> np.ndarray:
-    """The evenly spaced grid with the least squared error that an integer format holds exactly.
-
-    Its values are `grid_codes(levels)` times one float32 step, each product rounded once: what a
-    runtime computes from small integers. The step is found by least squares, nearest code and step
-    in turn, from several starts, on a histogram of the weights.
-
-    Args:
-        weights: Array of any shape, finite.
-        levels: Integer from 2 to 256.
-
-    Returns:
-        Float32 array of shape `(levels,)`, ascending.
-
-    Raises:
-        ValueError: If `levels` is out of range, or the weights are empty or not finite.
-
-    Example:
-
-    >>> [round(float(value), 2) for value in snapped([-2.1, -1.0, 0.0, 0.9], levels=4)]
-    [-2.03, -1.02, 0.0, 1.02]
-    """
-    codes, weights = grid_codes(levels).astype("float64"), _flat(weights)
-    largest = float(np.abs(weights).max())
-    if largest == 0.0:
-        return (codes * np.finfo("float32").tiny).astype("float32")
-    if weights.size <= _HISTOGRAM_BINS:
-        values, counts = np.unique(weights.astype("float64"), return_counts=True)
-    else:
-        counts, edges = np.histogram(weights, _HISTOGRAM_BINS, range=(-largest, largest))
-        used = counts > 0
-        values, counts = 0.5 * (edges[:-1] + edges[1:])[used], counts[used]
-    best, best_error = 0.0, np.inf
-    for share in (1.0, 0.7, 0.5, 0.35, 0.25):
-        step = share * largest / np.abs(codes).max()
-        for _ in range(_STEP_ROUNDS):
-            chosen = _nearest_code(values / step, codes)
-            squares = (counts * chosen * chosen).sum()
-            step = abs((counts * chosen * values).sum() / squares) if squares else step
-        error = (counts * np.square(_nearest_code(values / step, codes) * step - values)).sum()
-        if error < best_error:
-            best, best_error = step, error
-    return codes.astype("float32") * np.float32(best)
-
-
-def _nearest_code(values: np.ndarray, codes: np.ndarray) -> np.ndarray:
-    if codes.size == 2:
-        return np.where(values > 0, 1.0, -1.0)
-    return np.rint(values).clip(codes[0], codes[-1])
-
-
-def _flat(weights: Any) -> np.ndarray:
+def flat(weights: Any) -> np.ndarray:
+    """Weights as one axis, in their precision; raises a `ValueError` if there are none, or NaN."""
     weights = np.asarray(weights)
     if weights.dtype != np.float64:
         weights = weights.astype("float32", copy=False)

@@ -9,6 +9,7 @@ import numpy as np
 from keras import ops
 
 from keras_qareg.centroids import MAX_LEVELS
+from keras_qareg.grids import integer_grid, integer_weights
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,9 +75,33 @@ class Codebook:
         return cls(centroids, np.searchsorted(midpoints, weights, side="left"))
 
     @classmethod
-    def exact(cls, weights: Any) -> Codebook | None:
-        """The codebook of a tensor that has at most 256 distinct values already, else None."""
+    def exact(cls, weights: Any, channel_axes: int = 0) -> Codebook | None:
+        """The codebook of a tensor that has few distinct values already, else None.
+
+        Args:
+            weights: Array of any shape.
+            channel_axes: How many of its last axes count channels: then a tensor that has whole
+                multiples of a step in each channel has a table for each. Defaults to 0.
+
+        Returns:
+            A `Codebook` with one table where at most 256 values are in all channels, unless tables of
+            the channels need fewer levels; or `None`.
+        """
         weights = np.asarray(weights, "float32")
+        whole = cls._of_values(weights)
+        if not channel_axes or (whole is not None and len(whole.centroids) <= 2):
+            return whole
+        found = integer_weights(weights, channel_axes)
+        if found is None:
+            return whole
+        codes = np.unique(found[0])
+        if whole is not None and len(whole.centroids) <= codes.size:
+            return whole
+        table = np.multiply.outer(codes.astype("float32"), found[1])
+        return cls(table, np.searchsorted(codes, found[0]))
+
+    @classmethod
+    def _of_values(cls, weights: np.ndarray) -> Codebook | None:
         # A look at a few thousand weights spares most tensors the sort.
         if np.unique(weights.reshape(-1)[: 16 * MAX_LEVELS]).size > MAX_LEVELS:
             return None
@@ -134,6 +159,22 @@ class Codebook:
             return int(np.unique(self.centroids[self.counts > 0]).size)
         ordered = np.sort(self.weights.reshape(-1, self.centroids[0].size), axis=0)
         return int(1 + (ordered[1:] != ordered[:-1]).sum(axis=0).max())
+
+    @property
+    def grid(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Int8 codes `(levels,)` and a float32 step a channel whose products are the centroids.
+
+        `None` where the centroids are no whole multiples of a step.
+        """
+        return integer_grid(self.centroids.reshape(len(self.centroids), -1))
+
+    @property
+    def table_bytes(self) -> int:
+        """Bytes of the centroids: as float32, or as codes and steps where that is less."""
+        grid = self.grid if self.centroids.ndim > 1 else None
+        if grid is None:
+            return self.centroids.nbytes
+        return min(self.centroids.nbytes, grid[0].nbytes + grid[1].nbytes)
 
     @property
     def entropy(self) -> float:

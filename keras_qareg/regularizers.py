@@ -16,7 +16,8 @@ import numpy as np
 from keras import ops
 
 from keras_qareg import penalties
-from keras_qareg.centroids import check_levels, grid_codes
+from keras_qareg.centroids import check_levels
+from keras_qareg.grids import grid_codes
 from keras_qareg.serialization import deserialized, find
 
 

@@ -28,7 +28,7 @@ class Row:
         entropy: Bits a weight that an entropy coder needs; 32 where it is not quantized.
         relative_error: `||w - w_q||^2 / ||w||^2` against the weights before quantization; 0 if unknown.
         float_bytes: Bytes as float32.
-        packed_bytes: Bytes as indices of a whole number of bits, with the float32 table.
+        packed_bytes: Bytes as indices of a whole number of bits, with the float32 table, or steps.
         entropy_bytes: Bytes as an ideal entropy coder's output, with the float32 table.
     """
 
@@ -140,8 +140,8 @@ def _row(path: str, kernel: keras.Variable, book: Codebook | None) -> Row:
     if book is None:
         return Row(path, tuple(kernel.shape), None, 32.0, 0.0, *[FLOAT_BYTES * size] * 3)
     levels = book.levels_used
-    tables = book.centroids.size // book.centroids.shape[0]
-    table_bytes = FLOAT_BYTES * levels * tables
+    several = book.centroids.ndim > 1
+    table_bytes = book.table_bytes if several else FLOAT_BYTES * levels
     bits = math.ceil(math.log2(levels)) if levels > 1 else 0
     return Row(
         path,

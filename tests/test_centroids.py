@@ -127,31 +127,3 @@ def test_weights_that_are_not_finite(function, bad):
         function([1.0, bad, 2.0], 2)
     with pytest.raises(ValueError, match="Expected at least one weight. Received: an empty array."):
         function([], 2)
-
-
-@pytest.mark.parametrize("levels", [2, 3, 4, 7, 16, 256])
-def test_snapped_grids_are_whole_numbers_times_a_float(levels):
-    weights = (0.05 * RNG.standard_t(5, 20_000)).astype("float32")
-    codes, grid = centroids.grid_codes(levels), centroids.snapped(weights, levels)
-    assert grid.dtype == np.float32 and codes.size == grid.size == levels
-    step = grid[codes == 1][0]
-    np.testing.assert_array_equal(grid, codes.astype("float32") * step)
-    assert codes.tolist() == (
-        [-1, 1] if levels == 2 else list(range(-(levels // 2), -(-levels // 2)))
-    )
-
-    def error(step):
-        chosen = np.abs(weights[:, None] - codes * np.float32(step)).min(axis=1)
-        return np.square(chosen).sum()
-
-    if levels <= 16:
-        steps = np.linspace(0.1, 1.2, 300) * np.abs(weights).max() / np.abs(codes).max()
-        assert error(step) <= 1.003 * min(map(error, steps))
-
-
-def test_snapped_grids_of_special_weights():
-    np.testing.assert_array_equal(np.unique(centroids.snapped(np.zeros(9), 4)).size, 4)
-    weights = np.float32(0.3) * np.array([-2, -1, 0, 1, 1, 0, -2])
-    np.testing.assert_allclose(centroids.snapped(weights, 4), [-0.6, -0.3, 0.0, 0.3], rtol=1e-6)
-    with pytest.raises(ValueError, match="Expected finite weights"):
-        centroids.snapped([np.nan], 4)

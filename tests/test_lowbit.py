@@ -43,7 +43,8 @@ def on_a_grid(model, codes=(-2, -1, 0, 1), seed=0):
             chosen = random.choice(np.array(codes, "float32"), weight.shape)
             weight.assign(chosen * step)
         elif weight.name in ("gamma", "moving_variance"):
-            weight.assign(random.uniform(0.5, 2.0, weight.shape))
+            sign = random.choice([-1, 1], weight.shape) if weight.name == "gamma" else 1
+            weight.assign(sign * random.uniform(0.5, 2.0, weight.shape))
         elif weight.name in ("beta", "moving_mean", "bias"):
             weight.assign(0.1 * random.normal(size=weight.shape))
     return model

@@ -6,7 +6,8 @@ import pytest
 from keras import layers, ops
 
 import keras_qareg as qareg
-from keras_qareg import centroids, regularizers
+from keras_qareg import regularizers
+from keras_qareg.grids import grid_codes
 from keras_qareg.regularizers import Cosine, NearestExponential, NearestSquared, Sine
 
 ALL = [
@@ -159,7 +160,7 @@ def test_snapped_basins_are_whole_numbers_times_a_step(kind, levels):
     regularizer = kind(levels, weight_range=(-0.4, 0.5), snap=True)
     again = regularizers.get(regularizers.serialize(regularizer))
     assert again.snap and not kind(levels).snap
-    codes = centroids.grid_codes(levels)
+    codes = grid_codes(levels)
     for basins in (again.basins(), again.fit_basins(np.linspace(-0.3, 0.2, levels))):
         step = basins[codes == 1][0]
         np.testing.assert_array_equal(basins, codes.astype("float32") * step)

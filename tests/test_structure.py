@@ -20,7 +20,7 @@ MODULES = sorted(
 )
 # Each part may import from those before it, and from its own line.
 ORDER = [
-    ["penalties", "centroids", "codebook", "levels", "serialization"],
+    ["penalties", "centroids", "grids", "codebook", "levels", "serialization"],
     ["regularizers", "quantizers"],
     ["layers"],
     ["cloning"],

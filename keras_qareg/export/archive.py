@@ -45,6 +45,7 @@ from keras_qareg.report import table
 # What a file may unfold to: a kernel of one value takes no bytes at all, so a ratio alone is not enough.
 _FREE_BYTES, _BYTES_PER_BYTE = 64 << 20, 4096
 FLOAT_DTYPES = ("float32", "float16")
+_TABLES = ("float32", "grid")
 _DTYPES = re.compile("float(16|32|64)|bfloat16|u?int(8|16|32|64)|bool")
 
 
@@ -201,7 +202,10 @@ def _check(archive: Archive) -> None:
             levels, channels = _whole(entry["levels"]), math.prod(map(_whole, entry["channels"]))
             if not 1 <= levels <= MAX_LEVELS:
                 raise ArchiveError(f"Expected 1 to {MAX_LEVELS} levels. Received: {levels}")
-            expected, found = 4 * levels * channels, len(sections[entry["centroids"]])
+            if entry["table"] not in _TABLES:
+                raise ArchiveError(f"Expected a table of {_TABLES}. Received: {entry['table']!r}")
+            expected = levels + 4 * channels if entry["table"] == "grid" else 4 * levels * channels
+            found = len(sections[entry["centroids"]])
             if entry["coding"] == "packed":
                 expected += math.ceil(count * bits_of(levels) / 8)
                 found += len(sections[entry["indices"]])
@@ -225,13 +229,15 @@ def _packed(
             if book.centroids.ndim == 1:
                 book = _compact(book)
             coding, indices = encode_indices(book.indices, book.centroids.shape[0])
-            if len(indices) + book.centroids.nbytes < values.size * np.dtype(stored).itemsize:
+            table, raw = _packed_table(book)
+            if len(indices) + len(raw) < values.size * np.dtype(stored).itemsize:
                 return {
                     **entry,
                     "coding": coding,
                     "levels": book.centroids.shape[0],
                     "channels": list(book.centroids.shape[1:]),
-                    "centroids": _add(sections, book.centroids.astype("<f4").tobytes()),
+                    "table": table,
+                    "centroids": _add(sections, raw),
                     "indices": _add(sections, indices),
                 }
     section = _add(sections, values.astype(_little_dtype(stored)).tobytes())
@@ -256,13 +262,26 @@ def unpack_tensor(entry: dict[str, Any], sections: list[bytes]) -> np.ndarray:
         values = np.frombuffer(sections[entry["section"]], _little_dtype(entry["stored"]))
         return values.astype(entry["dtype"]).reshape(shape)
     levels = entry["levels"]
-    tables = np.frombuffer(sections[entry["centroids"]], "<f4")
+    raw = sections[entry["centroids"]]
+    if entry["table"] == "grid":
+        codes = np.frombuffer(raw[:levels], "i1").astype("float32")
+        tables = np.multiply.outer(codes, np.frombuffer(raw[levels:], "<f4"))
+    else:
+        tables = np.frombuffer(raw, "<f4")
     coded = sections[entry["indices"]]
     try:
         indices = decode_indices(entry["coding"], coded, levels, math.prod(shape)).reshape(shape)
         return Codebook(tables.reshape(levels, *entry["channels"]), indices).weights
     except ValueError as error:
         raise ArchiveError(f"Expected a sound table. Received: {error}") from error
+
+
+def _packed_table(book: Codebook) -> tuple[str, bytes]:
+    """Centroids as float32; or, where that is less, as int8 codes and a float32 step a channel."""
+    if book.table_bytes == book.centroids.nbytes or book.grid is None:
+        return "float32", book.centroids.astype("<f4").tobytes()
+    codes, steps = book.grid
+    return "grid", codes.tobytes() + steps.astype("<f4").tobytes()
 
 
 def _compact(book: Codebook) -> Codebook:

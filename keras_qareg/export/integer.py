@@ -97,8 +97,9 @@ def _grid(
     weights = np.broadcast_to(base, found.tables.shape)[largest, channels].astype("float64")
     factors = reached * scales.astype("float64") / np.where(reached != 0, weights, 1.0)
     factors = np.where(np.abs(np.abs(factors) - 1) < 1e-5, np.sign(factors), factors)
-    new = (np.where(factors != 0, np.abs(factors), 1.0) * steps / multiple).astype("float32")
-    signed = codes.astype("int64")[:, None] * multiple * np.sign(factors).astype("int64")
+    signs = np.sign(factors * steps).astype("int64")
+    scales = np.where(factors != 0, np.abs(factors), 1.0) * np.abs(steps) / multiple
+    signed, new = codes.astype("int64")[:, None] * multiple * signs, scales.astype("float32")
     return (signed.astype("int8"), new), ""
 
 

@@ -13,7 +13,7 @@ from keras_qareg.codebook import Codebook
 from keras_qareg.export import flatbuffer
 from keras_qareg.export.flatbuffer import Constant
 from keras_qareg.export.packing import CODE_RANGES, Grouping, best_grouping, bits_of_kind
-from keras_qareg.export.recognition import Recognized, recognize
+from keras_qareg.export.recognition import Recognized, along, recognize
 from keras_qareg.export.rewriting import call_once, look_up, quantize
 from keras_qareg.export.runtime import tensor_values
 
@@ -98,9 +98,8 @@ def rewrite(
         option, reason = _choose(constant, found, form, decode_once)
         if found is not None and option is not None:
             if option.grid is not None:
-                codes, steps = option.grid
-                kernel_codes = codes[found.indices]
-                quantize(model, constant, kernel_codes, steps, found.axis, option.form)
+                codes, steps = _upright(found, *option.grid, option.form)
+                quantize(model, constant, codes, steps, found.axis, option.form)
             elif option.grouping is not None:
                 look_up(model, constant, found, option.grouping, decode_once)
             entries.append(_entry(constant, found, option))
@@ -123,6 +122,21 @@ def rewrite(
     content = flatbuffer.to_bytes(model)
     _prove(content, expected)
     return content, forms
+
+
+def _upright(
+    found: Recognized, codes: np.ndarray, steps: np.ndarray, kind: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """The code of each weight, and steps that are positive where the codes, turned, still fit.
+
+    LiteRT computes with negative steps too, but nothing else makes them: no converter does.
+    """
+    whole = codes[found.indices]
+    low, high = CODE_RANGES[kind]
+    if -codes.max() < low or -codes.astype("int16").min() > high:
+        return whole, steps
+    signs = np.where(steps < 0, -1, 1).astype("int8")
+    return whole * along(signs, found.axis or 0, whole.ndim), np.abs(steps)
 
 
 def _options(constant: Constant, found: Recognized, decode_once: bool) -> list[_Option]:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from keras_qareg.codebook import Codebook
-from keras_qareg.export.packing import CODE_RANGES
+from keras_qareg.grids import integer_grid
 
 # A folded value is the product of two float32 numbers, rounded once.
 _ROUNDING = 1e-6
@@ -60,50 +60,9 @@ class Recognized:
         """Integer codes of the levels and a float32 step a channel, whose products are the tables.
 
         Returns:
-            `(codes, steps)` of shapes `(levels,)` and `(channels,)`, or `None` where the levels are
-            no whole multiples of a step, or no int8 codes.
+            As `grids.integer_grid`.
         """
-        tables = self.tables.astype("float64")
-        widest = np.abs(tables).max(axis=0).argmax()
-        reference = tables[:, widest]
-        gaps = np.diff(np.unique(np.append(np.abs(reference), 0.0)))
-        least = gaps[gaps > 1e-5 * np.abs(reference).max()]
-        if not least.size:
-            return None
-        for parts in (1, 2):  # half a gap is the step where no level is zero
-            step = least.min() / parts
-            codes = np.rint(reference / step)
-            low, high = CODE_RANGES["int8"]
-            if codes.min() < low or codes.max() > high:
-                return None
-            steps = ((codes @ tables) / (codes @ codes)).astype("float32")
-            steps = self._exact_steps(codes, steps)
-            if steps is not None:
-                return codes.astype("int8"), steps
-        return None
-
-    def _exact_steps(self, codes: np.ndarray, steps: np.ndarray) -> np.ndarray | None:
-        """The steps, to the last bit where there is one that gives the tables bit for bit."""
-        codes = codes.astype("float32")
-        if not self.exact:
-            error = np.abs(codes[:, None] * steps - self.tables).max()
-            return steps if error <= _ROUNDING * np.abs(self.tables).max() else None
-        found = np.empty_like(steps)
-        largest = np.abs(codes).argmax()
-        for channel, step in enumerate(steps):
-            table = self.tables[:, channel]
-            guess = np.float32(table[largest] / codes[largest])
-            near = [step, guess]
-            for toward in (-np.inf, np.inf):
-                value = step
-                for _ in range(4):
-                    value = np.nextafter(value, np.float32(toward))
-                    near.append(value)
-            fitting = [value for value in near if np.array_equal(codes * value, table)]
-            if not fitting:
-                return None
-            found[channel] = fitting[0]
-        return found
+        return integer_grid(self.tables, self.exact)
 
 
 def recognize(constant: np.ndarray, books: Iterable[tuple[str, Codebook]]) -> Recognized | None:
@@ -195,9 +154,11 @@ def _as_it_is(
         return Recognized(path, indices, book.centroids[:, None], None, True)
     tables = book.centroids.reshape(book.centroids.shape[0], -1)
     for axis, size in enumerate(constant.shape):
-        if size != tables.shape[1]:
+        if size % tables.shape[1]:
             continue
-        candidate = Recognized(path, indices, tables, axis, True)
+        # Axes before the channels may have been joined with them, as those of attention heads are.
+        repeated = np.tile(tables, size // tables.shape[1])
+        candidate = Recognized(path, indices, repeated, axis, True)
         if np.array_equal(candidate.values, constant):
             return candidate
     return None

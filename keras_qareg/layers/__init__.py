@@ -1,6 +1,6 @@
 """Layers that hold the variables of quantization."""
 
-from keras_qareg.layers.kernel_wrapper import KernelWrapper, kernels
+from keras_qareg.layers.kernel_wrapper import KernelWrapper, channel_axes, kernels
 from keras_qareg.layers.quantization_aware import QuantizationAware
 from keras_qareg.layers.shared_weights import SharedWeights
 from keras_qareg.layers.wnq import WeightNormalized, WNQConv2D, WNQDense, WNQDepthwiseConv2D
@@ -17,5 +17,6 @@ __all__ = [
     "WNQDense",
     "WNQDepthwiseConv2D",
     "WeightNormalized",
+    "channel_axes",
     "kernels",
 ]

@@ -31,6 +31,25 @@ def kernels(layer: keras.layers.Layer) -> list[keras.Variable]:
     ]
 
 
+def channel_axes(layer: keras.layers.Layer, kernel: keras.Variable) -> int:
+    """How many of the last axes of a kernel count the output channels of its layer.
+
+    Two of depthwise convolutions, none of transposed ones, whose output channels are not last.
+
+    Args:
+        layer: The layer of the kernel, or one that it is inside of.
+        kernel: The kernel.
+
+    Returns:
+        0, 1 or 2.
+    """
+    transposed = ("Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose")
+    if isinstance(layer, tuple(getattr(keras.layers, name) for name in transposed)):
+        return 0
+    depthwise = isinstance(layer, keras.layers.DepthwiseConv1D | keras.layers.DepthwiseConv2D)
+    return 2 if depthwise or kernel.name == "depthwise_kernel" else 1
+
+
 class KernelWrapper(keras.layers.Wrapper):
     """Base of the wrappers: has the call signature, shapes and masks of the layer inside.
 
@@ -94,12 +113,16 @@ class KernelWrapper(keras.layers.Wrapper):
         self.built = True
 
     def _add_per_kernel(self, name: str, **kwargs: Any) -> list[keras.Variable]:
-        """One weight of the wrapper for each kernel, named after it where there are several."""
+        """One weight of the wrapper for each kernel, named after it where there are several.
+
+        `shape` may be a function of the kernel; by default it is the kernel's.
+        """
         variables = []
         for kernel in self.kernels:
             place = kernel.path.removeprefix(f"{self.layer.path}/").replace("/", "_")
             label = f"{place}_{name}" if len(self.kernels) > 1 else name
             shape = kwargs.get("shape", kernel.shape)
+            shape = shape(kernel) if callable(shape) else shape
             variables.append(self.add_weight(**{**kwargs, "name": label, "shape": shape}))
         return variables
 

@@ -8,9 +8,10 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_qareg.centroids import check_levels, grid_codes
+from keras_qareg.centroids import check_levels
 from keras_qareg.codebook import Codebook, lookup
-from keras_qareg.layers.kernel_wrapper import KernelWrapper
+from keras_qareg.grids import grid_codes
+from keras_qareg.layers.kernel_wrapper import KernelWrapper, channel_axes
 
 
 @keras.saving.register_keras_serializable(package="keras_qareg")
@@ -26,13 +27,13 @@ class SharedWeights(KernelWrapper):
         layer: Any Keras layer that has kernels.
         levels: Integer from 2 to 256, the size of each table.
         zero_centroid: Whether a centroid that is 0 stays 0 in tuning. Defaults to `False`.
-        snap: Whether the centroids are `centroids.grid_codes(levels)` times a step, which is what
-            trains then, so that integer formats hold them exactly. Defaults to `False`.
+        snap: Whether the centroids are `grids.grid_codes(levels)` times a step, one for each output
+            channel, so that integer formats hold them exactly. Steps train then. Defaults to `False`.
         **kwargs: `name`, `trainable`, `dtype`, as for every Keras layer.
 
     Attributes:
         centroids: List of trainable weights of shape `(levels,)`, float32, one for each kernel; with
-            `snap` of shape `(1,)`, the steps.
+            `snap` the steps, of shape `(channels,)`, or `(1,)` for a transposed convolution.
         indices: List of uint8 weights in the shapes of the kernels.
 
     Call arguments: those of the layer inside.
@@ -69,7 +70,7 @@ class SharedWeights(KernelWrapper):
             kernel.trainable = False
         self.centroids = self._add_per_kernel(
             "centroids",
-            shape=(1,) if self.snap else (self.levels,),
+            shape=self._steps_shape if self.snap else (self.levels,),
             initializer="zeros",
             dtype="float32",
             trainable=True,
@@ -102,7 +103,7 @@ class SharedWeights(KernelWrapper):
     def _shared_kernel(self, centroids: keras.Variable, indices: keras.Variable) -> Any:
         table = ops.convert_to_tensor(centroids)
         if self.snap:
-            table = table * self._codes
+            return ops.take(ops.convert_to_tensor(self._codes), ops.cast(indices, "int32")) * table
         if self.zero_centroid:
             # A zero gets no gradient, so that pruned weights stay pruned.
             table = table * ops.stop_gradient(ops.cast(table != 0, table.dtype))
@@ -119,34 +120,47 @@ class SharedWeights(KernelWrapper):
             ValueError: If a codebook has more centroids than `levels`, or is off the grid of `snap`.
         """
         for book, centroids, indices in zip(codebooks, self.centroids, self.indices, strict=True):
-            if book.centroids.size > self.levels:
+            if len(book.centroids) > self.levels:
                 raise ValueError(
                     f"Expected codebooks of at most {self.levels} centroids. "
-                    f"Received: {book.centroids.size}"
+                    f"Received: {len(book.centroids)}"
                 )
+            indices.assign(book.indices)
             if self.snap:
-                step = book.centroids[self._codes[: book.centroids.size] == 1].sum()
-                if not np.array_equal(self._codes * step, book.centroids):
-                    raise ValueError(
-                        f"Expected centroids that are {self._codes.astype(int).tolist()} times a "
-                        f"step. Received: {book.centroids.tolist()}"
-                    )
-                centroids.assign([step])
-                indices.assign(book.indices)
+                centroids.assign(self._steps_of(book).reshape(centroids.shape))
                 continue
             spare = self.levels - book.centroids.size
             centroids.assign([*book.centroids, *([book.centroids[-1]] * spare)])
-            indices.assign(book.indices)
 
     def codebooks(self) -> list[Codebook]:
         """The `Codebook` of each kernel, in the order of `kernels`."""
         return [
-            Codebook(
-                ops.convert_to_numpy(centroids) * (self._codes if self.snap else 1),
-                ops.convert_to_numpy(indices),
-            )
+            Codebook(self._table(ops.convert_to_numpy(centroids)), ops.convert_to_numpy(indices))
             for centroids, indices in zip(self.centroids, self.indices, strict=True)
         ]
+
+    def _table(self, centroids: np.ndarray) -> np.ndarray:
+        """The values of the levels: `(levels,)`, or with a step a channel `(levels, *channels)`."""
+        if not self.snap:
+            return centroids
+        table = np.multiply.outer(self._codes, centroids)
+        return table[:, 0] if centroids.shape == (1,) else table
+
+    def _steps_shape(self, kernel: keras.Variable) -> tuple[int, ...]:
+        axes = channel_axes(self.layer, kernel)
+        return tuple(kernel.shape[-axes:]) if axes else (1,)
+
+    def _steps_of(self, book: Codebook) -> np.ndarray:
+        """The step of each channel of a codebook on the grid; raises a `ValueError` off it."""
+        table = book.centroids
+        if len(table) == self.levels:
+            steps = table[list(self._codes).index(1)]
+            if np.array_equal(np.multiply.outer(self._codes, steps), table):
+                return np.atleast_1d(steps)
+        raise ValueError(
+            f"Expected centroids that are {self._codes.astype(int).tolist()} times a step. "
+            f"Received: {table.tolist()}"
+        )
 
     def get_config(self) -> dict[str, Any]:
         config = {"levels": self.levels, "zero_centroid": self.zero_centroid, "snap": self.snap}

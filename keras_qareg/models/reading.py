@@ -15,6 +15,7 @@ from keras_qareg.layers import (
     QuantizationAware,
     SharedWeights,
     WeightNormalized,
+    channel_axes,
     kernels,
 )
 from keras_qareg.selection import check_built
@@ -27,7 +28,7 @@ def codebooks(model: keras.Model) -> dict[str, Codebook]:
         model: A built model. Of a shared model these are its tables and indices; of a
             quantization-aware one, each weight with its nearest centroid as of now; of a WNQ layer,
             the levels of each channel; of a plain model, the kernels that have at most 256 distinct
-            values.
+            values, or whole multiples of a step in each output channel.
 
     Returns:
         Dict from the path of each kernel (the one that it has in the plain model) to its `Codebook`.
@@ -63,4 +64,7 @@ def _layer_codebooks(layer: Layer) -> list[Codebook | None]:
             Codebook.nearest(ops.convert_to_numpy(kernel), ops.convert_to_numpy(centroids))
             for kernel, centroids in zip(layer.kernels, layer.centroids, strict=True)
         ]
-    return [Codebook.exact(ops.convert_to_numpy(kernel)) for kernel in kernels(layer)]
+    return [
+        Codebook.exact(ops.convert_to_numpy(kernel), channel_axes(layer, kernel))
+        for kernel in kernels(layer)
+    ]

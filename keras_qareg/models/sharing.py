@@ -10,10 +10,10 @@ from keras import ops
 from keras.layers import Layer
 
 from keras_qareg import centroids as initial
-from keras_qareg import regularizers
+from keras_qareg import grids, regularizers
 from keras_qareg.cloning import clone, containers, inner_layer, own_regularizer, own_weights
 from keras_qareg.codebook import Codebook
-from keras_qareg.layers import QuantizationAware, SharedWeights, kernels
+from keras_qareg.layers import QuantizationAware, SharedWeights, channel_axes, kernels
 from keras_qareg.models.stripping import plain, strip
 from keras_qareg.selection import (
     Layers,
@@ -53,10 +53,11 @@ def share_weights(
         zero_centroid: Whether one centroid of each kernel is 0 and stays so. Defaults to `False`.
         trainable: `"centroids"`: they alone train, and normalization keeps its statistics;
             `"centroids+rest"`: whatever else was trainable trains with them.
-        snap: Whether the centroids of each kernel are whole numbers times one step, zero among them
-            (-1 and 1 with two levels), the best such grid for its weights, and stay so in tuning.
-            `.tflite` files hold these exactly, in as few bits as the levels need. With methods
-            `"auto"` and `"uniform"` alone. Defaults to `False`.
+        snap: Whether centroids are whole numbers times a step, zero among them (-1 and 1 with two
+            levels), and stay so in tuning; each output channel has a step of its own, the best for
+            its weights, and so up to `levels` values of its own. `.tflite` files hold these exactly,
+            in as few bits as the levels need. With methods `"auto"` and `"uniform"` alone. Defaults
+            to `False`.
 
     Returns:
         A new model whose chosen layers are `layers.SharedWeights`; layers that were wrapped but not
@@ -223,8 +224,9 @@ def _cluster(layer: Layer, levels: int, method: str, zero_centroid: bool) -> lis
         try:
             weights = ops.convert_to_numpy(kernel)
             if method == "snap":
-                centroids = initial.snapped(weights, levels)
-            elif centroids is None:
+                books.append(_on_grid(weights, levels, channel_axes(inner_layer(layer), kernel)))
+                continue
+            if centroids is None:
                 centroids = _initial(weights, levels, method, zero_centroid)
             elif zero_centroid:
                 centroids = _with_zero(centroids)
@@ -234,6 +236,15 @@ def _cluster(layer: Layer, levels: int, method: str, zero_centroid: bool) -> lis
         book = Codebook.nearest(weights, centroids)
         books.append(book.with_member_means(weights, zero_centroid) if means else book)
     return books
+
+
+def _on_grid(weights: np.ndarray, levels: int, axes: int) -> Codebook:
+    """The codebook of a kernel on grids, one for each channel in its last axes, or one in all."""
+    steps = grids.snapped(weights, levels, axes)
+    table = np.multiply.outer(grids.grid_codes(levels).astype("float32"), steps)
+    # One channel has a table without channel axes; so has a kernel whose channels are not last.
+    table = table if axes else table[:, 0]
+    return Codebook(table, grids.nearest_codes(weights, steps, levels))
 
 
 def _initial(weights: np.ndarray, levels: int, method: str, zero_centroid: bool) -> np.ndarray:
