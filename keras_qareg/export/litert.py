@@ -56,17 +56,23 @@ def litert(
             convolutions, as few bits as fit in dense layers; others stay float32. `"smallest"`: the
             fewest bytes that are exact, where convolutions of fewer than 8 bits run slower.
             `"int8-exact"`, `"int4-exact"`, `"int2-exact"`: at least so many bits, more where the grid
-            needs them. `"float32"`; `"float16"`; `"int8"`: not exact (with `representative_data`
-            full integer inside and float at both ends, without it integer weights alone).
-        representative_data: Inputs as `model.predict` takes them. They calibrate `"int8"`, and are
-            the samples of the comparison; by default random samples are.
+            needs them. `"codebook"`: any few values, as packed indices and a table; exact and small,
+            and slower. `"tflm"`: for TFLite Micro, which looks indices up itself; float32, or full
+            integer with `representative_data`. `"int8"`: rounds activations (with
+            `representative_data` full integer inside and float at both ends, without it integer
+            weights alone); kernels on a grid keep its codes. `"float32"`; `"float16"`.
+        representative_data: Inputs as `model.predict` takes them. They calibrate `"int8"` and
+            `"tflm"`, and are the samples of the comparison; by default random samples are.
+        decode_once: Whether codebooks are decoded once, before the first run, which needs variables;
+            else in each run, which is slower and runs on any runtime. Defaults to `True`.
 
     Returns:
         An `ExportReport`.
 
     Raises:
         ValueError: If an argument is out of its range, the model is unbuilt, the folder is missing,
-            or the outputs of the file differ from Keras's by more than the format explains.
+            the model has loops over time and is to be full integer, or the outputs of the file
+            differ from Keras's by more than the format explains.
         RuntimeError: If the Keras backend is not TensorFlow.
 
     Example:

@@ -28,12 +28,13 @@ class SharedWeights(KernelWrapper):
         levels: Integer from 2 to 256, the size of each table.
         zero_centroid: Whether a centroid that is 0 stays 0 in tuning. Defaults to `False`.
         snap: Whether the centroids are `grids.grid_codes(levels)` times a step, one for each output
-            channel, so that integer formats hold them exactly. Steps train then. Defaults to `False`.
+            channel, so that integer formats hold them exactly. Defaults to `False`.
         **kwargs: `name`, `trainable`, `dtype`, as for every Keras layer.
 
     Attributes:
         centroids: List of trainable weights of shape `(levels,)`, float32, one for each kernel; with
-            `snap` the steps, of shape `(channels,)`, or `(1,)` for a transposed convolution.
+            `snap` so many steps as the largest power of two in the codes, of shape `(channels,)`, or
+            `(1,)` for a transposed convolution.
         indices: List of uint8 weights in the shapes of the kernels.
 
     Call arguments: those of the layer inside.
@@ -62,7 +63,11 @@ class SharedWeights(KernelWrapper):
         super().__init__(layer, **kwargs)
         self.levels = check_levels(levels)
         self.zero_centroid, self.snap = zero_centroid, snap
-        self._codes = grid_codes(levels).astype("float32")
+        # Trained is the size of about the largest level, which takes the learning rate of centroids, not
+        # the small step: a power of two apart, so that no product is rounded otherwise.
+        codes = grid_codes(levels)
+        self._steps = 2.0 ** int(np.log2(np.abs(codes.astype("int64")).max()))
+        self._codes = (codes / self._steps).astype("float32")
 
     def build(self, input_shape: Any = None) -> None:
         super().build(input_shape)
@@ -70,7 +75,7 @@ class SharedWeights(KernelWrapper):
             kernel.trainable = False
         self.centroids = self._add_per_kernel(
             "centroids",
-            shape=self._steps_shape if self.snap else (self.levels,),
+            shape=self._sizes_shape if self.snap else (self.levels,),
             initializer="zeros",
             dtype="float32",
             trainable=True,
@@ -127,7 +132,7 @@ class SharedWeights(KernelWrapper):
                 )
             indices.assign(book.indices)
             if self.snap:
-                centroids.assign(self._steps_of(book).reshape(centroids.shape))
+                centroids.assign(self._sizes_of(book).reshape(centroids.shape))
                 continue
             spare = self.levels - book.centroids.size
             centroids.assign([*book.centroids, *([book.centroids[-1]] * spare)])
@@ -146,20 +151,19 @@ class SharedWeights(KernelWrapper):
         table = np.multiply.outer(self._codes, centroids)
         return table[:, 0] if centroids.shape == (1,) else table
 
-    def _steps_shape(self, kernel: keras.Variable) -> tuple[int, ...]:
+    def _sizes_shape(self, kernel: keras.Variable) -> tuple[int, ...]:
         axes = channel_axes(self.layer, kernel)
         return tuple(kernel.shape[-axes:]) if axes else (1,)
 
-    def _steps_of(self, book: Codebook) -> np.ndarray:
-        """The step of each channel of a codebook on the grid; raises a `ValueError` off it."""
-        table = book.centroids
+    def _sizes_of(self, book: Codebook) -> np.ndarray:
+        """The variable of a codebook on the grid; raises a `ValueError` where it is off the grid."""
+        table, codes = book.centroids, grid_codes(self.levels).tolist()
         if len(table) == self.levels:
-            steps = table[list(self._codes).index(1)]
-            if np.array_equal(np.multiply.outer(self._codes, steps), table):
-                return np.atleast_1d(steps)
+            sizes = table[codes.index(1)] * np.float32(self._steps)
+            if np.array_equal(np.multiply.outer(self._codes, sizes), table):
+                return np.atleast_1d(sizes)
         raise ValueError(
-            f"Expected centroids that are {self._codes.astype(int).tolist()} times a step. "
-            f"Received: {table.tolist()}"
+            f"Expected centroids that are {codes} times a step. Received: {table.tolist()}"
         )
 
     def get_config(self) -> dict[str, Any]:
