@@ -13,7 +13,6 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import ops
 
 from keras_qareg import penalties
 from keras_qareg.centroids import check_levels
@@ -102,9 +101,7 @@ class _FixedBasins(QuantizationRegularizer):
         return codes * np.float32(step)
 
     def penalty(self, weights: Any, basins: Any) -> Any:
-        return ops.sum(
-            penalties.evenly_spaced(weights, basins[0], basins[-1], self.levels, self.outside)
-        )
+        return penalties.evenly_spaced(weights, basins[0], basins[-1], self.levels, self.outside)
 
     def get_config(self) -> dict[str, Any]:
         config = {"weight_range": list(self.weight_range), "outside": self.outside}
@@ -228,7 +225,7 @@ class NearestSquared(_LearnedBasins):
     _strengths = (300.0, 10.0, 0.5, 0.1)
 
     def penalty(self, weights: Any, basins: Any) -> Any:
-        return ops.sum(penalties.nearest_squared(weights, basins))
+        return penalties.nearest_squared(weights, basins)
 
 
 @keras.saving.register_keras_serializable(package="keras_qareg")
@@ -263,7 +260,7 @@ class NearestExponential(_LearnedBasins):
         self.sharpness = float(sharpness)
 
     def penalty(self, weights: Any, basins: Any) -> Any:
-        return ops.sum(penalties.nearest_exponential(weights, basins, self.sharpness))
+        return penalties.nearest_exponential(weights, basins, self.sharpness)
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "sharpness": self.sharpness}

@@ -8,8 +8,11 @@ from sklearn.datasets import load_digits
 BACKEND = keras.backend.backend()
 
 
-def gradients(function, *arrays):
-    """Value and gradients of a scalar function, as NumPy, on the backend in use."""
+def gradients(function, *arrays, graph=False):
+    """Value and gradients of a scalar function, as NumPy, on the backend in use.
+
+    With `graph` they run as in `fit`: on TensorFlow in a graph, where penalties are compiled.
+    """
     tensors = [ops.convert_to_tensor(array) for array in arrays]
     if BACKEND == "jax":
         import jax
@@ -18,10 +21,13 @@ def gradients(function, *arrays):
     else:
         import tensorflow as tf
 
-        with tf.GradientTape() as tape:
-            tape.watch(tensors)
-            value = function(*tensors)
-        grads = tape.gradient(value, tensors)
+        def run(*tensors):
+            with tf.GradientTape() as tape:
+                tape.watch(tensors)
+                value = function(*tensors)
+            return value, tape.gradient(value, tensors)
+
+        value, grads = (tf.function(run) if graph else run)(*tensors)
     return float(value), [ops.convert_to_numpy(grad) for grad in grads]
 
 

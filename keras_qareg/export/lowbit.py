@@ -150,7 +150,7 @@ def _options(constant: Constant, found: Recognized, decode_once: bool) -> list[_
                 fast = all(kind in _AT_FLOAT_SPEED.get(name, ()) for name in constant.consumers)
                 stored = -(-size * bits_of_kind(kind) // 8) + grid[1].nbytes
                 options.append(_Option(kind, stored, fast, grid))
-    tables = found.tables.nbytes if found.factors is None else found.factors.nbytes
+    tables = found.tables.nbytes if found.parts is None else found.parts[1].nbytes
     # Numbers of four bits are unpacked by operators that are slow in each run.
     for bits in (4, 8) if decode_once else (8,):
         if levels <= 2**bits:

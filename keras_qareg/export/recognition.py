@@ -56,6 +56,19 @@ class Recognized:
         channels = along(np.arange(self.tables.shape[1]), self.axis, self.indices.ndim)
         return self.tables[self.indices, channels]
 
+    @property
+    def parts(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Float32 levels and a factor a channel whose products are the tables, if there are such.
+
+        The levels of the Keras kernel and what was folded in; or whole numbers and steps.
+        """
+        if self.axis is None:
+            return None
+        if self.centroids is not None and self.factors is not None:
+            return self.centroids, self.factors
+        grid = self.grid()
+        return None if grid is None else (grid[0].astype("float32"), grid[1])
+
     def grid(self) -> tuple[np.ndarray, np.ndarray] | None:
         """Integer codes of the levels and a float32 step a channel, whose products are the tables.
 

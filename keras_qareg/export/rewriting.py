@@ -93,9 +93,10 @@ def _decode(chain: Chain, found: Recognized, grouping: Grouping, kernel: int) ->
     levels, channels = found.tables.shape
     rows, shape = grouping.rows(levels), found.indices.shape
     numbers = _numbers(chain, found, grouping)
-    if found.centroids is not None and found.factors is not None:
-        values = _looked_up(chain, "values", numbers, found.centroids[rows], found)
-        factors = along(found.factors, found.axis or 0, len(shape))
+    parts = found.parts
+    if parts is not None:
+        values = _looked_up(chain, "values", numbers, parts[0][rows], found)
+        factors = along(parts[1], found.axis or 0, len(shape))
         chain.apply("MUL", [values, chain.constant("factors", factors, "float32")], [kernel])
     elif channels == 1:
         _looked_up(chain, "values", numbers, found.tables[:, 0][rows], found, kernel)

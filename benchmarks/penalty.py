@@ -1,0 +1,130 @@
+"""Value and gradients of the penalties: time against Keras's L2 and the naive way, and peak memory.
+
+    python -m benchmarks.penalty --out benchmarks/results          # KERAS_BACKEND says which backend
+
+All run in turn, compiled as in `fit`: on TensorFlow in a graph, on JAX by `jit`. The naive way compares
+every weight with every centroid. Memory is what a run adds to the peak of a fresh process, in units of
+the weights themselves; 1 is the gradient.
+"""
+
+import argparse
+import gc
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import numpy as np
+import psutil
+from keras import ops
+
+from benchmarks.timing import in_subprocess, interleaved, peak_bytes, ratios, save
+from keras_qareg import regularizers
+
+BASELINE = "L2"
+# The naive way needs weights x levels; beyond this many it is left out.
+NAIVE_LIMIT = 2e8
+
+
+def naive(weights: Any, centroids: Any) -> Any:
+    distances = ops.square(ops.expand_dims(weights, 1) - ops.expand_dims(centroids, 0))
+    return ops.sum(ops.min(distances, axis=1))
+
+
+def penalties(levels: int) -> dict[str, Callable[[Any, Any], Any]]:
+    """Functions of weights and centroids."""
+    found = {BASELINE: lambda w, c: keras.regularizers.L2(1e-4)(w)}
+    for kind in ("Sine", "Cosine", "NearestSquared", "NearestExponential"):
+        regularizer = getattr(regularizers, kind)(levels, strength=1.0)
+        found[kind] = lambda w, c, r=regularizer: r.penalty(w, c)
+    return {**found, "naive": naive}
+
+
+def runner(function: Callable[[Any, Any], Any], weights: Any, centroids: Any) -> Callable[[], None]:
+    """Computes value and gradients once, and waits for them."""
+    if keras.backend.backend() == "jax":
+        import jax
+
+        run = jax.jit(jax.value_and_grad(function, argnums=(0, 1)))
+        return lambda: jax.block_until_ready(run(weights.value, centroids.value))
+    import tensorflow as tf
+
+    kernel, table = weights.value, centroids.value
+
+    @tf.function
+    def run() -> Any:
+        with tf.GradientTape() as tape:
+            value = function(weights, centroids)
+        slopes = tape.gradient(value, [kernel, table])
+        # Small enough to fetch, and nothing that the gradients need is left out.
+        return value, *[slope[:1] for slope in slopes if slope is not None]
+
+    return lambda: [part.numpy() for part in run()]
+
+
+def variables(size: int, levels: int) -> tuple[keras.Variable, keras.Variable]:
+    """Weights as after training, and centroids at their quantiles."""
+    weights = np.random.default_rng(0).laplace(scale=0.05, size=size).astype("float32")
+    places = (np.arange(levels) + 0.5) / levels
+    centroids = np.quantile(weights[:100_000], places).astype("float32")
+    return keras.Variable(weights), keras.Variable(centroids)
+
+
+def extra_memory(name: str, size: int, levels: int) -> float:
+    """What one run adds to the peak of this process, in units of the weights."""
+    function = penalties(levels)[name]
+    small = variables(1000, levels)
+    runner(function, *small)()
+    weights, centroids = variables(size, levels)
+    gc.collect()
+    # Memory in use is raised to the peak so far, so that all that comes on top is seen.
+    ballast = np.ones(max(0, peak_bytes() - psutil.Process().memory_info().rss), "uint8")
+    before = peak_bytes()
+    runner(function, weights, centroids)()
+    return (peak_bytes() - before) / (4 * size) if ballast.size else float("nan")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--sizes", type=float, nargs="+", default=[1e5, 1e6, 1e7, 10**7.5])
+    parser.add_argument("--levels", type=int, nargs="+", default=[4, 16, 64, 256])
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--out", type=Path, default=Path("output"))
+    parser.add_argument("--memory", nargs=3, metavar=("NAME", "SIZE", "LEVELS"))
+    arguments = parser.parse_args()
+    if arguments.memory:
+        name, size, levels = arguments.memory
+        print(json.dumps(extra_memory(name, int(size), int(levels))))
+        return
+    rows, lines, backend = [], [], keras.backend.backend()
+    for size in map(int, arguments.sizes):
+        for levels in arguments.levels:
+            weights, centroids = variables(size, levels)
+            functions = penalties(levels)
+            if size * levels > NAIVE_LIMIT:
+                del functions["naive"]
+            runs = {name: runner(f, weights, centroids) for name, f in functions.items()}
+            seconds = interleaved(runs, arguments.rounds)
+            for name, found in ratios(seconds, BASELINE).items():
+                row = {"backend": backend, "size": size, "levels": levels, "penalty": name, **found}
+                row["ns_a_weight"] = 1e9 * float(np.median(seconds[name])) / size
+                if size == max(map(int, arguments.sizes)) and name != "naive":
+                    row["memory"] = in_subprocess(
+                        "benchmarks.penalty", "--memory", name, str(size), str(levels)
+                    )
+                rows.append(row)
+                memory = f"{row['memory']:.2f}" if "memory" in row else ""
+                spread = f"{found['low']:.2f}-{found['high']:.2f}"
+                figures = (f"{row['ns_a_weight']:.2f}", f"{found['ratio']:.2f}", spread, memory)
+                lines.append((f"{size:,} {levels} {name}", *figures))
+                print(*lines[-1], flush=True)
+    header = ("weights, levels, penalty", "ns/weight", "ratio to L2", "quartiles", "memory")
+    save(arguments.out, f"penalty_{backend}", rows, header, lines)
+
+
+if __name__ == "__main__":
+    main()

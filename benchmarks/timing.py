@@ -1,0 +1,84 @@
+"""What the benchmarks of speed share: interleaved timing, ratios with their spread, peak memory."""
+
+import json
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from keras_qareg.report import table
+
+MIB = 1 << 20
+
+
+def interleaved(
+    functions: Mapping[str, Callable[[], Any]], rounds: int, warm_up: int = 2
+) -> dict[str, list[float]]:
+    """Seconds of each function in each round; all run in turn, so that they share what disturbs them."""
+    for function in functions.values():
+        for _ in range(warm_up):
+            function()
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(rounds):
+        for name, function in functions.items():
+            began = time.perf_counter()
+            function()
+            seconds[name].append(time.perf_counter() - began)
+    return seconds
+
+
+def ratios(seconds: dict[str, list[float]], baseline: str) -> dict[str, dict[str, float]]:
+    """Median and quartiles of the ratio to the baseline in the same round."""
+    base = np.array(seconds[baseline])
+    found = {}
+    for name, times in seconds.items():
+        low, median, high = np.quantile(np.array(times) / base, [0.25, 0.5, 0.75])
+        found[name] = {"ratio": float(median), "low": float(low), "high": float(high)}
+    return found
+
+
+def ratio_lines(found: dict[str, dict[str, float]]) -> list[tuple[str, ...]]:
+    """Lines of a table: name, median, and quartiles."""
+    return [
+        (name, f"{r['ratio']:.2f}", f"{r['low']:.2f}", f"{r['high']:.2f}")
+        for name, r in found.items()
+    ]
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has had so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def in_subprocess(module: str, *arguments: str, **environment: str) -> Any:
+    """The last line that a module prints, as JSON: for peaks of memory, which only ever rise."""
+    import os
+
+    done = subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        check=False,
+    )
+    if done.returncode:
+        raise RuntimeError(f"{module} {' '.join(arguments)} failed:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def save(
+    out: Path, name: str, rows: list[dict[str, Any]], header: tuple[str, ...], lines: Any
+) -> None:
+    """Writes `name.jsonl` and `name.txt`, and prints the table."""
+    out.mkdir(parents=True, exist_ok=True)
+    machine = {"python": platform.python_version()}
+    (out / f"{name}.jsonl").write_text("".join(json.dumps({**r, **machine}) + "\n" for r in rows))
+    text = table(header, lines)
+    (out / f"{name}.txt").write_text(text + "\n")
+    print(f"\n{text}")
