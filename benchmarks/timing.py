@@ -1,6 +1,7 @@
 """What the benchmarks of speed share: interleaved timing, ratios with their spread, peak memory."""
 
 import json
+import os
 import platform
 import resource
 import subprocess
@@ -13,8 +14,6 @@ from typing import Any
 import numpy as np
 
 from keras_qareg.report import table
-
-MIB = 1 << 20
 
 
 def interleaved(
@@ -58,8 +57,6 @@ def peak_bytes() -> int:
 
 def in_subprocess(module: str, *arguments: str, **environment: str) -> Any:
     """The last line that a module prints, as JSON: for peaks of memory, which only ever rise."""
-    import os
-
     done = subprocess.run(
         [sys.executable, "-m", module, *arguments],
         capture_output=True,
@@ -70,6 +67,21 @@ def in_subprocess(module: str, *arguments: str, **environment: str) -> Any:
     if done.returncode:
         raise RuntimeError(f"{module} {' '.join(arguments)} failed:\n{done.stderr[-2000:]}")
     return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def draw(
+    out: Path, name: str, series: dict[str, list[tuple[float, float]]], x: str, y: str
+) -> None:
+    """Writes `name.png`: a line a series, both axes logarithmic."""
+    from keras_qareg import plots
+
+    figure = plots.accuracy_size(series, x)
+    (axis,) = figure.axes
+    axis.set_xscale("log")
+    axis.set_yscale("log")
+    axis.set_ylabel(y)
+    out.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out / f"{name}.png", dpi=120)
 
 
 def save(

@@ -1,0 +1,148 @@
+"""Exact one-dimensional k-means against its peers: time, peak memory, and squared error.
+
+    python -m benchmarks.kmeans --out benchmarks/results
+
+Weights are half Laplace, half normal. Peers: scikit-learn's `KMeans` with one start and with ten, its
+`MiniBatchKMeans`, and `kmeans1d` from PyPI where it is installed; where weights x levels are many, the
+slow ones are left out. Errors are relative to the lowest that any of them found. Memory is what a run
+adds to the peak of a fresh process, in units of the weights.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("KERAS_BACKEND", "jax")
+
+import numpy as np
+import psutil
+
+from benchmarks.timing import draw, in_subprocess, peak_bytes, save
+from keras_qareg.centroids import kmeans
+from keras_qareg.codebook import Codebook
+
+OURS = "keras_qareg"
+# Weights x levels that a peer is asked for.
+LIMITS = {
+    OURS: 1e12,
+    "KMeans, 1 start": 3e8,
+    "KMeans, 10 starts": 3e7,
+    "MiniBatchKMeans": 4e9,
+    "kmeans1d": 3e7,
+}
+
+
+def weights(size: int) -> np.ndarray:
+    random = np.random.default_rng(0)
+    half = size // 2
+    parts = random.laplace(scale=0.05, size=half), random.normal(scale=0.05, size=size - half)
+    return np.concatenate(parts).astype("float32")
+
+
+def peers() -> dict[str, Callable[[np.ndarray, int], np.ndarray]]:
+    """Functions of weights and levels that give centroids."""
+    from sklearn.cluster import KMeans, MiniBatchKMeans
+
+    def of(kind: type, **arguments: Any) -> Callable[[np.ndarray, int], np.ndarray]:
+        def run(w: np.ndarray, k: int) -> np.ndarray:
+            model = kind(n_clusters=k, random_state=0, **arguments)
+            return model.fit(w[:, None]).cluster_centers_[:, 0]
+
+        return run
+
+    found = {
+        OURS: kmeans,
+        "KMeans, 1 start": of(KMeans, n_init=1),
+        "KMeans, 10 starts": of(KMeans, n_init=10),
+        "MiniBatchKMeans": of(MiniBatchKMeans, n_init=1),
+    }
+    if importlib.util.find_spec("kmeans1d"):
+        import kmeans1d
+
+        found["kmeans1d"] = lambda w, k: np.array(kmeans1d.cluster(w, k).centroids)
+    return found
+
+
+def squared_error(w: np.ndarray, centroids: np.ndarray) -> float:
+    nearest = Codebook.nearest(w, centroids).weights
+    return float(np.square(w.astype("float64") - nearest).sum())
+
+
+def extra_memory(name: str, size: int, levels: int) -> float:
+    w, run = weights(size), peers()[name]
+    run(w[:1000], min(levels, 16))
+    used = psutil.Process().memory_info().rss
+    ballast = np.ones(max(0, peak_bytes() - used), "uint8")
+    before = peak_bytes()
+    run(w, levels)
+    return (peak_bytes() - before) / w.nbytes if ballast.size else float("nan")
+
+
+def measure(size: int, levels: int) -> list[dict[str, Any]]:
+    """A row for each peer, in one run; ours runs before and after all others."""
+    w, rows = weights(size), []
+    for name, run in peers().items():
+        if size * levels > LIMITS[name]:
+            continue
+        times = []
+        for _ in range(3 if name == OURS else 1):
+            began = time.perf_counter()
+            centroids = run(w, levels)
+            times.append(time.perf_counter() - began)
+        row = {
+            "weights": size,
+            "levels": levels,
+            "method": name,
+            "seconds": float(np.median(times)),
+        }
+        memory = in_subprocess("benchmarks.kmeans", "--memory", name, str(size), str(levels))
+        rows.append({**row, "error": squared_error(w, centroids), "memory": memory})
+        print(json.dumps(rows[-1]), flush=True)
+    best = min(row["error"] for row in rows)
+    ours = rows[0]["seconds"]
+    return [
+        {**row, "ratio": row["seconds"] / ours, "excess": row["error"] / best - 1} for row in rows
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--sizes", type=float, nargs="+", default=[1e6, 15e6])
+    parser.add_argument("--levels", type=int, nargs="+", default=[4, 16, 64, 256])
+    parser.add_argument("--out", type=Path, default=Path("output"))
+    parser.add_argument("--memory", nargs=3, metavar=("NAME", "SIZE", "LEVELS"))
+    arguments = parser.parse_args()
+    if arguments.memory:
+        name, size, levels = arguments.memory
+        print(json.dumps(extra_memory(name, int(size), int(levels))))
+        return
+    rows = [
+        row for size in arguments.sizes for k in arguments.levels for row in measure(int(size), k)
+    ]
+    lines = [
+        (
+            f"{row['weights']:,} {row['levels']} {row['method']}",
+            f"{row['seconds']:.2f}",
+            f"{row['ratio']:.1f}",
+            f"{row['excess']:.1e}",
+            f"{row['memory']:.1f}",
+        )
+        for row in rows
+    ]
+    header = ("weights, levels, method", "seconds", "ratio to ours", "excess error", "memory")
+    save(arguments.out, "kmeans", rows, header, lines)
+    largest = max(row["weights"] for row in rows)
+    series: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        if row["weights"] == largest:
+            series.setdefault(row["method"], []).append((row["levels"], row["seconds"]))
+    draw(arguments.out, "kmeans", series, "levels", f"seconds for {largest:,} weights")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""What things cost against the number of weights, and the slope of it in a log-log plot: 1 is linear.
+
+    python -m benchmarks.scaling --out benchmarks/results
+
+For k = 16: value and gradients of a learned penalty, sharing (k-means and the nearest centroids), and
+coding the indices. Seconds are the best of a few runs in turn; only their growth says anything.
+"""
+
+import argparse
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import numpy as np
+
+from benchmarks.penalty import penalties, runner, variables
+from benchmarks.timing import draw, interleaved, save
+from keras_qareg.centroids import kmeans
+from keras_qareg.codebook import Codebook
+from keras_qareg.export.coding import encode_indices
+
+LEVELS = 16
+
+
+def functions(size: int) -> dict[str, Callable[[], Any]]:
+    """What is measured, for so many weights."""
+    weights, centroids = variables(size, LEVELS)
+    array = np.array(keras.ops.convert_to_numpy(weights))
+    book = Codebook.nearest(array, kmeans(array, LEVELS))
+    found = {
+        kind: runner(penalties(LEVELS)[kind], weights, centroids)
+        for kind in ("L2", "Sine", "NearestSquared", "NearestExponential")
+    }
+    found["k-means"] = lambda: kmeans(array, LEVELS)
+    found["nearest centroids"] = lambda: Codebook.nearest(array, book.centroids)
+    found["archive coding"] = lambda: encode_indices(book.indices, LEVELS)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--sizes", type=float, nargs="+", default=[1e5, 3e5, 1e6, 3e6, 1e7, 3e7])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=Path("output"))
+    arguments = parser.parse_args()
+    sizes = [int(size) for size in arguments.sizes]
+    series: dict[str, list[tuple[float, float]]] = {}
+    for size in sizes:
+        for name, times in interleaved(functions(size), arguments.rounds).items():
+            series.setdefault(name, []).append((size, min(times)))
+        print(f"{size:,} weights", flush=True)
+    rows, lines = [], []
+    for name, points in series.items():
+        # Small ones are the cost of calling; the slope is that of the upper half.
+        upper = np.log(np.array(points[len(points) // 2 :]))
+        slope = float(np.polyfit(upper[:, 0], upper[:, 1], 1)[0])
+        rows.append(
+            {"backend": keras.backend.backend(), "what": name, "slope": slope, "points": points}
+        )
+        lines.append((name, f"{slope:.2f}", *(f"{1e9 * t / n:.2f}" for n, t in points)))
+    header = ("what", "slope", *(f"ns/weight, {size:,}" for size in sizes))
+    save(arguments.out, "scaling", rows, header, lines)
+    draw(arguments.out, "scaling", series, "weights", "seconds")
+
+
+if __name__ == "__main__":
+    main()

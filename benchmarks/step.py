@@ -1,0 +1,142 @@
+"""A training step with each regularizer, with WNQ, and with TensorFlow Model Optimization's clustering.
+
+    python -m benchmarks.step --network vgg16 --out benchmarks/results     # or lenet
+
+Steps of all models run in turn, on a batch of 128 random images, compiled as `fit` compiles them; ratios
+are to the plain model's step of the same round. TensorFlow Model Optimization needs tf_keras, and so a
+process of its own, where it is compared with the plain tf_keras model in the same way; it is left out
+where `keras-qareg[tfmot]` is not installed. Peaks of memory are of processes that make two steps.
+"""
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import numpy as np
+
+import keras_qareg as qareg
+from benchmarks.timing import in_subprocess, interleaved, peak_bytes, ratios, save
+from examples.architectures import NETWORKS
+
+BATCH, LEVELS = 128, 16
+BASELINE, TFMOT = "plain", "TFMOT cluster_weights"
+REGULARIZERS = ("Sine", "Cosine", "NearestSquared", "NearestExponential")
+SHARING = "share_weights"
+
+
+def network(name: str) -> keras.Model:
+    keras.utils.set_random_seed(0)
+    return NETWORKS[name](10)
+
+
+def variants(name: str) -> dict[str, Callable[[], keras.Model]]:
+    """Functions that make the models to compare."""
+
+    def regularized(kind: str) -> keras.Model:
+        regularizer = getattr(qareg.regularizers, kind)(LEVELS)
+        return qareg.quantization_aware(network(name), regularizer)
+
+    def with_l2() -> keras.Model:
+        model = network(name)
+        for kernel in qareg.layers.kernels(model):
+            kernel.regularizer = keras.regularizers.L2(1e-4)
+        return model
+
+    found: dict[str, Callable[[], keras.Model]] = {BASELINE: lambda: network(name), "L2": with_l2}
+    found |= {kind: lambda kind=kind: regularized(kind) for kind in REGULARIZERS}
+    return {**found, "WNQ, 2 bits": lambda: qareg.wnq(network(name), bits=2)}
+
+
+def batch() -> tuple[np.ndarray, np.ndarray]:
+    random = np.random.default_rng(0)
+    images = random.normal(size=(BATCH, 32, 32, 3)).astype("float32")
+    return images, random.integers(0, 10, BATCH)
+
+
+def stepper(model: keras.Model) -> Callable[[], Any]:
+    """One training step, and waiting for it."""
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(1e-3, momentum=0.9), loss)
+    images, labels = batch()
+    return lambda: model.train_on_batch(images, labels)
+
+
+def measure(name: str, rounds: int) -> list[dict[str, Any]]:
+    """Rows of all variants: ratio of the time of a step, and of the peak memory."""
+    steps = {label: stepper(make()) for label, make in variants(name).items()}
+    found = ratios(interleaved(steps, rounds), BASELINE)
+    plain = _peak(name, BASELINE)
+    rows = [
+        {"network": name, "model": label, **ratio, "memory": _peak(name, label) / plain}
+        for label, ratio in found.items()
+    ]
+    rows.append({"network": name, "model": SHARING, **_sharing(name, steps[BASELINE], rounds)})
+    try:
+        rows.append({"network": name, "model": TFMOT, **_tfmot(name, rounds)})
+    except RuntimeError as error:
+        print(f"Left out {TFMOT}: {str(error).strip().splitlines()[-1]}")
+    return rows
+
+
+def _peak(name: str, label: str) -> int:
+    found: int = in_subprocess("benchmarks.step", "--network", name, "--memory", label)
+    return found
+
+
+def _sharing(name: str, step: Callable[[], Any], rounds: int) -> dict[str, float]:
+    """Sharing all layers, in units of a training step."""
+    model = network(name)
+    pair = {"step": step, "share": lambda: qareg.share_weights(model, LEVELS)}
+    return ratios(interleaved(pair, rounds, warm_up=1), "step")["share"]
+
+
+def _tfmot(name: str, rounds: int) -> dict[str, float]:
+    """The ratios of TensorFlow Model Optimization, from a process that has tf_keras."""
+    arguments = ("--network", name, "--rounds", str(rounds))
+    peaks = [
+        in_subprocess("benchmarks.tfmot_step", *arguments, "--memory", kind)
+        for kind in (BASELINE, TFMOT)
+    ]
+    found: dict[str, float] = in_subprocess("benchmarks.tfmot_step", *arguments)
+    return {**found, "memory": peaks[1] / peaks[0]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--network", choices=("lenet", "vgg16"), default="lenet")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--out", type=Path, default=Path("output"))
+    parser.add_argument("--memory", metavar="MODEL")
+    arguments = parser.parse_args()
+    name, backend = arguments.network, keras.backend.backend()
+    if arguments.memory:
+        step = stepper(variants(name)[arguments.memory]())
+        step()
+        step()
+        print(json.dumps(peak_bytes()))
+        return
+    began = time.time()
+    rows = [{"backend": backend, **row} for row in measure(name, arguments.rounds)]
+    lines = [
+        (
+            row["model"],
+            f"{row['ratio']:.3f}",
+            f"{row['low']:.3f}-{row['high']:.3f}",
+            f"{row['memory']:.2f}" if "memory" in row else "",
+        )
+        for row in rows
+    ]
+    print(f"{name}, batches of {BATCH}, {backend}; {time.time() - began:.0f} s")
+    header = ("model", "time of a step", "quartiles", "peak memory")
+    save(arguments.out, f"step_{name}_{backend}", rows, header, lines)
+
+
+if __name__ == "__main__":
+    main()
