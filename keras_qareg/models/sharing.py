@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import keras
@@ -24,6 +26,8 @@ from keras_qareg.selection import (
     select,
 )
 
+# From so many weights on a bar is shown; and layers that are clustered at a time.
+_MANY_WEIGHTS, _WORKERS = 10_000_000, min(4, os.cpu_count() or 1)
 METHODS = ("auto", "trained", "kmeans", "quantile", "uniform")
 TRAINABLE = ("centroids", "centroids+rest")
 
@@ -36,6 +40,7 @@ def share_weights(
     zero_centroid: bool = False,
     trainable: str = "centroids",
     snap: bool = False,
+    verbose: str | int = "auto",
 ) -> keras.Model:
     """The model with every kernel reduced to a few shared values, ready for cumulative tuning.
 
@@ -58,6 +63,8 @@ def share_weights(
             its weights, and so up to `levels` values of its own. `.tflite` files hold these exactly,
             in as few bits as the levels need. With methods `"auto"` and `"uniform"` alone. Defaults
             to `False`.
+        verbose: 1 shows a bar that counts layers, 0 nothing; `"auto"` (default) shows it where the
+            model has ten million weights or more.
 
     Returns:
         A new model whose chosen layers are `layers.SharedWeights`; layers that were wrapped but not
@@ -76,25 +83,20 @@ def share_weights(
     """
     levels = None if levels is None else initial.check_levels(levels)
     _check_arguments(model, method, trainable, snap)
-    books: dict[int, list[Codebook]] = {}
-    sizes: dict[int, int] = {}
-    for layer in select(model, layers):
-        size = _levels_of(layer, levels)
-        if large_enough(layer, size):
-            sizes[id(layer)] = size
-            books[id(layer)] = _cluster(layer, size, "snap" if snap else method, zero_centroid)
-    if not books:
+    sizes = {layer: _levels_of(layer, levels) for layer in select(model, layers)}
+    sizes = {layer: size for layer, size in sizes.items() if large_enough(layer, size)}
+    if not sizes:
         raise ValueError(
             f"Expected a layer to share the weights of in model '{model.name}'. "
             f"Received: layers={layers!r}, of which none has a kernel large enough."
         )
+    books = _cluster_all(sizes, "snap" if snap else method, zero_centroid, verbose)
     made = []
 
     def share(layer: Layer) -> Layer:
         inner = plain(layer)
         inner.trainable = trainable == "centroids+rest" and layer.trainable
-        size = sizes[id(layer)]
-        wrapper = SharedWeights(inner, size, zero_centroid, snap, name=layer.name)
+        wrapper = SharedWeights(inner, sizes[layer], zero_centroid, snap, name=layer.name)
         made.append((layer, wrapper))
         return wrapper
 
@@ -103,9 +105,9 @@ def share_weights(
         copy.trainable = trainable == "centroids+rest" and layer.trainable
         return copy
 
-    shared = clone(model, lambda layer: share if id(layer) in books else leave)
+    shared = clone(model, lambda layer: share if layer in sizes else leave)
     for layer, wrapper in made:
-        wrapper.assign_codebooks(books[id(layer)])
+        wrapper.assign_codebooks(books[layer])
     if trainable == "centroids":
         for layer in containers(shared):
             for weight in own_weights(layer):
@@ -201,6 +203,25 @@ def _regularizer_of(layer: Layer) -> regularizers.QuantizationRegularizer | None
     if isinstance(layer, QuantizationAware):
         return layer.regularizer
     return own_regularizer(layer)
+
+
+def _cluster_all(
+    sizes: dict[Layer, int], method: str, zero_centroid: bool, verbose: str | int
+) -> dict[Layer, list[Codebook]]:
+    """The codebooks of all layers, some at a time: NumPy sorts and counts without Python's lock."""
+    if verbose == "auto":
+        verbose = int(sum(layer.count_params() for layer in sizes) >= _MANY_WEIGHTS)
+    bar = keras.utils.Progbar(len(sizes), verbose=verbose, unit_name="layer")
+    books = {}
+    with ThreadPoolExecutor(_WORKERS) as pool:
+        jobs = [pool.submit(_cluster, *pair, method, zero_centroid) for pair in sizes.items()]
+        try:
+            for layer, job in zip(sizes, jobs, strict=True):
+                books[layer] = job.result()
+                bar.update(len(books))
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return books
 
 
 def _cluster(layer: Layer, levels: int, method: str, zero_centroid: bool) -> list[Codebook]:
