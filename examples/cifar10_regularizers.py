@@ -1,0 +1,257 @@
+"""The experiments of arXiv 2602.03614: which layers, how many levels, which regularizer, which seed.
+
+    python -m examples.cifar10_regularizers --network vgg16 --data-dir DATA      # hours on a CPU
+    KERAS_BACKEND=jax python -m examples.cifar10_regularizers --network alexnet  # on a GPU, unchanged
+    python -m examples.cifar10_regularizers --width 0.25 --epochs 12 --images 10000 --data-dir DATA
+
+All cells of a seed begin with the same weights: those after a third of the epochs without penalty. From
+there the float network and each regularized one train on for the rest, with a learning rate that falls
+in the last third; then weights are shared, and the centroids tuned alone. k-means shares the float
+network. Accuracies are of the test images; with `--validation` of so large a share of the training
+images, which then are not trained on: choose by these. Cells are appended to a file as they are done,
+and a run that was killed goes on where it stopped.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+import keras_qareg as qareg
+from examples.architectures import NETWORKS
+from examples.data import Images, batches, load
+from examples.digits import FallingRate
+from examples.study import Row, Study, mean_and_deviation, written
+from keras_qareg.report import table
+
+BASELINE = "k-means"
+REGULARIZERS = ("Sine", "Cosine", "NearestSquared", "NearestExponential")
+METHODS = (BASELINE, *REGULARIZERS)
+KEYS = ("network", "width", "epochs", "images", "validation", "layers", "levels", "method", "seed")
+LEARNING_RATE, TUNING_RATE = 1e-3, 1e-3
+
+
+class Experiment:
+    """Trains the models of a study; what cells have in common is trained once and kept in files."""
+
+    def __init__(self, arguments: argparse.Namespace):
+        self.arguments = arguments
+        train, test = load(arguments.dataset, arguments.data_dir)
+        if arguments.images:
+            train = train.split(arguments.images / len(train.labels))[1]
+        if arguments.validation:
+            train, test = train.split(arguments.validation)
+        self.train, self.test, self.mean = train, test, train.mean
+        self.warm_up = max(1, arguments.epochs // 3)
+        self.floats: dict[int, tuple[keras.Model, float]] = {}
+
+    def network(self) -> keras.Model:
+        make: Any = NETWORKS[self.arguments.network]
+        return make(self.train.classes, width=self.arguments.width)
+
+    def fit(self, model: keras.Model, epochs: int, rate: float, seed: int, *callbacks: Any) -> None:
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile(keras.optimizers.Adam(rate), loss)
+        source = batches(
+            self.train, self.mean, self.arguments.batch_size, self.arguments.augment, seed
+        )
+        model.fit(source, epochs=epochs, verbose=self.arguments.verbose, callbacks=list(callbacks))
+
+    def accuracy(self, model: keras.Model) -> float:
+        """Percent of the test images that are told right."""
+        right = 0
+        for i in range(0, len(self.test.labels), 500):
+            part = Images(
+                self.test.images[i : i + 500],
+                self.test.labels[i : i + 500],
+                self.test.classes,
+                self.test.largest,
+            )
+            scores = keras.ops.convert_to_numpy(model(part.pixels(self.mean), training=False))
+            right += int((scores.argmax(-1) == part.labels).sum())
+        return 100.0 * right / len(self.test.labels)
+
+    def warm(self, seed: int) -> keras.Model:
+        """The network after the epochs without penalty."""
+        return self._kept(seed, "warm", self._train_warm)
+
+    def float_network(self, seed: int) -> tuple[keras.Model, float]:
+        """The network trained to the end without penalty, and its accuracy."""
+        if seed not in self.floats:
+            model = self._kept(seed, "float", self._train_float)
+            self.floats[seed] = model, self.accuracy(model)
+        return self.floats[seed]
+
+    def _kept(self, seed: int, name: str, train: Any) -> keras.Model:
+        a = self.arguments
+        parts = (a.dataset, a.network, a.width, a.epochs, a.images, a.validation, a.augment, seed)
+        file = a.out / "weights" / f"{'_'.join(map(str, parts))}_{name}.weights.h5"
+        if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            keras.utils.set_random_seed(seed)
+            model = train(seed)
+            with tempfile.TemporaryDirectory(dir=file.parent) as folder:
+                draft = Path(folder) / file.name
+                model.save_weights(draft)
+                draft.replace(file)
+            return model
+        model = self.network()
+        model.load_weights(file)
+        return model
+
+    def _train_warm(self, seed: int) -> keras.Model:
+        model = self.network()
+        self.fit(model, self.warm_up, LEARNING_RATE, seed)
+        return model
+
+    def _train_float(self, seed: int) -> keras.Model:
+        model = self.warm(seed)
+        rest = self.arguments.epochs - self.warm_up
+        self.fit(model, rest, LEARNING_RATE, seed + 1000, FallingRate())
+        return model
+
+    def cell(self, cell: Row) -> Row:
+        """The figures of one cell."""
+        seed, method = cell["seed"], cell["method"]
+        plain, float_accuracy = self.float_network(seed)
+        model = plain
+        if method != BASELINE:
+            keras.utils.set_random_seed(seed)
+            regularizer = getattr(qareg.regularizers, method)(cell["levels"])
+            model = qareg.quantization_aware(self.warm(seed), regularizer, layers=cell["layers"])
+            schedule = qareg.callbacks.PenaltySchedule(warmup_epochs=0)
+            rest = self.arguments.epochs - self.warm_up
+            self.fit(model, rest, LEARNING_RATE, seed + 1000, FallingRate(), schedule)
+        figures = {"float": float_accuracy, "trained": self.accuracy(model)}
+        shared = qareg.share_weights(model, cell["levels"], layers=cell["layers"])
+        figures["shared"] = self.accuracy(shared)
+        tuning = self.arguments.tuning_epochs
+        self.fit(shared, tuning, TUNING_RATE, seed + 2000, FallingRate())
+        figures["tuned"] = self.accuracy(shared)
+        books = [
+            book
+            for layer in shared.layers
+            if isinstance(layer, qareg.layers.SharedWeights)
+            for book in layer.codebooks()
+        ]
+        bits = sum(book.entropy * book.indices.size for book in books)
+        figures["bits"] = bits / sum(book.indices.size for book in books)
+        with tempfile.TemporaryDirectory() as folder:
+            file = qareg.export.save_archive(shared, Path(folder) / "model.qareg")
+            figures["archive"] = file.stat().st_size
+        return figures
+
+
+def cells(arguments: argparse.Namespace) -> Iterator[Row]:
+    """All cells, seed by seed."""
+    shared = {key: getattr(arguments, key) for key in KEYS[:5]}
+    for seed in range(arguments.seeds):
+        for layers in arguments.layers:
+            for levels in arguments.levels:
+                for method in arguments.methods:
+                    yield {
+                        **shared,
+                        "layers": layers,
+                        "levels": levels,
+                        "method": method,
+                        "seed": seed,
+                    }
+
+
+def groups(rows: list[Row]) -> Iterator[tuple[str, int, str, list[Row]]]:
+    """Layers, levels, method, and the rows of all seeds."""
+    for layers in dict.fromkeys(row["layers"] for row in rows):
+        for levels in sorted({row["levels"] for row in rows}):
+            for method in METHODS:
+                same = [
+                    row
+                    for row in rows
+                    if (row["layers"], row["levels"], row["method"]) == (layers, levels, method)
+                ]
+                if same:
+                    yield layers, levels, method, same
+
+
+def results_table(rows: list[Row]) -> str:
+    """Mean and deviation of each cell over the seeds, and the ratio of the means to k-means'."""
+    lines, baseline = [], 1.0
+    for layers, levels, method, same in groups(rows):
+        tuned = mean_and_deviation(same, "tuned")[0]
+        baseline = tuned if method == BASELINE else baseline
+        figures = [written(same, key) for key in ("float", "trained", "shared", "tuned")]
+        bits, size = (mean_and_deviation(same, key)[0] for key in ("bits", "archive"))
+        ratio = f"{tuned / baseline:.4f}"
+        lines.append(
+            (f"{layers} {levels} {method}", *figures, ratio, f"{bits:.3f}", f"{size:,.0f}")
+        )
+    header = ("layers, levels, method", "float", "trained", "shared", "tuned", "ratio")
+    return table((*header, "bits/weight", "archive"), lines)
+
+
+def draw(rows: list[Row], file: Path) -> None:
+    """Bars of accuracy relative to tuned k-means (Figure 3's form): levels down, layers across."""
+    from matplotlib.figure import Figure
+
+    found = {
+        (layers, levels, method): [mean_and_deviation(same, key)[0] for key in ("shared", "tuned")]
+        for layers, levels, method, same in groups(rows)
+    }
+    across = list(dict.fromkeys(layers for layers, _, _ in found))
+    down = sorted({levels for _, levels, _ in found})
+    figure = Figure(figsize=(3.5 * len(across), 2.5 * len(down)), layout="constrained")
+    axes = figure.subplots(len(down), len(across), squeeze=False)
+    for i, levels in enumerate(down):
+        for j, layers in enumerate(across):
+            axis, baseline = axes[i, j], found.get((layers, levels, BASELINE), [1.0, 1.0])[1]
+            for k, label in enumerate(("before tuning", "after tuning")):
+                heights = [
+                    found.get((layers, levels, m), [np.nan] * 2)[k] / baseline for m in METHODS
+                ]
+                axis.bar(np.arange(len(METHODS)) + 0.4 * k - 0.2, heights, 0.38, label=label)
+            axis.axhline(1.0, color="black", linewidth=0.5)
+            axis.set_title(f"{layers}, {levels} levels", fontsize=9)
+            axis.set_xticks(range(len(METHODS)), METHODS, rotation=30, fontsize=7, ha="right")
+            low = min(bar.get_height() for bar in axis.patches if bar.get_height() > 0)
+            axis.set_ylim(max(0.0, low - 0.05), None)
+    axes[0, 0].legend(fontsize=7)
+    figure.savefig(file, dpi=120)
+
+
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--network", choices=("alexnet", "vgg16", "resnet20"), default="vgg16")
+    parser.add_argument("--width", type=float, default=1.0, help="of all layers (default: 1)")
+    parser.add_argument("--dataset", default="cifar10")
+    parser.add_argument("--data-dir", type=Path, help="zips or folders of class folders")
+    parser.add_argument("--images", type=int, default=0, help="to train on (default: all)")
+    parser.add_argument("--validation", type=float, default=0.0, help="share of training images")
+    parser.add_argument("--augment", action="store_true", help="turn images over, move them")
+    parser.add_argument("--layers", nargs="+", default=["conv", "dense", "all"])
+    parser.add_argument("--levels", type=int, nargs="+", default=[4, 16])
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=60)
+    parser.add_argument("--tuning-epochs", type=int, default=5)
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--verbose", type=int, default=0, help="of fit")
+    parser.add_argument("--out", type=Path, default=Path("output"))
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parsed()
+    study = Study(arguments.out / "cifar10_regularizers.jsonl", KEYS)
+    experiment = Experiment(arguments)
+    rows = study.run(cells(arguments), experiment.cell, "tuned")
+    text = results_table(rows)
+    (arguments.out / "cifar10_regularizers.txt").write_text(text + "\n")
+    draw(rows, arguments.out / "cifar10_regularizers.png")
+    print(f"\n{text}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""What studies share: cells that are run once and kept, means over seeds, and the time that is left."""
+
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import numpy as np
+
+Row = dict[str, Any]
+
+
+class Study:
+    """Rows of a JSON-lines file, one a cell: a run that was killed goes on where it stopped.
+
+    Args:
+        path: The file; it is appended to.
+        keys: The names of what tells cells apart, for example `("method", "seed")`.
+    """
+
+    def __init__(self, path: Path, keys: Sequence[str]):
+        self.path, self.keys = path, tuple(keys)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = path.read_text().splitlines() if path.exists() else []
+        # The last line of a run that was killed may be half a line.
+        self.rows = [row for row in map(_parsed, lines) if row is not None]
+        self._began, self._done = time.time(), 0
+
+    def find(self, cell: Row) -> Row | None:
+        """The row of a cell, if it was run."""
+        same = [row for row in self.rows if all(row.get(k) == cell.get(k) for k in self.keys)]
+        return same[-1] if same else None
+
+    def run(self, cells: Iterable[Row], compute: Callable[[Row], Row], say: str) -> list[Row]:
+        """The rows of all cells; those that are missing are computed, appended and told of.
+
+        Args:
+            cells: What tells each cell apart, by `keys`.
+            compute: Gives the figures of a cell.
+            say: The name of the figure to print.
+        """
+        cells = list(cells)
+        missing = [cell for cell in cells if self.find(cell) is None]
+        for place, cell in enumerate(missing, start=1):
+            row = {**cell, **compute(cell), **_circumstances()}
+            with self.path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            self.rows.append(row)
+            left = (time.time() - self._began) / place * (len(missing) - place)
+            name = ", ".join(str(cell[key]) for key in self.keys if key in cell)
+            print(
+                f"[{place}/{len(missing)}] {name}: {say} {row[say]:.2f} (about {left:.0f} s left)",
+                flush=True,
+            )
+        return [row for cell in cells if (row := self.find(cell)) is not None]
+
+
+def mean_and_deviation(rows: Iterable[Row], figure: str) -> tuple[float, float]:
+    """The mean of a figure over rows, and its standard deviation (0 for one row)."""
+    values = np.array([row[figure] for row in rows], "float64")
+    return float(values.mean()), float(values.std(ddof=1)) if values.size > 1 else 0.0
+
+
+def written(rows: Iterable[Row], figure: str, digits: int = 2) -> str:
+    """A mean and its deviation as `12.34 ± 0.56`."""
+    mean, deviation = mean_and_deviation(rows, figure)
+    return f"{mean:.{digits}f} ± {deviation:.{digits}f}"
+
+
+def _parsed(line: str) -> Row | None:
+    try:
+        row: Row = json.loads(line)
+    except json.JSONDecodeError:
+        return None
+    return row
+
+
+def _circumstances() -> Row:
+    """Commit, backend and device, to be kept with every figure."""
+    try:
+        commit = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        commit = "unknown"
+    device = f"{os.cpu_count()} cores"
+    if keras.backend.backend() == "jax":
+        import jax
+
+        kind = jax.devices()[0]
+        device = device if kind.platform == "cpu" else kind.device_kind
+    return {
+        "commit": commit,
+        "backend": keras.backend.backend(),
+        "device": device,
+        "machine": platform.machine(),
+    }

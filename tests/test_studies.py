@@ -1,0 +1,68 @@
+"""The studies of issue-sized runs, made tiny: they run, resume, and say what they found."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from examples.study import Study, mean_and_deviation, written
+from tests.test_examples import run
+
+
+def test_a_study_goes_on_where_it_stopped(tmp_path, capsys):
+    path, calls = tmp_path / "deep" / "rows.jsonl", []
+
+    def compute(cell):
+        calls.append(cell["seed"])
+        if cell["seed"] == 2 and len(calls) == 3:
+            raise KeyboardInterrupt
+        return {"tuned": 90.0 + cell["seed"]}
+
+    cells = [{"method": "a", "seed": seed} for seed in range(4)]
+    with pytest.raises(KeyboardInterrupt):
+        Study(path, ("method", "seed")).run(cells, compute, "tuned")
+    with path.open("a") as file:
+        file.write('{"method": "a", "se')  # killed while it wrote
+    path.write_text(path.read_text() + "\n")
+    rows = Study(path, ("method", "seed")).run(cells, compute, "tuned")
+    assert calls == [0, 1, 2, 2, 3] and [row["tuned"] for row in rows] == [90, 91, 92, 93]
+    assert {"commit", "backend", "device"} <= set(rows[-1])
+    assert "[2/2] a, 3: tuned 93.00 (about 0 s left)" in capsys.readouterr().out
+    assert mean_and_deviation(rows, "tuned") == (91.5, pytest.approx(1.29, abs=0.01))
+    assert written(rows[:1], "tuned") == "90.00 ± 0.00"
+
+
+def write_pets(folder, count=8):
+    random = np.random.default_rng(0)
+    for part in ("train", "test"):
+        for kind, color in (("cat", 60), ("dog", 180)):
+            (folder / f"pets-{part}" / kind).mkdir(parents=True)
+            for i in range(count):
+                pixels = random.normal(color, 30, (32, 32, 3)).clip(0, 255).astype("uint8")
+                Image.fromarray(pixels).save(folder / f"pets-{part}" / kind / f"{i}.png")
+
+
+def test_the_regularizer_experiment_runs_and_resumes(tmp_path):
+    write_pets(tmp_path)
+    words = ["-m", "examples.cifar10_regularizers", "--network", "alexnet", "--width", 0.05]
+    words += ["--dataset", "pets", "--data-dir", tmp_path, "--epochs", 3, "--tuning-epochs", 1]
+    words += ["--seeds", 1, "--levels", 4, "--batch-size", 16, "--augment"]
+    words += ["--methods", "k-means", "NearestExponential", "--out", tmp_path / "out"]
+    printed = run(*words, "--layers", "conv")
+    assert "[2/2] alexnet, 0.05, 3, 0, 0.0, conv, 4, NearestExponential, 0: tuned" in printed
+    printed = run(*words, "--layers", "conv", "all")
+    assert "[1/2] alexnet" in printed
+    lines = (tmp_path / "out" / "cifar10_regularizers.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert [(row["layers"], row["method"]) for row in rows] == [
+        (layers, method)
+        for layers in ("conv", "all")
+        for method in ("k-means", "NearestExponential")
+    ]
+    for row in rows:
+        assert 0 <= row["bits"] <= 2 and 0 <= row["tuned"] <= 100 and row["archive"] > 1000
+    assert rows[0]["archive"] > rows[2]["archive"]
+    assert len({row["float"] for row in rows}) == 1
+    assert (tmp_path / "out" / "cifar10_regularizers.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "out" / "cifar10_regularizers.txt").read_text() in printed
