@@ -11,6 +11,9 @@ from keras import ops
 from keras_qareg.centroids import MAX_LEVELS
 from keras_qareg.grids import integer_grid, integer_weights
 
+# Fewer midpoints than this are compared with, one after the other; so many weights at a time.
+_COMPARED, _CHUNK = 32, 1 << 15
+
 
 @dataclass(frozen=True, eq=False)
 class Codebook:
@@ -72,7 +75,15 @@ class Codebook:
         weights = np.asarray(weights, "float32")
         centroids = np.unique(np.asarray(centroids, "float32"))
         midpoints = 0.5 * centroids[:-1] + 0.5 * centroids[1:]
-        return cls(centroids, np.searchsorted(midpoints, weights, side="left"))
+        if midpoints.size >= _COMPARED:
+            return cls(centroids, np.searchsorted(midpoints, weights, side="left"))
+        # Few comparisons of weights that stay in the cache beat a search.
+        flat, indices = weights.reshape(-1), np.zeros(weights.size, "uint8")
+        for start in range(0, flat.size, _CHUNK):
+            part, index = flat[start : start + _CHUNK], indices[start : start + _CHUNK]
+            for midpoint in midpoints:
+                index += part > midpoint
+        return cls(centroids, indices.reshape(weights.shape))
 
     @classmethod
     def exact(cls, weights: Any, channel_axes: int = 0) -> Codebook | None:
