@@ -34,6 +34,13 @@ bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.wnq_error --out benchmarks/results
 	$(BIN)/python -m benchmarks.wnq_step --out benchmarks/results
 	$(BIN)/python -m benchmarks.size --out benchmarks/results
+	$(BIN)/python -m benchmarks.archive --out benchmarks/results
+	KERAS_BACKEND=tensorflow $(BIN)/python -m benchmarks.penalty --out benchmarks/results
+	KERAS_BACKEND=jax $(BIN)/python -m benchmarks.penalty --out benchmarks/results
+	$(BIN)/python -m benchmarks.step --network lenet --out benchmarks/results
+	$(BIN)/python -m benchmarks.step --network vgg16 --out benchmarks/results
+	$(BIN)/python -m benchmarks.kmeans --out benchmarks/results
+	$(BIN)/python -m benchmarks.scaling --out benchmarks/results
 
 # New pins: installs the newest versions that setup.cfg admits and writes them down.
 lock:
