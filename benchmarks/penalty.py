@@ -22,7 +22,7 @@ import numpy as np
 import psutil
 from keras import ops
 
-from benchmarks.timing import in_subprocess, interleaved, peak_bytes, ratios, save
+from benchmarks.timing import draw, in_subprocess, interleaved, peak_bytes, ratios, save
 from keras_qareg import regularizers
 
 BASELINE = "L2"
@@ -88,6 +88,33 @@ def extra_memory(name: str, size: int, levels: int) -> float:
     return (peak_bytes() - before) / (4 * size) if ballast.size else float("nan")
 
 
+def measure(size: int, levels: int, rounds: int, with_memory: bool) -> list[dict[str, Any]]:
+    """A row for each penalty."""
+    weights, centroids = variables(size, levels)
+    functions = penalties(levels)
+    if size * levels > NAIVE_LIMIT:
+        del functions["naive"]
+    runs = {name: runner(f, weights, centroids) for name, f in functions.items()}
+    seconds, rows = interleaved(runs, rounds), []
+    for name, found in ratios(seconds, BASELINE).items():
+        row = {"size": size, "levels": levels, "penalty": name, **found}
+        row |= {"backend": keras.backend.backend()}
+        row["ns_a_weight"] = 1e9 * float(np.median(seconds[name])) / size
+        if with_memory and name != "naive":
+            words = ("--memory", name, str(size), str(levels))
+            row["memory"] = in_subprocess("benchmarks.penalty", *words)
+        rows.append(row)
+        print(*line_of(row), flush=True)
+    return rows
+
+
+def line_of(row: dict[str, Any]) -> tuple[str, ...]:
+    memory = f"{row['memory']:.2f}" if "memory" in row else ""
+    spread = f"{row['low']:.2f}-{row['high']:.2f}"
+    name = f"{row['size']:,} {row['levels']} {row['penalty']}"
+    return name, f"{row['ns_a_weight']:.2f}", f"{row['ratio']:.2f}", spread, memory
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--sizes", type=float, nargs="+", default=[1e5, 1e6, 1e7, 10**7.5])
@@ -100,30 +127,21 @@ def main() -> None:
         name, size, levels = arguments.memory
         print(json.dumps(extra_memory(name, int(size), int(levels))))
         return
-    rows, lines, backend = [], [], keras.backend.backend()
-    for size in map(int, arguments.sizes):
-        for levels in arguments.levels:
-            weights, centroids = variables(size, levels)
-            functions = penalties(levels)
-            if size * levels > NAIVE_LIMIT:
-                del functions["naive"]
-            runs = {name: runner(f, weights, centroids) for name, f in functions.items()}
-            seconds = interleaved(runs, arguments.rounds)
-            for name, found in ratios(seconds, BASELINE).items():
-                row = {"backend": backend, "size": size, "levels": levels, "penalty": name, **found}
-                row["ns_a_weight"] = 1e9 * float(np.median(seconds[name])) / size
-                if size == max(map(int, arguments.sizes)) and name != "naive":
-                    row["memory"] = in_subprocess(
-                        "benchmarks.penalty", "--memory", name, str(size), str(levels)
-                    )
-                rows.append(row)
-                memory = f"{row['memory']:.2f}" if "memory" in row else ""
-                spread = f"{found['low']:.2f}-{found['high']:.2f}"
-                figures = (f"{row['ns_a_weight']:.2f}", f"{found['ratio']:.2f}", spread, memory)
-                lines.append((f"{size:,} {levels} {name}", *figures))
-                print(*lines[-1], flush=True)
+    sizes, backend = [int(size) for size in arguments.sizes], keras.backend.backend()
+    rows = [
+        row
+        for size in sizes
+        for levels in arguments.levels
+        for row in measure(size, levels, arguments.rounds, with_memory=size == max(sizes))
+    ]
+    lines = [line_of(row) for row in rows]
     header = ("weights, levels, penalty", "ns/weight", "ratio to L2", "quartiles", "memory")
     save(arguments.out, f"penalty_{backend}", rows, header, lines)
+    series: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        if row["size"] == max(sizes):
+            series.setdefault(row["penalty"], []).append((row["levels"], row["ns_a_weight"]))
+    draw(arguments.out, f"penalty_{backend}", series, "levels", "nanoseconds a weight")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import keras
 import numpy as np
 
 import keras_qareg as qareg
-from benchmarks.timing import in_subprocess, interleaved, peak_bytes, ratios, save
+from benchmarks.timing import draw_bars, in_subprocess, interleaved, peak_bytes, ratios, save
 from examples.architectures import NETWORKS
 
 BATCH, LEVELS = 128, 16
@@ -136,6 +136,8 @@ def main() -> None:
     print(f"{name}, batches of {BATCH}, {backend}; {time.time() - began:.0f} s")
     header = ("model", "time of a step", "quartiles", "peak memory")
     save(arguments.out, f"step_{name}_{backend}", rows, header, lines)
+    bars = {row["model"]: row["ratio"] for row in rows}
+    draw_bars(arguments.out, f"step_{name}_{backend}", bars, "time, of a plain step")
 
 
 if __name__ == "__main__":

@@ -88,6 +88,20 @@ def draw(
     figure.savefig(out / f"{name}.png", dpi=120)
 
 
+def draw_bars(out: Path, name: str, values: dict[str, float], y: str) -> None:
+    """Writes `name.png`: a bar a name, and a line at 1."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axis = figure.subplots()
+    axis.bar(range(len(values)), list(values.values()))
+    axis.set_xticks(range(len(values)), list(values), rotation=30, ha="right", fontsize=8)
+    axis.axhline(1.0, color="black", linewidth=0.5)
+    axis.set_ylabel(y)
+    out.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out / f"{name}.png", dpi=120)
+
+
 def save(
     out: Path, name: str, rows: list[dict[str, Any]], header: tuple[str, ...], lines: Any
 ) -> None:

@@ -60,4 +60,4 @@ def test_the_step_benchmark_of_networks_runs(tmp_path):
     printed = run("-m", "benchmarks.step", "--rounds", 2, "--out", tmp_path)
     rows = rows_of(tmp_path / f"step_lenet_{BACKEND}.jsonl")
     assert {"plain", "L2", "NearestSquared", "WNQ, 2 bits"} <= {row["model"] for row in rows}
-    assert "share_weights" in printed
+    assert "share_weights" in printed and (tmp_path / f"step_lenet_{BACKEND}.png").exists()
