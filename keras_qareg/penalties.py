@@ -227,20 +227,29 @@ def _in_chunks(weights: Any, locate: Any, pay: Any, places: int) -> tuple[Any, A
         return ops.sum(value), slope, ops.segment_sum(slope, place, num_segments=places)
 
     flat = ops.reshape(weights, (-1,))
-    count, rest = divmod(flat.shape[0], _CHUNK)
-    if count == 0:
+    count, chunk, rest = _chunks(flat.shape[0])
+    if count == 1 and not rest:
         value, slopes, sums = part_of(flat)
         return value, ops.reshape(slopes, ops.shape(weights)), sums
 
     def step(i: Any, carried: Any) -> Any:
         value, slopes, sums = carried
-        more, slope, further = part_of(ops.slice(flat, (i * _CHUNK,), (_CHUNK,)))
-        return value + more, ops.slice_update(slopes, (i * _CHUNK,), slope), sums + further
+        more, slope, further = part_of(ops.slice(flat, (i * chunk,), (chunk,)))
+        return value + more, ops.slice_update(slopes, (i * chunk,), slope), sums + further
 
     start = ops.zeros((), "float32"), ops.zeros_like(flat), ops.zeros((places,), "float32")
     value, slopes, sums = ops.fori_loop(0, count, step, start)
     if rest:
-        more, slope, further = part_of(flat[count * _CHUNK :])
-        slopes = ops.slice_update(slopes, (count * _CHUNK,), slope)
+        more, slope, further = part_of(flat[count * chunk :])
+        slopes = ops.slice_update(slopes, (count * chunk,), slope)
         value, sums = value + more, sums + further
     return value, ops.reshape(slopes, ops.shape(weights)), sums
+
+
+def _chunks(size: int) -> tuple[int, int, int]:
+    """How many chunks of what size, and the rest, which would be compiled once more: 0 if it can be."""
+    fewest = -(-size // _CHUNK)
+    for count in range(max(1, fewest), 2 * fewest):
+        if size % count == 0:
+            return count, size // count, 0
+    return (1, size, 0) if size <= _CHUNK else (size // _CHUNK, _CHUNK, size % _CHUNK)

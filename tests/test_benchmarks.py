@@ -2,6 +2,7 @@
 
 import json
 
+import psutil
 import pytest
 
 from benchmarks.timing import interleaved, peak_bytes, ratios
@@ -20,9 +21,10 @@ def test_functions_are_timed_in_turn():
     assert {len(times) for times in seconds.values()} == {3}
     found = ratios({"a": [1.0, 2.0, 4.0], "b": [2.0, 2.0, 12.0]}, "a")
     assert found["b"] == {"ratio": 2.0, "low": 1.5, "high": 2.5}
-    before = peak_bytes()
+    before, in_use = peak_bytes(), psutil.Process().memory_info().rss
     block = bytearray(64 << 20)
-    assert peak_bytes() - before > 32 << 20 and len(block)
+    # The peak may have been higher before.
+    assert peak_bytes() >= max(before, in_use + (len(block) >> 1))
 
 
 def test_the_penalty_benchmark_runs(tmp_path):

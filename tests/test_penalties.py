@@ -204,7 +204,7 @@ SPREAD = np.linspace(-0.4, 0.5, 43, dtype="float32")
 )
 def test_large_kernels_are_penalized_chunk_by_chunk(centroids):
     """Compiled, with a rest, by look-up and, where centroids crowd into a bin, by search."""
-    w = RNG.laplace(scale=0.05, size=2 * penalties._CHUNK + 77).astype("float32").reshape(-1, 1)
+    w = RNG.laplace(scale=0.05, size=2 * penalties._CHUNK + 85).astype("float32").reshape(-1, 1)
     value, (by_w, by_c) = gradients(penalties.nearest_squared, w, centroids, graph=True)
     ascending = np.sort(centroids)
     midpoints = np.float32(0.5) * ascending[:-1] + np.float32(0.5) * ascending[1:]
@@ -214,6 +214,14 @@ def test_large_kernels_are_penalized_chunk_by_chunk(centroids):
     np.testing.assert_allclose(by_w[:, 0], 2 * distance, rtol=1e-5, atol=1e-6)
     expected = -2 * np.bincount(index, weights=distance, minlength=centroids.size)
     np.testing.assert_allclose(by_c[np.argsort(centroids)], expected, rtol=1e-3, atol=1e-3)
+
+
+def test_weights_are_cut_into_equal_chunks_where_they_can_be():
+    for size in (0, 1, 1728, 131_071, 262_144, 589_824, 2_359_296, 2 * penalties._CHUNK + 85):
+        count, chunk, rest = penalties._chunks(size)
+        assert count * chunk + rest == size and chunk <= penalties._CHUNK
+        assert rest == 0 or size == 2 * penalties._CHUNK + 85
+    assert penalties._chunks(589_824) == (6, 98_304, 0)
 
 
 @pytest.mark.parametrize("outside", penalties.OUTSIDE)
