@@ -20,9 +20,8 @@ from typing import Any
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
 import numpy as np
-import psutil
 
-from benchmarks.timing import draw, in_subprocess, peak_bytes, save
+from benchmarks.timing import draw, extra_peak, in_subprocess, save, series
 from keras_qareg.centroids import kmeans
 from keras_qareg.codebook import Codebook
 
@@ -76,11 +75,7 @@ def squared_error(w: np.ndarray, centroids: np.ndarray) -> float:
 def extra_memory(name: str, size: int, levels: int) -> float:
     w, run = weights(size), peers()[name]
     run(w[:1000], min(levels, 16))
-    used = psutil.Process().memory_info().rss
-    ballast = np.ones(max(0, peak_bytes() - used), "uint8")
-    before = peak_bytes()
-    run(w, levels)
-    return (peak_bytes() - before) / w.nbytes if ballast.size else float("nan")
+    return extra_peak(lambda: run(w, levels)) / w.nbytes
 
 
 def measure(size: int, levels: int) -> list[dict[str, Any]]:
@@ -137,11 +132,9 @@ def main() -> None:
     header = ("weights, levels, method", "seconds", "ratio to ours", "excess error", "memory")
     save(arguments.out, "kmeans", rows, header, lines)
     largest = max(row["weights"] for row in rows)
-    series: dict[str, list[tuple[float, float]]] = {}
-    for row in rows:
-        if row["weights"] == largest:
-            series.setdefault(row["method"], []).append((row["levels"], row["seconds"]))
-    draw(arguments.out, "kmeans", series, "levels", f"seconds for {largest:,} weights")
+    drawn = [row for row in rows if row["weights"] == largest]
+    lines_drawn = series(drawn, "method", "levels", "seconds")
+    draw(arguments.out, "kmeans", lines_drawn, "levels", f"seconds for {largest:,} weights")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ the weights themselves; 1 is the gradient.
 """
 
 import argparse
-import gc
 import json
 import os
 from collections.abc import Callable
@@ -19,10 +18,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import numpy as np
-import psutil
 from keras import ops
 
-from benchmarks.timing import draw, in_subprocess, interleaved, peak_bytes, ratios, save
+from benchmarks.timing import draw, extra_peak, in_subprocess, interleaved, ratios, save, series
 from keras_qareg import regularizers
 
 BASELINE = "L2"
@@ -80,12 +78,7 @@ def extra_memory(name: str, size: int, levels: int) -> float:
     small = variables(1000, levels)
     runner(function, *small)()
     weights, centroids = variables(size, levels)
-    gc.collect()
-    # Memory in use is raised to the peak so far, so that all that comes on top is seen.
-    ballast = np.ones(max(0, peak_bytes() - psutil.Process().memory_info().rss), "uint8")
-    before = peak_bytes()
-    runner(function, weights, centroids)()
-    return (peak_bytes() - before) / (4 * size) if ballast.size else float("nan")
+    return extra_peak(lambda: runner(function, weights, centroids)()) / (4 * size)
 
 
 def measure(size: int, levels: int, rounds: int, with_memory: bool) -> list[dict[str, Any]]:
@@ -137,11 +130,9 @@ def main() -> None:
     lines = [line_of(row) for row in rows]
     header = ("weights, levels, penalty", "ns/weight", "ratio to L2", "quartiles", "memory")
     save(arguments.out, f"penalty_{backend}", rows, header, lines)
-    series: dict[str, list[tuple[float, float]]] = {}
-    for row in rows:
-        if row["size"] == max(sizes):
-            series.setdefault(row["penalty"], []).append((row["levels"], row["ns_a_weight"]))
-    draw(arguments.out, f"penalty_{backend}", series, "levels", "nanoseconds a weight")
+    largest = [row for row in rows if row["size"] == max(sizes)]
+    lines_drawn = series(largest, "penalty", "levels", "ns_a_weight")
+    draw(arguments.out, f"penalty_{backend}", lines_drawn, "levels", "nanoseconds a weight")
 
 
 if __name__ == "__main__":

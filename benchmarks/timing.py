@@ -1,5 +1,6 @@
 """What the benchmarks of speed share: interleaved timing, ratios with their spread, peak memory."""
 
+import gc
 import json
 import os
 import platform
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from keras_qareg.report import table
 
@@ -24,11 +26,13 @@ def interleaved(
         for _ in range(warm_up):
             function()
     seconds: dict[str, list[float]] = {name: [] for name in functions}
-    for _ in range(rounds):
+    for place in range(rounds):
         for name, function in functions.items():
             began = time.perf_counter()
             function()
             seconds[name].append(time.perf_counter() - began)
+        print(f"\rround {place + 1} of {rounds}", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
     return seconds
 
 
@@ -59,6 +63,16 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
+def extra_peak(function: Callable[[], Any]) -> float:
+    """Bytes that a function adds to the peak of this process; NaN where that cannot be seen."""
+    gc.collect()
+    # Memory in use is raised to the peak so far, so that all that comes on top is seen.
+    ballast = np.ones(max(0, peak_bytes() - psutil.Process().memory_info().rss), "uint8")
+    before = peak_bytes()
+    function()
+    return float(peak_bytes() - before) if ballast.size else float("nan")
+
+
 def in_subprocess(module: str, *arguments: str, **environment: str) -> Any:
     """The last line that a module prints, as JSON: for peaks of memory, which only ever rise."""
     done = subprocess.run(
@@ -71,6 +85,16 @@ def in_subprocess(module: str, *arguments: str, **environment: str) -> Any:
     if done.returncode:
         raise RuntimeError(f"{module} {' '.join(arguments)} failed:\n{done.stderr[-2000:]}")
     return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def series(
+    rows: list[dict[str, Any]], name: str, x: str, y: str
+) -> dict[str, list[tuple[float, float]]]:
+    """The `(x, y)` pairs of the rows of each name, for `draw`."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        found.setdefault(row[name], []).append((row[x], row[y]))
+    return found
 
 
 def draw(

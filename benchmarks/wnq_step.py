@@ -9,7 +9,6 @@ quartiles of the ratios to the plain step of the same round. Absolute times say 
 
 import argparse
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import numpy as np
 from keras import layers
 
 import keras_qareg as qareg
+from benchmarks.timing import interleaved, ratios
 from keras_qareg.report import table
 
 BATCH, SIDE = 32, 16
@@ -49,30 +49,12 @@ def steps(channels: int) -> dict[str, Any]:
     return found
 
 
-def measure(channels: int, rounds: int) -> dict[str, list[float]]:
-    """Seconds of each step in each round."""
-    running = steps(channels)
-    for step in running.values():  # compiles
-        step()
-        step()
-    seconds: dict[str, list[float]] = {name: [] for name in running}
-    for place in range(rounds):
-        for name, step in running.items():
-            began = time.perf_counter()
-            step()
-            seconds[name].append(time.perf_counter() - began)
-        print(f"\rround {place + 1} of {rounds}", end="", flush=True)
-    print()
-    return seconds
-
-
 def results_table(seconds: dict[str, list[float]]) -> str:
     """Quartiles of the ratio to the plain step of the same round."""
-    plain = np.array(seconds[BASELINE])
-    lines = []
-    for name, times in seconds.items():
-        low, median, high = np.quantile(np.array(times) / plain, [0.25, 0.5, 0.75])
-        lines.append((name, f"{median:.3f}", f"{low:.3f}", f"{high:.3f}"))
+    lines = [
+        (name, *(f"{found[key]:.3f}" for key in ("ratio", "low", "high")))
+        for name, found in ratios(seconds, BASELINE).items()
+    ]
     return table(("layer", "ratio", "lower quartile", "upper quartile"), lines)
 
 
@@ -83,7 +65,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("output"))
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    seconds = measure(arguments.channels, arguments.rounds)
+    seconds = interleaved(steps(arguments.channels), arguments.rounds)
     text = results_table(seconds)
     backend = keras.backend.backend()
     print(f"A training step on {backend}, ratio to {BASELINE}\n\n{text}")

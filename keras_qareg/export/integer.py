@@ -55,17 +55,8 @@ def keep_grids(
             exact = np.array_equal(_values(found, tables), _values(found, _tables(found)))
             entries.append(flatbuffer.kernel_entry(constant, found.path, "int8"))
             expected[constant.graph, constant.name] = found, scales, exact
-        forms.append(
-            KernelForm(
-                name=constant.name,
-                path=None if found is None else found.path,
-                form="int8",
-                levels=None if found is None else len(np.unique(found.indices)),
-                bytes=constant.values.nbytes + scales.nbytes,
-                exact=exact,
-                reason=reason,
-            )
-        )
+        size = constant.values.nbytes + scales.nbytes
+        forms.append(KernelForm.of(constant, found, "int8", size, exact, reason))
     if not entries:
         return content, forms
     flatbuffer.add_metadata(model, entries)

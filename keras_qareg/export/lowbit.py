@@ -61,6 +61,22 @@ class KernelForm:
     exact: bool
     reason: str = ""
 
+    @classmethod
+    def of(
+        cls,
+        constant: Constant,
+        found: Recognized | None,
+        form: str,
+        size: int,
+        exact: bool,
+        reason: str,
+    ) -> KernelForm:
+        """The form of a constant that was recognized as a kernel, or was not."""
+        path, levels = None, None
+        if found is not None:
+            path, levels = found.path, len(np.unique(found.indices))
+        return cls(constant.name, path, form, levels, size, exact, reason)
+
 
 class _Option(NamedTuple):
     """A form that a constant could have."""
@@ -104,17 +120,11 @@ def rewrite(
                 look_up(model, constant, found, option.grouping, decode_once)
             entries.append(_entry(constant, found, option))
             expected[constant.graph, constant.name] = found
-        forms.append(
-            KernelForm(
-                name=constant.name,
-                path=None if found is None else found.path,
-                form="float32" if option is None else option.form,
-                levels=None if found is None else len(np.unique(found.indices)),
-                bytes=constant.values.nbytes if option is None else option.bytes,
-                exact=found is not None and found.exact,
-                reason=reason,
-            )
-        )
+        held, size = "float32", constant.values.nbytes
+        if option is not None:
+            held, size = option.form, option.bytes
+        exact = found is not None and found.exact
+        forms.append(KernelForm.of(constant, found, held, size, exact, reason))
     if not entries:
         return file.read_bytes(), forms
     call_once(model)
@@ -150,7 +160,8 @@ def _options(constant: Constant, found: Recognized, decode_once: bool) -> list[_
                 fast = all(kind in _AT_FLOAT_SPEED.get(name, ()) for name in constant.consumers)
                 stored = -(-size * bits_of_kind(kind) // 8) + grid[1].nbytes
                 options.append(_Option(kind, stored, fast, grid))
-    tables = found.tables.nbytes if found.parts is None else found.parts[1].nbytes
+    parts = found.parts
+    tables = found.tables.nbytes if parts is None else parts[1].nbytes
     # Numbers of four bits are unpacked by operators that are slow in each run.
     for bits in (4, 8) if decode_once else (8,):
         if levels <= 2**bits:

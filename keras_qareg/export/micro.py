@@ -44,22 +44,11 @@ def rewrite_micro(
         reason = "no kernel with few values" if found is None else _obstacle(constant, found)
         size, kind = constant.values.nbytes, str(constant.values.dtype)
         if found is not None and not reason:
-            bits = _bits(found)
-            size = -(-found.indices.size * bits // 8) + _HEADER_BYTES + found.tables.nbytes
-            kind = f"tflm-{bits}bit"
+            size, kind = _bytes(found), _form(found)
             tables[constant.graph, constant.tensor] = found
             entries.append(flatbuffer.kernel_entry(constant, found.path, kind))
-        forms.append(
-            KernelForm(
-                name=constant.name,
-                path=None if found is None else found.path,
-                form=kind,
-                levels=None if found is None else len(np.unique(found.indices)),
-                bytes=size,
-                exact=found is not None and found.exact,
-                reason=reason,
-            )
-        )
+        exact = found is not None and found.exact
+        forms.append(KernelForm.of(constant, found, kind, size, exact, reason))
     if not entries:
         return content, forms
     _insert(model, tables)
@@ -82,6 +71,15 @@ def _bits(found: Recognized) -> int:
     return max(1, bits_of(len(found.tables)))
 
 
+def _form(found: Recognized) -> str:
+    return f"tflm-{_bits(found)}bit"
+
+
+def _bytes(found: Recognized) -> int:
+    """Bytes of the indices, the header and the tables."""
+    return -(-found.indices.size * _bits(found) // 8) + _HEADER_BYTES + found.tables.nbytes
+
+
 def _obstacle(constant: Constant, found: Recognized) -> str:
     """Why a constant stays as it is, or an empty text."""
     levels = len(found.tables)
@@ -89,9 +87,8 @@ def _obstacle(constant: Constant, found: Recognized) -> str:
         return f"more than {MAX_LEVELS} values"
     if found.axis not in (None, 0, constant.values.ndim - 1):
         return f"its channels are on axis {found.axis}"
-    size = -(-found.indices.size * _bits(found) // 8) + _HEADER_BYTES + found.tables.nbytes
-    smaller = size + _OVERHEAD < constant.values.nbytes
-    return "" if smaller else f"tflm-{_bits(found)}bit would take more bytes"
+    smaller = _bytes(found) + _OVERHEAD < constant.values.nbytes
+    return "" if smaller else f"{_form(found)} would take more bytes"
 
 
 def _insert(model: Any, tables: dict[tuple[int, int], Recognized]) -> None:
