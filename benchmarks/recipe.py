@@ -10,24 +10,23 @@ cell, so that N processes can share the work.
 """
 
 import argparse
-import json
-import time
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 
 from examples.digits import BASELINE, METHODS, load, share_and_tune, split, train
+from examples.study import Row, Study, mean_and_deviation
 from keras_qareg.callbacks import PenaltySchedule
 from keras_qareg.report import table
 
 DEFAULTS = {"factor": 1.0, "power": 6.0, "centroid_rate": 1.0}
+KEYS = ("method", "levels", "seed", *DEFAULTS)
 CHANGES = ({}, {"factor": 0.1}, {"factor": 10.0}, {"power": 2.0}, {"centroid_rate": 10.0})
 
 
-def cells(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+def cells(arguments: argparse.Namespace) -> list[Row]:
     """Every cell of the study, the seeds outermost, so that a cut leaves whole seeds."""
     found = []
     for seed, levels, method in product(range(arguments.seeds), arguments.levels, METHODS):
@@ -36,7 +35,7 @@ def cells(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     return found
 
 
-def run(cell: dict[str, Any], train_data: Any, validation: Any) -> dict[str, Any]:
+def run(cell: Row, train_data: Any, validation: Any) -> Row:
     """Trains, shares and tunes one cell; its accuracies are those on the validation split."""
     kind, regularizer = METHODS[cell["method"]], None
     if kind is not None:
@@ -52,10 +51,10 @@ def run(cell: dict[str, Any], train_data: Any, validation: Any) -> dict[str, Any
     )
     _, figures = share_and_tune(model, cell["levels"], train_data, validation)
     keras.backend.clear_session()
-    return {**cell, "strength": regularizer.strength if regularizer else 0.0, **figures}
+    return {"strength": regularizer.strength if regularizer else 0.0, **figures}
 
 
-def results_table(rows: list[dict[str, Any]]) -> str:
+def results_table(rows: list[Row]) -> str:
     """Means over the seeds, and the spread of the accuracy after tuning."""
     header = ("levels, method", "strength", "power", "centroid rate", "seeds")
     header += ("float", "shared", "tuned", "std")
@@ -68,8 +67,8 @@ def results_table(rows: list[dict[str, Any]]) -> str:
         cell = {"levels": levels, "method": list(METHODS)[place], "factor": factor}
         cell |= {"power": power, "centroid_rate": rate}
         same = [row for row in rows if all(row[key] == cell[key] for key in cell)]
-        means = [f"{np.mean([r[key] for r in same]):.2f}" for key in ("float", "shared", "tuned")]
-        spread = f"{np.std([r['tuned'] for r in same]):.2f}"
+        means = [f"{mean_and_deviation(same, key)[0]:.2f}" for key in ("float", "shared", "tuned")]
+        spread = f"{mean_and_deviation(same, 'tuned')[1]:.2f}"
         setting = [f"{same[0]['strength']:.2g}", f"{power:g}", f"{rate:g}", str(len(same))]
         lines.append((f"{levels} {cell['method']}", *setting, *means, spread))
     return table(header, lines)
@@ -82,27 +81,14 @@ def main() -> None:
     parser.add_argument("--shard", type=int, nargs=2, default=[0, 1], metavar=("I", "N"))
     parser.add_argument("--out", type=Path, default=Path("output"))
     arguments = parser.parse_args()
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    path = arguments.out / "recipe.jsonl"
-
-    def done() -> list[dict[str, Any]]:
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
     (images, labels), _ = load()
     train_data, validation = split(images, labels)
-    finished = [
-        {key: row[key] for key in ("method", "levels", "seed", *DEFAULTS)} for row in done()
-    ]
+    study = Study(arguments.out / "recipe.jsonl", KEYS)
     shard, shards = arguments.shard
-    left = [cell for cell in cells(arguments)[shard::shards] if cell not in finished]
-    began = time.time()
-    for place, cell in enumerate(left, start=1):
-        row = run(cell, train_data, validation)
-        with path.open("a") as file:
-            file.write(json.dumps({**row, "backend": keras.backend.backend()}) + "\n")
-        seconds = (time.time() - began) / place * (len(left) - place)
-        print(f"[{place}/{len(left)}] {row} (about {seconds:.0f} s left)", flush=True)
-    print(results_table(done()))
+    mine = cells(arguments)[shard::shards]
+    study.run(mine, lambda cell: run(cell, train_data, validation), "tuned")
+    print(results_table(study.rows))
 
 
 if __name__ == "__main__":

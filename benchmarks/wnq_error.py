@@ -24,6 +24,7 @@ from keras import ops
 
 import keras_qareg as qareg
 from examples.digits import EPOCHS, load, network
+from examples.study import mean_and_deviation
 from examples.wnq_digits import METHODS, SKIP, train
 from keras_qareg.models import kernel_codebooks
 from keras_qareg.quantizers import WeightNormalizationQuantizer
@@ -104,7 +105,7 @@ def means(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for key in dict.fromkeys((r["bits"], r["when"], r["kernel"], r["method"]) for r in rows):
         same = [r for r in rows if (r["bits"], r["when"], r["kernel"], r["method"]) == key]
         names = ("kurtosis", "max_sigma", "error")
-        averages = {name: float(np.mean([r[name] for r in same])) for name in names}
+        averages = {name: mean_and_deviation(same, name)[0] for name in names}
         found.append(
             {**dict(zip(("bits", "when", "kernel", "method"), key, strict=True)), **averages}
         )

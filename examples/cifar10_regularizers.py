@@ -16,103 +16,52 @@ import argparse
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import keras
 import numpy as np
 
 import keras_qareg as qareg
-from examples.architectures import NETWORKS
-from examples.data import Images, batches, load
-from examples.digits import FallingRate
+from examples import training
 from examples.study import Row, Study, mean_and_deviation, written
+from examples.training import Experiment
 from keras_qareg.report import table
 
 BASELINE = "k-means"
 REGULARIZERS = ("Sine", "Cosine", "NearestSquared", "NearestExponential")
 METHODS = (BASELINE, *REGULARIZERS)
-KEYS = ("network", "width", "epochs", "images", "validation", "layers", "levels", "method", "seed")
+SETTINGS = (*training.SETTINGS, "tuning_epochs")
+KEYS = (*SETTINGS, "layers", "levels", "method", "seed")
 LEARNING_RATE, TUNING_RATE = 1e-3, 1e-3
 
 
-class Experiment:
-    """Trains the models of a study; what cells have in common is trained once and kept in files."""
+class Regularizers(Experiment):
+    """The cells of the study; what they have in common is trained once and kept in files."""
 
     def __init__(self, arguments: argparse.Namespace):
-        self.arguments = arguments
-        train, test = load(arguments.dataset, arguments.data_dir)
-        if arguments.images:
-            train = train.split(arguments.images / len(train.labels))[1]
-        if arguments.validation:
-            train, test = train.split(arguments.validation)
-        self.train, self.test, self.mean = train, test, train.mean
+        super().__init__(arguments)
         self.warm_up = max(1, arguments.epochs // 3)
+        self.rest = arguments.epochs - self.warm_up
         self.floats: dict[int, tuple[keras.Model, float]] = {}
 
-    def network(self) -> keras.Model:
-        make: Any = NETWORKS[self.arguments.network]
-        return make(self.train.classes, width=self.arguments.width)
-
-    def fit(self, model: keras.Model, epochs: int, rate: float, seed: int, *callbacks: Any) -> None:
-        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-        model.compile(keras.optimizers.Adam(rate), loss)
-        source = batches(
-            self.train, self.mean, self.arguments.batch_size, self.arguments.augment, seed
-        )
-        model.fit(source, epochs=epochs, verbose=self.arguments.verbose, callbacks=list(callbacks))
-
-    def accuracy(self, model: keras.Model) -> float:
-        """Percent of the test images that are told right."""
-        right = 0
-        for i in range(0, len(self.test.labels), 500):
-            part = Images(
-                self.test.images[i : i + 500],
-                self.test.labels[i : i + 500],
-                self.test.classes,
-                self.test.largest,
-            )
-            scores = keras.ops.convert_to_numpy(model(part.pixels(self.mean), training=False))
-            right += int((scores.argmax(-1) == part.labels).sum())
-        return 100.0 * right / len(self.test.labels)
-
     def warm(self, seed: int) -> keras.Model:
-        """The network after the epochs without penalty."""
-        return self._kept(seed, "warm", self._train_warm)
+        """The network after the epochs without penalty, at the full learning rate."""
+        keras.utils.set_random_seed(seed)
+        model = self.network()
+        if not self.kept(model, seed, "warm"):
+            # The rate falls in the last third of all epochs, which these are not.
+            self.fit(model, self.warm_up, LEARNING_RATE, seed, falling=False)
+            self.keep(model, seed, "warm")
+        return model
 
     def float_network(self, seed: int) -> tuple[keras.Model, float]:
         """The network trained to the end without penalty, and its accuracy."""
         if seed not in self.floats:
-            model = self._kept(seed, "float", self._train_float)
-            self.floats[seed] = model, self.accuracy(model)
+            model = self.warm(seed)
+            if not self.kept(model, seed, "float"):
+                self.fit(model, self.rest, LEARNING_RATE, seed + 1000)
+                self.keep(model, seed, "float")
+            self.floats = {seed: (model, self.accuracy(model))}
         return self.floats[seed]
-
-    def _kept(self, seed: int, name: str, train: Any) -> keras.Model:
-        a = self.arguments
-        parts = (a.dataset, a.network, a.width, a.epochs, a.images, a.validation, a.augment, seed)
-        file = a.out / "weights" / f"{'_'.join(map(str, parts))}_{name}.weights.h5"
-        if not file.exists():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            keras.utils.set_random_seed(seed)
-            model = train(seed)
-            with tempfile.TemporaryDirectory(dir=file.parent) as folder:
-                draft = Path(folder) / file.name
-                model.save_weights(draft)
-                draft.replace(file)
-            return model
-        model = self.network()
-        model.load_weights(file)
-        return model
-
-    def _train_warm(self, seed: int) -> keras.Model:
-        model = self.network()
-        self.fit(model, self.warm_up, LEARNING_RATE, seed)
-        return model
-
-    def _train_float(self, seed: int) -> keras.Model:
-        model = self.warm(seed)
-        rest = self.arguments.epochs - self.warm_up
-        self.fit(model, rest, LEARNING_RATE, seed + 1000, FallingRate())
-        return model
 
     def cell(self, cell: Row) -> Row:
         """The figures of one cell."""
@@ -124,13 +73,12 @@ class Experiment:
             regularizer = getattr(qareg.regularizers, method)(cell["levels"])
             model = qareg.quantization_aware(self.warm(seed), regularizer, layers=cell["layers"])
             schedule = qareg.callbacks.PenaltySchedule(warmup_epochs=0)
-            rest = self.arguments.epochs - self.warm_up
-            self.fit(model, rest, LEARNING_RATE, seed + 1000, FallingRate(), schedule)
+            self.fit(model, self.rest, LEARNING_RATE, seed + 1000, schedule)
         figures = {"float": float_accuracy, "trained": self.accuracy(model)}
         shared = qareg.share_weights(model, cell["levels"], layers=cell["layers"])
         figures["shared"] = self.accuracy(shared)
         tuning = self.arguments.tuning_epochs
-        self.fit(shared, tuning, TUNING_RATE, seed + 2000, FallingRate())
+        self.fit(shared, tuning, TUNING_RATE, seed + 2000)
         figures["tuned"] = self.accuracy(shared)
         books = [
             book
@@ -138,8 +86,8 @@ class Experiment:
             if isinstance(layer, qareg.layers.SharedWeights)
             for book in layer.codebooks()
         ]
-        bits = sum(book.entropy * book.indices.size for book in books)
-        figures["bits"] = bits / sum(book.indices.size for book in books)
+        weights = [book.indices.size for book in books]
+        figures["bits"] = float(np.average([book.entropy for book in books], weights=weights))
         with tempfile.TemporaryDirectory() as folder:
             file = qareg.export.save_archive(shared, Path(folder) / "model.qareg")
             figures["archive"] = file.stat().st_size
@@ -148,7 +96,7 @@ class Experiment:
 
 def cells(arguments: argparse.Namespace) -> Iterator[Row]:
     """All cells, seed by seed."""
-    shared = {key: getattr(arguments, key) for key in KEYS[:5]}
+    shared = {key: getattr(arguments, key) for key in SETTINGS}
     for seed in range(arguments.seeds):
         for layers in arguments.layers:
             for levels in arguments.levels:
@@ -222,30 +170,18 @@ def draw(rows: list[Row], file: Path) -> None:
 
 
 def parsed() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--network", choices=("alexnet", "vgg16", "resnet20"), default="vgg16")
-    parser.add_argument("--width", type=float, default=1.0, help="of all layers (default: 1)")
-    parser.add_argument("--dataset", default="cifar10")
-    parser.add_argument("--data-dir", type=Path, help="zips or folders of class folders")
-    parser.add_argument("--images", type=int, default=0, help="to train on (default: all)")
-    parser.add_argument("--validation", type=float, default=0.0, help="share of training images")
-    parser.add_argument("--augment", action="store_true", help="turn images over, move them")
+    parser = training.parser(__doc__.split("\n")[0], network="vgg16", epochs=60)
     parser.add_argument("--layers", nargs="+", default=["conv", "dense", "all"])
     parser.add_argument("--levels", type=int, nargs="+", default=[4, 16])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--tuning-epochs", type=int, default=5)
-    parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--verbose", type=int, default=0, help="of fit")
-    parser.add_argument("--out", type=Path, default=Path("output"))
     return parser.parse_args()
 
 
 def main() -> None:
     arguments = parsed()
     study = Study(arguments.out / "cifar10_regularizers.jsonl", KEYS)
-    experiment = Experiment(arguments)
+    experiment = Regularizers(arguments)
     rows = study.run(cells(arguments), experiment.cell, "tuned")
     text = results_table(rows)
     (arguments.out / "cifar10_regularizers.txt").write_text(text + "\n")

@@ -54,11 +54,11 @@ class Images:
         """Two parts at random, the second with this share of the images."""
         order = np.random.default_rng(seed).permutation(len(self.labels))
         count = len(order) - round(share * len(order))
-        parts = (order[:count], order[count:])
-        first, second = (
-            Images(self.images[p], self.labels[p], self.classes, self.largest) for p in parts
-        )
-        return first, second
+        return self.take(order[:count]), self.take(order[count:])
+
+    def take(self, places: np.ndarray) -> "Images":
+        """The images and labels at these places."""
+        return Images(self.images[places], self.labels[places], self.classes, self.largest)
 
 
 def load(name: str, data_dir: str | Path | None = None) -> tuple[Images, Images]:
@@ -144,9 +144,7 @@ class _Batches(keras.utils.PyDataset):
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         places = self.order[index * self.batch_size : (index + 1) * self.batch_size]
-        part = Images(
-            self.data.images[places], self.data.labels[places], self.data.classes, self.data.largest
-        )
+        part = self.data.take(places)
         pixels = part.pixels(self.mean)
         return augmented(pixels, self.random) if self.augment else pixels, part.labels
 

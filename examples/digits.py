@@ -9,22 +9,25 @@ best model goes to `best.tflite`, and its accuracy there is compared with Keras.
 """
 
 import argparse
-import json
 import os
-import time
+import sys
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import keras
 import numpy as np
-from keras import layers, ops
+from keras import layers
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 import keras_qareg as qareg
+from examples.study import Row, Study, mean_and_deviation
+from examples.training import FallingRate, accuracy
 from keras_qareg.report import summary, table
 
 Data = tuple[np.ndarray, np.ndarray]
@@ -69,32 +72,11 @@ def network() -> keras.Model:
     )
 
 
-class FallingRate(keras.callbacks.Callback):
-    """Lets each learning rate of the optimizer fall to nothing in the last third of the epochs."""
-
-    def on_train_begin(self, logs: Any = None) -> None:
-        optimizer = self.model.optimizer
-        self.parts = getattr(optimizer, "optimizers", [optimizer])
-        self.rates = [float(ops.convert_to_numpy(part.learning_rate)) for part in self.parts]
-
-    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        epochs = self.params["epochs"]
-        for part, rate in zip(self.parts, self.rates, strict=True):
-            part.learning_rate = rate * min(1.0, 3 * (epochs - epoch) / epochs)
-
-
 def fit(model: keras.Model, data: Data, epochs: int, optimizer: Any, *callbacks: Any) -> None:
     """Trains with a learning rate that falls in the end."""
     model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     callbacks = (FallingRate(), *callbacks)
     model.fit(*data, epochs=epochs, batch_size=32, verbose=0, callbacks=list(callbacks))
-
-
-def accuracy(model: keras.Model, data: Data) -> float:
-    """Percent of the images that are told right."""
-    images, labels = data
-    scores = ops.convert_to_numpy(model(images, training=False))
-    return 100.0 * float((scores.argmax(-1) == labels).mean())
 
 
 def train(
@@ -127,47 +109,42 @@ def share_and_tune(
 ) -> tuple[keras.Model, dict[str, Any]]:
     """The shared and tuned model, and its accuracies before and after tuning."""
     shared = qareg.share_weights(model, levels)
-    figures = {"float": accuracy(model, test), "shared": accuracy(shared, test)}
+    figures = {"float": accuracy(model, *test), "shared": accuracy(shared, *test)}
     fit(shared, data, tuning_epochs, keras.optimizers.Adam(TUNING_RATE))
-    figures |= {"tuned": accuracy(shared, test), "entropy": summary(shared).entropy}
+    figures |= {"tuned": accuracy(shared, *test), "entropy": summary(shared).entropy}
     return shared, figures
 
 
-def cells(arguments: argparse.Namespace, train_data: Data) -> Iterator[tuple[Any, keras.Model]]:
-    """Seed, levels, method and trained model; the baseline of a seed is trained once."""
-    for seed in range(arguments.seeds):
-        plain = train(train_data, seed, epochs=arguments.epochs)
-        for levels in arguments.levels:
-            for method, kind in METHODS.items():
-                model = plain
-                if kind is not None:
-                    model = train(train_data, seed, kind(levels), arguments.epochs)
-                yield (seed, levels, method), model
+def cells(arguments: argparse.Namespace) -> Iterator[Row]:
+    """All cells, seed by seed."""
+    for seed, levels, method in product(range(arguments.seeds), arguments.levels, METHODS):
+        yield {"method": method, "levels": levels, "seed": seed}
 
 
-def study(arguments: argparse.Namespace) -> tuple[list[dict[str, Any]], keras.Model]:
+def study(arguments: argparse.Namespace) -> tuple[list[Row], keras.Model]:
     """Runs every cell; returns their figures and the best tuned model of the fewest levels."""
     train_data, test = load()
-    total = arguments.seeds * len(arguments.levels) * len(METHODS)
-    rows, best, began = [], (-1.0, None), time.time()
-    with (arguments.out / "digits.jsonl").open("w") as file:
-        for (seed, levels, method), model in cells(arguments, train_data):
-            shared, figures = share_and_tune(
-                model, levels, train_data, test, arguments.tuning_epochs
-            )
-            row = {"method": method, "levels": levels, "seed": seed, **figures}
-            row |= file_sizes(shared, arguments.out)
-            rows.append(row)
-            file.write(json.dumps({**row, "backend": keras.backend.backend()}) + "\n")
-            file.flush()
-            if levels == min(arguments.levels) and row["tuned"] > best[0]:
-                best = (row["tuned"], shared)
-            left = (time.time() - began) / len(rows) * (total - len(rows))
-            print(
-                f"[{len(rows)}/{total}] seed {seed}, {levels} levels, {method}: shared "
-                f"{row['shared']:.2f}, tuned {row['tuned']:.2f} (about {left:.0f} s left)",
-                flush=True,
-            )
+    plain: dict[int, keras.Model] = {}  # the baseline of a seed is trained once
+    best: tuple[float, Any] = (-1.0, None)
+
+    def compute(cell: Row) -> Row:
+        nonlocal best
+        seed, levels, kind = cell["seed"], cell["levels"], METHODS[cell["method"]]
+        if kind is not None:
+            model = train(train_data, seed, kind(levels), arguments.epochs)
+        else:
+            if seed not in plain:
+                plain[seed] = train(train_data, seed, epochs=arguments.epochs)
+            model = plain[seed]
+        tuning = arguments.tuning_epochs
+        shared, figures = share_and_tune(model, levels, train_data, test, tuning)
+        if levels == min(arguments.levels) and figures["tuned"] > best[0]:
+            best = (figures["tuned"], shared)
+        return {**figures, **file_sizes(shared, arguments.out)}
+
+    path = arguments.out / "digits.jsonl"
+    path.unlink(missing_ok=True)  # the best model is wanted too: all cells are run
+    rows = Study(path, ("method", "levels", "seed")).run(cells(arguments), compute, "tuned")
     return rows, best[1]
 
 
@@ -180,7 +157,7 @@ def file_sizes(model: keras.Model, folder: Path) -> dict[str, int]:
     return {"tflite": report.bytes, "gzip": report.gzip_bytes}
 
 
-def results_table(rows: list[dict[str, Any]]) -> str:
+def results_table(rows: list[Row]) -> str:
     """Means over the seeds, a line a cell."""
     header = (
         "levels, method",
@@ -197,7 +174,7 @@ def results_table(rows: list[dict[str, Any]]) -> str:
         baseline = 0.0
         for method in METHODS:
             same = [r for r in rows if r["levels"] == levels and r["method"] == method]
-            mean = {key: np.mean([r.get(key, np.nan) for r in same]) for key in _AVERAGED}
+            mean = {key: mean_and_deviation(same, key)[0] for key in _AVERAGED}
             baseline = mean["tuned"] if method == BASELINE else baseline
             figures = [f"{mean[key]:.2f}" for key in ("float", "shared", "tuned")]
             ratio = f"{mean['tuned'] / baseline:.4f}"
@@ -217,7 +194,7 @@ def export_best(model: keras.Model, out: Path) -> None:
     print(qareg.export.litert(model, out / "best.tflite", representative_data=images))
     (scores,) = run_litert(out / "best.tflite", images)
     in_litert = 100.0 * float((scores.argmax(-1) == labels).mean())
-    in_keras = accuracy(model, (images, labels))
+    in_keras = accuracy(model, images, labels)
     print(f"  accuracy: {in_litert:.2f} in LiteRT, {in_keras:.2f} in Keras")
     if in_litert != in_keras:
         raise SystemExit("The exported file does not have the accuracy of the model.")

@@ -48,13 +48,14 @@ class Study:
         """
         cells = list(cells)
         missing = [cell for cell in cells if self.find(cell) is None]
+        telling = [key for key in self.keys if len({cell.get(key) for cell in cells}) > 1]
         for place, cell in enumerate(missing, start=1):
             row = {**cell, **compute(cell), **_circumstances()}
             with self.path.open("a") as file:
                 file.write(json.dumps(row) + "\n")
             self.rows.append(row)
             left = (time.time() - self._began) / place * (len(missing) - place)
-            name = ", ".join(str(cell[key]) for key in self.keys if key in cell)
+            name = ", ".join(f"{key} {cell[key]}" for key in telling)
             print(
                 f"[{place}/{len(missing)}] {name}: {say} {row[say]:.2f} (about {left:.0f} s left)",
                 flush=True,
@@ -63,8 +64,11 @@ class Study:
 
 
 def mean_and_deviation(rows: Iterable[Row], figure: str) -> tuple[float, float]:
-    """The mean of a figure over rows, and its standard deviation (0 for one row)."""
-    values = np.array([row[figure] for row in rows], "float64")
+    """The mean of a figure over rows, and its standard deviation (0 for one row).
+
+    The mean is NaN where a row does not have the figure.
+    """
+    values = np.array([row.get(figure, np.nan) for row in rows], "float64")
     return float(values.mean()), float(values.std(ddof=1)) if values.size > 1 else 0.0
 
 

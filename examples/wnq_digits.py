@@ -11,12 +11,8 @@ it is done; the last 2-bit network goes to `best.tflite`, and its accuracy is co
 """
 
 import argparse
-import json
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -24,12 +20,15 @@ import keras
 import numpy as np
 
 import keras_qareg as qareg
-from examples.digits import EPOCHS, LEARNING_RATE, Data, accuracy, export_best, fit, load, network
+from examples.digits import EPOCHS, LEARNING_RATE, Data, export_best, fit, load, network
+from examples.study import Row, Study, mean_and_deviation
+from examples.training import accuracy
 from keras_qareg.report import summary, table
 
 METHODS = {"LQ-Nets": False, "WNQ": True}
 # Bits of weights and of activations; None is float.
 BITS = ((1, None), (2, None), (3, None), (2, 2))
+KEYS = ("start", "layers", "bits", "inputs", "method", "seed")
 SKIP = {"inner": ("first", "last"), "all": ()}
 
 
@@ -40,7 +39,7 @@ def train(model: keras.Model, data: Data, seed: int, epochs: int) -> keras.Model
     return model
 
 
-def cells(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+def cells(arguments: argparse.Namespace) -> list[Row]:
     """Every cell of the study; the float one of a seed and start comes first."""
     found = []
     for seed in range(arguments.seeds):
@@ -55,10 +54,22 @@ def cells(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     return found
 
 
-def run(arguments: argparse.Namespace, data: Data) -> Iterator[tuple[dict[str, Any], keras.Model]]:
-    """Each cell with its trained model."""
+def figures_of(model: keras.Model, test: Data) -> dict[str, float]:
+    """Test accuracy, and means over the quantized kernels."""
+    report = summary(model)
+    errors = [row.relative_error for row in report.rows if row.levels is not None]
+    error = float(np.mean(errors)) if errors else 0.0
+    return {"accuracy": accuracy(model, *test), "error": error, "entropy": report.entropy}
+
+
+def study(arguments: argparse.Namespace) -> tuple[list[Row], dict[str, keras.Model]]:
+    """Runs every cell; returns their figures and the last 2-bit model of each method."""
+    data, test = load()
+    kept = {}
     start = None
-    for cell in cells(arguments):
+
+    def compute(cell: Row) -> Row:
+        nonlocal start
         if cell["method"] == "float":
             keras.utils.set_random_seed(cell["seed"])
             start = network()
@@ -74,41 +85,17 @@ def run(arguments: argparse.Namespace, data: Data) -> Iterator[tuple[dict[str, A
                 skip=SKIP[cell["layers"]],
                 normalize=METHODS[cell["method"]],
             )
-        yield cell, train(model, data, cell["seed"], arguments.epochs)
+        train(model, data, cell["seed"], arguments.epochs)
+        if (cell["bits"], cell["inputs"]) == (2, None):
+            kept[cell["method"]] = model
+        return figures_of(model, test)
+
+    path = arguments.out / "wnq_digits.jsonl"
+    path.unlink(missing_ok=True)  # models are wanted too: all cells are run
+    return Study(path, KEYS).run(cells(arguments), compute, "accuracy"), kept
 
 
-def figures_of(model: keras.Model, test: Data) -> dict[str, float]:
-    """Test accuracy, and means over the quantized kernels."""
-    report = summary(model)
-    errors = [row.relative_error for row in report.rows if row.levels is not None]
-    error = float(np.mean(errors)) if errors else 0.0
-    return {"accuracy": accuracy(model, test), "error": error, "entropy": report.entropy}
-
-
-def study(arguments: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, keras.Model]]:
-    """Runs every cell; returns their figures and the last 2-bit model of each method."""
-    data, test = load()
-    total, began = len(cells(arguments)), time.time()
-    rows: list[dict[str, Any]] = []
-    kept = {}
-    with (arguments.out / "wnq_digits.jsonl").open("w") as file:
-        for cell, model in run(arguments, data):
-            row = {**cell, **figures_of(model, test), "backend": keras.backend.backend()}
-            rows.append(row)
-            file.write(json.dumps(row) + "\n")
-            file.flush()
-            if (cell["bits"], cell["inputs"]) == (2, None):
-                kept[cell["method"]] = model
-            left = (time.time() - began) / len(rows) * (total - len(rows))
-            print(
-                f"[{len(rows)}/{total}] seed {cell['seed']}, {label(cell)}: accuracy "
-                f"{row['accuracy']:.2f}, relative error {row['error']:.4f} (about {left:.0f} s left)",
-                flush=True,
-            )
-    return rows, kept
-
-
-def label(cell: dict[str, Any]) -> str:
+def label(cell: Row) -> str:
     """A cell in words."""
     if cell["method"] == "float":
         return f"from {cell['start']}, float"
@@ -117,14 +104,14 @@ def label(cell: dict[str, Any]) -> str:
     return f"from {cell['start']}, {cell['layers']} layers, {bits}"
 
 
-def results_table(rows: list[dict[str, Any]]) -> str:
+def results_table(rows: list[Row]) -> str:
     """Means over the seeds, a line a cell; the error's ratio is WNQ's to that of LQ-Nets."""
     header = ("network", "accuracy", "std", "to float", "rel. error", "ratio", "bits/weight")
     lines, reference, lq_error = [], 0.0, 0.0
     for name in dict.fromkeys(map(label, rows)):
         same = [row for row in rows if label(row) == name]
-        means = {key: np.mean([r[key] for r in same]) for key in ("accuracy", "error", "entropy")}
-        spread = np.std([row["accuracy"] for row in same])
+        means = {key: mean_and_deviation(same, key)[0] for key in ("accuracy", "error", "entropy")}
+        spread = mean_and_deviation(same, "accuracy")[1]
         method, ratio = same[0]["method"], ""
         if method == "float":
             reference = means["accuracy"]

@@ -32,7 +32,7 @@ def test_the_demo_runs(tmp_path):
     for row in rows:
         assert row["levels"] == 4 and 0 < row["entropy"] <= 2.0
         assert all(5 < row[key] <= 100 for key in ("float", "shared", "tuned"))
-    assert "[5/5] seed 0, 4 levels, NearestExponential" in printed
+    assert "[5/5] method NearestExponential: tuned" in printed
     assert (tmp_path / "digits.txt").read_text() in printed
     for name in ("histograms.png", "penalties.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
@@ -49,7 +49,7 @@ def test_the_wnq_study_runs(tmp_path):
     for row in rows[1:]:
         assert 0 < row["entropy"] <= row["bits"] and 0 < row["error"] < 0.5
         assert 50 < row["accuracy"] <= 100
-    assert "[9/9] seed 0, from scratch, inner layers, 2-bit WNQ, 2-bit activations" in printed
+    assert "[9/9] layers inner, bits 2, inputs 2, method WNQ: accuracy" in printed
     assert (tmp_path / "wnq_digits.txt").read_text() in printed
     assert (tmp_path / "wnq_histograms.png").read_bytes().startswith(b"\x89PNG")
     assert BACKEND != "tensorflow" or "in LiteRT" in printed

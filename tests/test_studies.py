@@ -2,6 +2,7 @@
 
 import json
 
+import keras
 import numpy as np
 import pytest
 from PIL import Image
@@ -28,7 +29,7 @@ def test_a_study_goes_on_where_it_stopped(tmp_path, capsys):
     rows = Study(path, ("method", "seed")).run(cells, compute, "tuned")
     assert calls == [0, 1, 2, 2, 3] and [row["tuned"] for row in rows] == [90, 91, 92, 93]
     assert {"commit", "backend", "device"} <= set(rows[-1])
-    assert "[2/2] a, 3: tuned 93.00 (about 0 s left)" in capsys.readouterr().out
+    assert "[2/2] seed 3: tuned 93.00 (about 0 s left)" in capsys.readouterr().out
     assert mean_and_deviation(rows, "tuned") == (91.5, pytest.approx(1.29, abs=0.01))
     assert written(rows[:1], "tuned") == "90.00 ± 0.00"
 
@@ -50,9 +51,9 @@ def test_the_regularizer_experiment_runs_and_resumes(tmp_path):
     words += ["--seeds", 1, "--levels", 4, "--batch-size", 16, "--augment"]
     words += ["--methods", "k-means", "NearestExponential", "--out", tmp_path / "out"]
     printed = run(*words, "--layers", "conv")
-    assert "[2/2] alexnet, 0.05, 3, 0, 0.0, conv, 4, NearestExponential, 0: tuned" in printed
+    assert "[2/2] method NearestExponential: tuned" in printed
     printed = run(*words, "--layers", "conv", "all")
-    assert "[1/2] alexnet" in printed
+    assert "[1/2] layers all, method k-means: tuned" in printed
     lines = (tmp_path / "out" / "cifar10_regularizers.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     assert [(row["layers"], row["method"]) for row in rows] == [
@@ -66,3 +67,27 @@ def test_the_regularizer_experiment_runs_and_resumes(tmp_path):
     assert len({row["float"] for row in rows}) == 1
     assert (tmp_path / "out" / "cifar10_regularizers.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "out" / "cifar10_regularizers.txt").read_text() in printed
+
+
+def test_the_wnq_experiment_runs_and_resumes(tmp_path):
+    write_pets(tmp_path)
+    out = tmp_path / "out"
+    words = ["-m", "examples.cifar_wnq", "--network", "resnet20", "--width", 0.25, "--seeds", 1]
+    words += ["--dataset", "pets", "--data-dir", tmp_path, "--epochs", 2, "--batch-size", 16]
+    words += ["--start", "float", "--bits", 2, "--out", out]
+    printed = run(*words, "--methods", "WNQ", "LQ-Nets")
+    assert "[3/3]" in printed
+    printed = run(*words, "--methods", "WNQ", "LQ-Nets", "WNQ uniform", "LSQ", "--inputs", 3)
+    assert "[6/6]" in printed, "three cells were there"
+    rows = [json.loads(line) for line in (out / "cifar_wnq.jsonl").read_text().splitlines()]
+    assert [row["method"] for row in rows[:3]] == ["float", "WNQ", "LQ-Nets"]
+    assert all(len(row["curve"]) == 2 and row["curve"][-1] == row["accuracy"] for row in rows)
+    assert all(0 < error < 1 for error in rows[1]["errors"].values())
+    assert len(rows[1]["errors"]) == 20, "all kernels but the first and the last"
+    for name in ("curves", "errors", "histograms"):
+        assert (out / f"cifar_wnq_{name}.png").read_bytes().startswith(b"\x89PNG")
+    if keras.backend.backend() == "tensorflow":
+        exports = (out / "cifar_wnq_export.jsonl").read_text().splitlines()
+        for row in map(json.loads, exports):
+            assert row["litert"] == row["keras"] and row["bytes"] < row["float_bytes"]
+        assert len(exports) == 2

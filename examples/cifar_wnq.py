@@ -1,0 +1,266 @@
+"""WNQ against LQ-Nets and other quantizers, at a few bits: accuracy, its curve, and errors by layer.
+
+    python -m examples.cifar_wnq --data-dir DATA                    # CIFAR-10, hours on a CPU
+    KERAS_BACKEND=jax python -m examples.cifar_wnq --dataset cifar100   # on a GPU, unchanged
+    python -m examples.cifar_wnq --width 0.5 --epochs 8 --images 20000 --seeds 1 --data-dir DATA
+
+All cells of a seed are trained for the same number of epochs: from scratch, or with `--start float` from
+the network that was trained in float for as long before; the float cell then goes on from there as well.
+Kernels have 1, 2 or 3 bits, with `--inputs` their inputs too; the first and last layer stay float. The
+peers DoReFa, TWN and LSQ are those of `benchmarks/peers.py`. Accuracies are of the test images, after
+each epoch too; with `--validation` of training images set aside. Cells are appended to a file as they
+are done, and a run that was killed goes on where it stopped. On TensorFlow, the 2-bit networks of the
+first seed are written as `.tflite` in the end, and their accuracy there is compared with that in Keras.
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+import keras_qareg as qareg
+from benchmarks import peers
+from examples import training
+from examples.study import Row, Study, mean_and_deviation, written
+from examples.training import Experiment
+from keras_qareg.report import summary, table
+
+FLOAT = "float"
+OURS = {
+    "LQ-Nets": {"normalize": False},
+    "WNQ": {},
+    "WNQ uniform": {"uniform": True},
+}
+PEERS = {"DoReFa": peers.DoReFa, "TWN": peers.TWN, "LSQ": peers.LSQ}
+METHODS = (*OURS, *PEERS)
+SETTINGS = (*training.SETTINGS, "start")
+KEYS = (*SETTINGS, "bits", "inputs", "method", "seed")
+LEARNING_RATE = 1e-3
+# What a file holds the levels of a kind of network as.
+FORMS = {"WNQ": "codebook", "WNQ uniform": "smallest"}
+
+
+class Curve(keras.callbacks.Callback):
+    """Keeps the accuracy after each epoch."""
+
+    def __init__(self, measure: Callable[[keras.Model], float]):
+        super().__init__()
+        self.measure, self.accuracies = measure, []
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self.accuracies.append(self.measure(self.model))
+
+
+class Quantizers(Experiment):
+    """The cells of the study; the network that those of a seed start from is kept in a file."""
+
+    def start(self, seed: int) -> keras.Model:
+        """The float network that the cells of a seed start from."""
+        keras.utils.set_random_seed(seed)
+        model = self.network()
+        if self.arguments.start == "float" and not self.kept(model, seed, "start"):
+            self.fit(model, self.arguments.epochs, LEARNING_RATE, seed)
+            self.keep(model, seed, "start")
+        return model
+
+    def network_of(self, cell: Row) -> keras.Model:
+        """The network of a cell before it is trained."""
+        model, method = self.start(cell["seed"]), cell["method"]
+        if method == FLOAT:
+            return model
+        if method in PEERS:
+            images = self.train.take(np.arange(min(256, len(self.train.labels))))
+            pixels = images.pixels(self.mean)
+            return peers.quantized(model, PEERS[method], cell["bits"], cell["inputs"], pixels)
+        return qareg.wnq(model, cell["bits"], activation_bits=cell["inputs"], **OURS[method])
+
+    def name_of(self, cell: Row) -> tuple[Any, ...]:
+        return tuple(cell[key] for key in ("start", "seed", "method", "bits", "inputs"))
+
+    def cell(self, cell: Row) -> Row:
+        """The figures of one cell."""
+        model, curve = self.network_of(cell), Curve(self.accuracy)
+        self.fit(model, self.arguments.epochs, LEARNING_RATE, cell["seed"] + 1000, curve)
+        self.keep(model, *self.name_of(cell))
+        figures: Row = {"accuracy": curve.accuracies[-1], "curve": curve.accuracies}
+        if cell["method"] in OURS:
+            rows = [row for row in summary(model).rows if row.levels is not None]
+            figures["errors"] = {row.path: row.relative_error for row in rows}
+            figures["error"] = float(np.mean(list(figures["errors"].values())))
+        return figures
+
+    def trained(self, cell: Row) -> keras.Model:
+        """The network of a cell that was run."""
+        model = self.network_of(cell)
+        if not self.kept(model, *self.name_of(cell)):
+            raise FileNotFoundError(f"Expected the weights of {cell}, which were deleted.")
+        return model
+
+
+def cells(arguments: argparse.Namespace) -> Iterator[Row]:
+    """All cells, seed by seed, the float one first."""
+    shared = {key: getattr(arguments, key) for key in SETTINGS}
+    widths = [(bits, None) for bits in arguments.bits] + [(bits, bits) for bits in arguments.inputs]
+    for seed in range(arguments.seeds):
+        yield {**shared, "bits": 32, "inputs": None, "method": FLOAT, "seed": seed}
+        for bits, inputs in widths:
+            for method in arguments.methods:
+                if method in OURS or _has(PEERS[method], bits, inputs):
+                    quantized = {"bits": bits, "inputs": inputs, "method": method}
+                    yield {**shared, **quantized, "seed": seed}
+
+
+def _has(kind: type[peers.Peer], bits: int, inputs: int | None) -> bool:
+    fits = kind.least_bits <= bits <= kind.most_bits
+    return fits and (inputs is None or kind is not peers.TWN)
+
+
+def label(row: Row) -> str:
+    """A cell in words."""
+    if row["method"] == FLOAT:
+        return FLOAT
+    inputs = "" if row["inputs"] is None else f", {row['inputs']}-bit inputs"
+    return f"{row['bits']} bits{inputs}, {row['method']}"
+
+
+def groups(rows: list[Row]) -> dict[str, list[Row]]:
+    """The rows of all seeds by the label of their cell."""
+    return {name: [r for r in rows if label(r) == name] for name in dict.fromkeys(map(label, rows))}
+
+
+def results_table(rows: list[Row]) -> str:
+    """Mean and deviation over the seeds, the distance to float, and the relative error."""
+    lines = []
+    reference = mean_and_deviation(groups(rows)[FLOAT], "accuracy")[0]
+    for name, same in groups(rows).items():
+        distance = mean_and_deviation(same, "accuracy")[0] - reference
+        error = written(same, "error", 4) if "error" in same[0] else ""
+        lines.append((name, written(same, "accuracy"), f"{distance:+.2f}", error))
+    return table(("network", "accuracy", "to float", "relative error"), lines)
+
+
+def draw_curves(rows: list[Row], file: Path) -> None:
+    """Accuracy after each epoch, mean of the seeds, a panel for each number of bits (Figure 5)."""
+    from matplotlib.figure import Figure
+
+    found = groups(rows)
+    panels = list(dict.fromkeys(name.rsplit(", ", 1)[0] for name in found if name != FLOAT))
+    figure = Figure(figsize=(3.6 * len(panels), 3.2), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axis, panel in zip(axes, panels, strict=True):
+        for name, same in found.items():
+            if name == FLOAT or name.rsplit(", ", 1)[0] == panel:
+                curve = np.mean([row["curve"] for row in same], axis=0)
+                epochs = np.arange(1, len(curve) + 1)
+                style = {"color": "black", "linewidth": 0.8} if name == FLOAT else {}
+                axis.plot(epochs, curve, label=name.rsplit(", ", 1)[-1], **style)
+        axis.set_title(panel, fontsize=9)
+        axis.set_xlabel("epoch")
+        axis.legend(fontsize=7)
+    axes[0].set_ylabel("accuracy, percent")
+    figure.savefig(file, dpi=120)
+
+
+def draw_errors(rows: list[Row], file: Path) -> None:
+    """Relative error of each kernel, and the mean error of a network against its accuracy."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    by_layer, against = figure.subplots(1, 2)
+    for name, same in groups(rows).items():
+        if "error" in same[0]:
+            errors = np.mean([list(row["errors"].values()) for row in same], axis=0)
+            by_layer.plot(np.arange(1, len(errors) + 1), errors, marker=".", label=name)
+            points = [(row["error"], row["accuracy"]) for row in same]
+            against.plot(*zip(*points, strict=True), "o", label=name)
+    by_layer.set_xlabel("kernel, from the inputs on")
+    by_layer.set_ylabel("relative quantization error")
+    by_layer.set_yscale("log")
+    by_layer.legend(fontsize=6)
+    against.set_xlabel("mean relative quantization error")
+    against.set_ylabel("accuracy, percent")
+    figure.savefig(file, dpi=120)
+
+
+def exported(experiment: Quantizers, cell: Row, folder: Path) -> Row:
+    """Bytes of a network as a file against float32, and its accuracy there and in Keras."""
+    from keras_qareg.export.runtime import run_litert
+
+    model = qareg.strip(experiment.trained(cell))
+    path = folder / f"{cell['method'].replace(' ', '_')}_{cell['bits']}_bits.tflite"
+    report = qareg.export.litert(model, path, weights=FORMS[cell["method"]])
+    plain = qareg.export.litert(model, folder / "plain.tflite", weights="float32")
+    plain.path.unlink()
+    images = experiment.test.pixels(experiment.mean)
+    parts = np.array_split(images, -(-len(images) // 500))
+    places = np.concatenate([run_litert(path, part)[0].argmax(-1) for part in parts])
+    return {
+        **{key: cell[key] for key in KEYS},
+        "form": FORMS[cell["method"]],
+        "bytes": report.bytes,
+        "float_bytes": plain.bytes,
+        "keras": experiment.accuracy(model),
+        "litert": 100.0 * float((places == experiment.test.labels).mean()),
+    }
+
+
+def export_best(experiment: Quantizers, rows: list[Row], out: Path) -> None:
+    """Writes the 2-bit networks of the first seed; raises where accuracy is not that in Keras."""
+    found = []
+    for row in rows:
+        if row["method"] in FORMS and (row["bits"], row["inputs"], row["seed"]) == (2, None, 0):
+            found.append(exported(experiment, row, out))
+            print(
+                "{method}, 2 bits, {form}: {bytes:,} bytes of {float_bytes:,}, accuracy {litert:.2f} "
+                "in LiteRT, {keras:.2f} in Keras".format(**found[-1])
+            )
+    text = "".join(json.dumps(row) + "\n" for row in found)
+    (out / "cifar_wnq_export.jsonl").write_text(text)
+    if any(row["keras"] != row["litert"] for row in found):
+        raise SystemExit("An exported file does not have the accuracy of its model.")
+
+
+def draw_histograms(experiment: Quantizers, rows: list[Row], file: Path) -> None:
+    """Weights and levels of the first seed's kernels, WNQ above LQ-Nets (Figure 3's form)."""
+    bits = min((row["bits"] for row in rows if row["method"] == "WNQ"), default=None)
+    wanted = {
+        row["method"]: row
+        for row in rows
+        if (row["bits"], row["inputs"], row["seed"]) == (bits, None, 0)
+        and row["method"] in ("WNQ", "LQ-Nets")
+    }
+    if len(wanted) == 2:
+        models = {name: experiment.trained(wanted[name]) for name in ("WNQ", "LQ-Nets")}
+        qareg.plots.weight_histograms(models, max_kernels=6).savefig(file, dpi=120)
+
+
+def parsed() -> argparse.Namespace:
+    parser = training.parser(__doc__.split("\n")[0], network="resnet20", epochs=160)
+    parser.add_argument("--start", choices=("scratch", "float"), default="scratch")
+    parser.add_argument("--bits", type=int, nargs="*", default=[1, 2, 3])
+    parser.add_argument("--inputs", type=int, nargs="*", default=[], help="bits of both")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parsed()
+    study = Study(arguments.out / "cifar_wnq.jsonl", KEYS)
+    experiment = Quantizers(arguments)
+    rows = study.run(cells(arguments), experiment.cell, "accuracy")
+    text = results_table(rows)
+    (arguments.out / "cifar_wnq.txt").write_text(text + "\n")
+    print(f"\n{text}\n")
+    draw_curves(rows, arguments.out / "cifar_wnq_curves.png")
+    draw_errors(rows, arguments.out / "cifar_wnq_errors.png")
+    draw_histograms(experiment, rows, arguments.out / "cifar_wnq_histograms.png")
+    if keras.backend.backend() == "tensorflow":
+        export_best(experiment, rows, arguments.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""What experiments on images share: their data, training and accuracies, and networks that are kept."""
+
+import argparse
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from examples.architectures import NETWORKS
+from examples.data import batches, load
+
+
+class FallingRate(keras.callbacks.Callback):
+    """Lets each learning rate of the optimizer fall to nothing in the last third of the epochs."""
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        optimizer = self.model.optimizer
+        self.parts = getattr(optimizer, "optimizers", [optimizer])
+        self.rates = [float(ops.convert_to_numpy(part.learning_rate)) for part in self.parts]
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        epochs = self.params["epochs"]
+        for part, rate in zip(self.parts, self.rates, strict=True):
+            part.learning_rate = rate * min(1.0, 3 * (epochs - epoch) / epochs)
+
+
+def accuracy(model: keras.Model, images: np.ndarray, labels: np.ndarray) -> float:
+    """Percent of the images that are told right."""
+    scores = ops.convert_to_numpy(model(images, training=False))
+    return 100.0 * float((scores.argmax(-1) == labels).mean())
+
+
+class Experiment:
+    """Data and training of a study.
+
+    Attributes:
+        arguments: What `parser` parsed.
+        train: The images to train on.
+        test: The images that accuracies are of: with `--validation`, training images set aside.
+    """
+
+    def __init__(self, arguments: argparse.Namespace):
+        self.arguments = arguments
+        train, test = load(arguments.dataset, arguments.data_dir)
+        if arguments.images:
+            train = train.split(arguments.images / len(train.labels))[1]
+        if arguments.validation:
+            train, test = train.split(arguments.validation)
+        self.train, self.test, self.mean = train, test, train.mean
+
+    def network(self) -> keras.Model:
+        """The network of the arguments, untrained."""
+        make: Any = NETWORKS[self.arguments.network]
+        return make(self.train.classes, width=self.arguments.width)
+
+    def fit(
+        self,
+        model: keras.Model,
+        epochs: int,
+        rate: float,
+        seed: int,
+        *callbacks: Any,
+        falling: bool = True,
+    ) -> None:
+        """Trains by Adam; where `falling`, the rate falls in the last third of the epochs."""
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile(keras.optimizers.Adam(rate), loss)
+        source = batches(
+            self.train, self.mean, self.arguments.batch_size, self.arguments.augment, seed
+        )
+        callbacks = (*([FallingRate()] if falling else []), *callbacks)
+        verbose = self.arguments.verbose
+        model.fit(source, epochs=epochs, verbose=verbose, shuffle=False, callbacks=list(callbacks))
+
+    def accuracy(self, model: keras.Model) -> float:
+        """Percent of the test images that are told right."""
+        count = len(self.test.labels)
+        right = 0.0
+        for part in np.array_split(np.arange(count), -(-count // 500)):
+            images = self.test.take(part)
+            right += accuracy(model, images.pixels(self.mean), images.labels) * len(part)
+        return right / count
+
+    def kept(self, model: keras.Model, *name: Any) -> bool:
+        """Whether the weights were kept under a name; the model then has them."""
+        file = self._file(*name)
+        if file.exists():
+            model.load_weights(file)
+        return file.exists()
+
+    def keep(self, model: keras.Model, *name: Any) -> None:
+        """Keeps the weights of a model under a name: whole, or not at all."""
+        file = self._file(*name)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=file.parent) as folder:
+            draft = Path(folder) / file.name
+            model.save_weights(draft)
+            draft.replace(file)
+
+    def _file(self, *name: Any) -> Path:
+        a = self.arguments
+        parts = (a.dataset, a.network, a.width, a.epochs, a.images, a.validation, a.augment, *name)
+        return a.out / "weights" / f"{'_'.join(map(str, parts))}.weights.h5"
+
+
+def parser(description: str, network: str, epochs: int) -> argparse.ArgumentParser:
+    """The arguments that all experiments have, with their defaults."""
+    found = argparse.ArgumentParser(description=description)
+    found.add_argument("--network", choices=NETWORKS, default=network)
+    found.add_argument("--width", type=float, default=1.0, help="of all layers (default: 1)")
+    found.add_argument("--dataset", default="cifar10")
+    found.add_argument("--data-dir", type=Path, help="zips or folders of class folders")
+    found.add_argument("--images", type=int, default=0, help="to train on (default: all)")
+    found.add_argument("--validation", type=float, default=0.0, help="share of training images")
+    found.add_argument("--augment", action="store_true", help="turn images over, move them")
+    found.add_argument("--seeds", type=int, default=3)
+    found.add_argument("--epochs", type=int, default=epochs)
+    found.add_argument("--batch-size", type=int, default=128)
+    found.add_argument("--verbose", type=int, default=0, help="of fit")
+    found.add_argument("--out", type=Path, default=Path("output"))
+    return found
+
+
+# What tells the settings of one study from those of another, in the rows of its file.
+SETTINGS = ("dataset", "network", "width", "epochs", "images", "validation", "augment")
