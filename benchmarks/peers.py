@@ -173,6 +173,6 @@ def quantized(
     if kind is LSQ and activation_bits is not None:
         names = [layer.name for layer in peers]
         inputs = keras.Model(model.inputs, [model.get_layer(name).input for name in names])
-        for layer, values in zip(peers, inputs(images), strict=True):
+        for layer, values in zip(peers, keras.tree.flatten(inputs([images])), strict=True):
             layer.start_inputs(values)
     return made

@@ -39,17 +39,19 @@ _INVERTED = (
 )
 
 
-def lenet(classes: int = 10, shape: tuple[int, int, int] = (32, 32, 3)) -> keras.Model:
+def lenet(
+    classes: int = 10, shape: tuple[int, int, int] = (32, 32, 3), width: float = 1.0
+) -> keras.Model:
     """Two convolutions and two dense layers, a million weights, almost all in the first dense one."""
     return keras.Sequential(
         [
             keras.Input(shape),
-            layers.Conv2D(32, 5, padding="same", activation="relu", name="conv_1"),
+            layers.Conv2D(_scaled(32, width), 5, padding="same", activation="relu", name="conv_1"),
             layers.MaxPooling2D(name="pool_1"),
-            layers.Conv2D(64, 5, padding="same", activation="relu", name="conv_2"),
+            layers.Conv2D(_scaled(64, width), 5, padding="same", activation="relu", name="conv_2"),
             layers.MaxPooling2D(name="pool_2"),
             layers.Flatten(name="flatten"),
-            layers.Dense(240, activation="relu", name="dense"),
+            layers.Dense(_scaled(240, width), activation="relu", name="dense"),
             layers.Dense(classes, name="logits"),
         ],
         name="lenet",

@@ -119,11 +119,9 @@ def test_augmented_images_are_the_same_images_moved():
 @pytest.mark.parametrize("name", architectures.NETWORKS)
 def test_networks_give_logits_of_so_many_classes(name):
     make = architectures.NETWORKS[name]
-    arguments = {} if name == "lenet" else {"width": 0.1}
     shape = (32, 32, 3)
-    if name == "resnet18":
-        arguments["shape"] = shape
-    model = make(classes=7, **arguments)
+    arguments = {"shape": shape} if name == "resnet18" else {}
+    model = make(classes=7, width=0.1, **arguments)
     outputs = model(RNG.normal(size=(2, *shape)).astype("float32"), training=False)
     assert tuple(outputs.shape) == (2, 7)
     names = [layer.name for layer in model.layers]

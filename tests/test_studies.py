@@ -72,7 +72,7 @@ def test_the_regularizer_experiment_runs_and_resumes(tmp_path):
 def test_the_wnq_experiment_runs_and_resumes(tmp_path):
     write_pets(tmp_path)
     out = tmp_path / "out"
-    words = ["-m", "examples.cifar_wnq", "--network", "resnet20", "--width", 0.25, "--seeds", 1]
+    words = ["-m", "examples.cifar_wnq", "--network", "lenet", "--width", 0.1, "--seeds", 1]
     words += ["--dataset", "pets", "--data-dir", tmp_path, "--epochs", 2, "--batch-size", 16]
     words += ["--start", "float", "--bits", 2, "--out", out]
     printed = run(*words, "--methods", "WNQ", "LQ-Nets")
@@ -83,7 +83,7 @@ def test_the_wnq_experiment_runs_and_resumes(tmp_path):
     assert [row["method"] for row in rows[:3]] == ["float", "WNQ", "LQ-Nets"]
     assert all(len(row["curve"]) == 2 and row["curve"][-1] == row["accuracy"] for row in rows)
     assert all(0 < error < 1 for error in rows[1]["errors"].values())
-    assert len(rows[1]["errors"]) == 20, "all kernels but the first and the last"
+    assert len(rows[1]["errors"]) == 2, "all kernels but the first and the last"
     for name in ("curves", "errors", "histograms"):
         assert (out / f"cifar_wnq_{name}.png").read_bytes().startswith(b"\x89PNG")
     if keras.backend.backend() == "tensorflow":
