@@ -31,7 +31,7 @@ LIMITS = {
     OURS: 1e12,
     "KMeans, 1 start": 3e8,
     "KMeans, 10 starts": 3e7,
-    "MiniBatchKMeans": 4e9,
+    "MiniBatchKMeans": 5e7,
     "kmeans1d": 3e7,
 }
 
