@@ -29,7 +29,7 @@ from keras_qareg.report import table
 BASELINE = "k-means"
 REGULARIZERS = ("Sine", "Cosine", "NearestSquared", "NearestExponential")
 METHODS = (BASELINE, *REGULARIZERS)
-SETTINGS = (*training.SETTINGS, "tuning_epochs")
+SETTINGS = (*training.SETTINGS, "tuning_epochs", "strength", "power")
 KEYS = (*SETTINGS, "layers", "levels", "method", "seed")
 LEARNING_RATE, TUNING_RATE = 1e-3, 1e-3
 
@@ -71,8 +71,9 @@ class Regularizers(Experiment):
         if method != BASELINE:
             keras.utils.set_random_seed(seed)
             regularizer = getattr(qareg.regularizers, method)(cell["levels"])
+            regularizer.strength *= cell["strength"]
             model = qareg.quantization_aware(self.warm(seed), regularizer, layers=cell["layers"])
-            schedule = qareg.callbacks.PenaltySchedule(warmup_epochs=0)
+            schedule = qareg.callbacks.PenaltySchedule(warmup_epochs=0, power=cell["power"])
             self.fit(model, self.rest, LEARNING_RATE, seed + 1000, schedule)
         figures = {"float": float_accuracy, "trained": self.accuracy(model)}
         shared = qareg.share_weights(model, cell["levels"], layers=cell["layers"])
@@ -175,6 +176,8 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--levels", type=int, nargs="+", default=[4, 16])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--tuning-epochs", type=int, default=5)
+    parser.add_argument("--strength", type=float, default=1.0, help="times the default")
+    parser.add_argument("--power", type=float, default=6.0, help="of the ramp of the strength")
     return parser.parse_args()
 
 
