@@ -8,6 +8,8 @@ All give logits. `width` scales the channels of every layer.
 import keras
 from keras import layers
 
+from examples.distribution import strategy_in_use
+
 # Channels of VGG16's convolutions; None is a pooling (Simonyan and Zisserman, arXiv 1409.1556).
 _VGG16 = (
     64,
@@ -105,7 +107,8 @@ def resnet18(
     x = layers.MaxPooling2D(3, 2, "same", name="max_pool")(x)
     x = _residual_stages(x, [_scaled(n, width) for n in (64, 128, 256, 512)], 2)
     x = layers.GlobalAveragePooling2D(name="pool")(x)
-    return keras.Model(inputs, layers.Dense(classes, name="logits")(x), name="resnet18")
+    logits = layers.Dense(classes, dtype="float32", name="logits")(x)  # whatever others compute in
+    return keras.Model(inputs, logits, name="resnet18")
 
 
 def mobilenet_v2(classes: int = 10, width: float = 1.0) -> keras.Model:
@@ -145,8 +148,14 @@ def _convolved(
         name=name,
     )(x)
     if normalize:
-        x = layers.BatchNormalization(name=f"{name}_norm")(x)
+        x = _normalized(x, f"{name}_norm")
     return layers.ReLU(name=f"{name}_relu")(x) if activate else x
+
+
+def _normalized(x: keras.KerasTensor, name: str) -> keras.KerasTensor:
+    """Batch normalization; over the whole batch where that is shared out among devices."""
+    together = strategy_in_use() is not None
+    return layers.BatchNormalization(synchronized=together, name=name)(x)
 
 
 def _classified(
@@ -191,9 +200,7 @@ def _inverted(
     if expansion > 1:
         y = _convolved(y, expansion * x.shape[-1], kernel=1, name=f"{name}_expand")
     y = layers.DepthwiseConv2D(3, strides, "same", use_bias=False, name=f"{name}_depthwise")(y)
-    y = layers.ReLU(6.0, name=f"{name}_relu")(
-        layers.BatchNormalization(name=f"{name}_depthwise_norm")(y)
-    )
+    y = layers.ReLU(6.0, name=f"{name}_relu")(_normalized(y, f"{name}_depthwise_norm"))
     y = _convolved(y, filters, kernel=1, activate=False, name=f"{name}_project")
     return layers.Add(name=f"{name}_add")([x, y]) if x.shape == y.shape else y
 

@@ -183,6 +183,11 @@ def parsed() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parsed()
+    with training.on_devices(arguments):
+        run(arguments)
+
+
+def run(arguments: argparse.Namespace) -> None:
     study = Study(arguments.out / "cifar10_regularizers.jsonl", KEYS)
     experiment = Regularizers(arguments)
     rows = study.run(cells(arguments), experiment.cell, "tuned")

@@ -249,6 +249,11 @@ def parsed() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parsed()
+    with training.on_devices(arguments):
+        run(arguments)
+
+
+def run(arguments: argparse.Namespace) -> None:
     study = Study(arguments.out / "cifar_wnq.jsonl", KEYS)
     experiment = Quantizers(arguments)
     rows = study.run(cells(arguments), experiment.cell, "accuracy")

@@ -104,7 +104,12 @@ _PARTS = ("train", "test")
 
 
 def batches(
-    data: Images, mean: np.ndarray, batch_size: int, augment: bool = False, seed: int = 0
+    data: Images,
+    mean: np.ndarray,
+    batch_size: int,
+    augment: bool = False,
+    seed: int = 0,
+    drop_remainder: bool = False,
 ) -> Any:
     """What `fit` takes: shuffled batches of images and labels, for ever new where augmented.
 
@@ -115,11 +120,13 @@ def batches(
         augment: Whether images are turned over left to right at random, and moved by up to an eighth
             of their height and width. Defaults to `False`.
         seed: Of the order and the augmentation.
+        drop_remainder: Whether the images that do not fill a batch are left out of an epoch, as
+            training on several devices needs it. Defaults to `False`.
 
     Returns:
         A `tf.data.Dataset` on TensorFlow, else a `keras.utils.PyDataset` of NumPy arrays.
     """
-    source = _Batches(data, mean, batch_size, augment, seed)
+    source = _Batches(data, mean, batch_size, augment, seed, drop_remainder)
     if keras.backend.backend() != "tensorflow":
         return source
     import tensorflow as tf
@@ -133,14 +140,24 @@ def batches(
 class _Batches(keras.utils.PyDataset):
     """Shuffled batches, prepared by NumPy."""
 
-    def __init__(self, data: Images, mean: np.ndarray, batch_size: int, augment: bool, seed: int):
+    def __init__(
+        self,
+        data: Images,
+        mean: np.ndarray,
+        batch_size: int,
+        augment: bool,
+        seed: int,
+        drop_remainder: bool,
+    ):
         super().__init__()
+        count = len(data.labels)
+        self.count = count // batch_size if drop_remainder else -(-count // batch_size)
         self.data, self.mean, self.batch_size, self.augment = data, mean, batch_size, augment
         self.random = np.random.default_rng(seed)
         self.on_epoch_end()
 
     def __len__(self) -> int:
-        return -(-len(self.data.labels) // self.batch_size)
+        return self.count
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         places = self.order[index * self.batch_size : (index + 1) * self.batch_size]
@@ -171,7 +188,11 @@ def augmented(pixels: np.ndarray, random: np.random.Generator) -> np.ndarray:
 
 
 def imagenet(
-    batch_size: int, data_dir: str | Path | None = None, name: str = "imagenet2012"
+    batch_size: int,
+    data_dir: str | Path | None = None,
+    name: str = "imagenet2012",
+    seed: int = 0,
+    drop_remainder: bool = False,
 ) -> tuple[Any, Any, int]:
     """ImageNet through TensorFlow Datasets, read from disk: augmented for training, cropped for tests.
 
@@ -182,6 +203,8 @@ def imagenet(
         batch_size: Examples a batch.
         data_dir: Where TensorFlow Datasets has it; ImageNet must be downloaded by hand.
         name: The data set.
+        seed: Of the order; where several workers share the files out, all must have the same.
+        drop_remainder: As in `batches`, for the test images too. Defaults to `False`.
 
     Returns:
         `(train, test, classes)`: `tf.data.Dataset`s of batches of float32 images and int32 labels, which
@@ -198,6 +221,7 @@ def imagenet(
         as_supervised=True,
         with_info=True,
         shuffle_files=True,
+        read_config=tfds.ReadConfig(shuffle_seed=seed),
     )
     side = SHAPES["imagenet2012"][0]
 
@@ -220,9 +244,11 @@ def imagenet(
         image = tf.image.resize_with_crop_or_pad(tf.image.resize(image, size), side, side)
         return finish(image, label)
 
-    train = train.shuffle(10_000).map(for_training, tf.data.AUTOTUNE)
+    train = train.shuffle(10_000, seed).map(for_training, tf.data.AUTOTUNE)
     test = test.map(for_test, tf.data.AUTOTUNE)
-    parts = [part.batch(batch_size).prefetch(tf.data.AUTOTUNE) for part in (train, test)]
+    parts = [
+        part.batch(batch_size, drop_remainder).prefetch(tf.data.AUTOTUNE) for part in (train, test)
+    ]
     return parts[0], parts[1], info.features["label"].num_classes
 
 

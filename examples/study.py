@@ -48,7 +48,7 @@ class Study:
         """
         cells = list(cells)
         missing = [cell for cell in cells if self.find(cell) is None]
-        telling = [key for key in self.keys if len({cell.get(key) for cell in cells}) > 1]
+        telling = [k for k in self.keys if len({cell.get(k) for cell in cells}) > 1] or self.keys
         for place, cell in enumerate(missing, start=1):
             row = {**cell, **compute(cell), **_circumstances()}
             with self.path.open("a") as file:

@@ -1,7 +1,9 @@
 """What experiments on images share: their data, training and accuracies, and networks that are kept."""
 
 import argparse
+import contextlib
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from examples import distribution
 from examples.architectures import NETWORKS
 from examples.data import batches, load
 
@@ -69,11 +72,16 @@ class Experiment:
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         model.compile(keras.optimizers.Adam(rate), loss)
         source = batches(
-            self.train, self.mean, self.arguments.batch_size, self.arguments.augment, seed
+            self.train,
+            self.mean,
+            self.arguments.batch_size,
+            self.arguments.augment,
+            seed,
+            drop_remainder=distribution.replicas() > 1,
         )
         callbacks = (*([FallingRate()] if falling else []), *callbacks)
-        verbose = self.arguments.verbose
-        model.fit(source, epochs=epochs, verbose=verbose, shuffle=False, callbacks=list(callbacks))
+        settings = {"verbose": self.arguments.verbose, "callbacks": list(callbacks)}
+        distribution.fit(model, source, epochs=epochs, shuffle=False, **settings)
 
     def accuracy(self, model: keras.Model) -> float:
         """Percent of the test images that are told right."""
@@ -120,8 +128,18 @@ def parser(description: str, network: str, epochs: int) -> argparse.ArgumentPars
     found.add_argument("--epochs", type=int, default=epochs)
     found.add_argument("--batch-size", type=int, default=128)
     found.add_argument("--verbose", type=int, default=0, help="of fit")
+    found.add_argument("--distribute", choices=distribution.KINDS, default="none")
     found.add_argument("--out", type=Path, default=Path("output"))
     return found
+
+
+@contextlib.contextmanager
+def on_devices(arguments: argparse.Namespace) -> Iterator[None]:
+    """Within it, all is done on the devices of `--distribute`; each worker has its own `out`."""
+    with distribution.distributed(arguments.distribute):
+        if distribution.worker():
+            arguments.out /= f"worker-{distribution.worker()}"
+        yield
 
 
 # What tells the settings of one study from those of another, in the rows of its file.

@@ -13,6 +13,7 @@ Networks" (ECCV 2018), section 3.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -62,18 +63,24 @@ def nearest(flat: Any, midpoints: Any, values: Any) -> Any:
     return found
 
 
-def best_change(flat: Any, grid: Grid, direction: np.ndarray | None = None) -> Any:
+def best_change(
+    flat: Any,
+    grid: Grid,
+    direction: np.ndarray | None = None,
+    together: Callable[[Any], Any] = lambda means: means,
+) -> Any:
     """What to add to a basis for the least squared error, as long as each value keeps its level.
 
     Args:
         flat: Values `(n, channels)`.
         grid: The levels of the basis.
         direction: Array `(bits,)` that the change must be a multiple of; by default it need not.
+        together: Gives, for means over these values, those over all values there are elsewhere too.
 
     Returns:
         A tensor `(bits, channels)`; 0 wherever the values do not determine the basis.
     """
-    shares, errors = _members(flat, grid)
+    shares, errors = map(together, _members(flat, grid))
     codes = grid.codes
     gram = ops.sum(shares[..., None, None] * codes[..., None] * codes[..., None, :], axis=0)
     force = ops.sum(errors[..., None] * codes, axis=0)

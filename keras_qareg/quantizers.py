@@ -22,6 +22,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_qareg import replicas
 from keras_qareg.codebook import Codebook
 from keras_qareg.levels import Grid, best_change, grid_of, nearest
 from keras_qareg.serialization import deserialized, find
@@ -264,18 +265,22 @@ class ActivationQuantizer(_LearnedLevels):
         return ops.cast(ops.reshape(quantize(flat), ops.shape(inputs)), inputs.dtype)
 
     def update(self, inputs: Any, basis: Any) -> Any:
-        """The basis after one training step with these activations, of shape `(bits,)`."""
+        """The basis after one training step with these activations, of shape `(bits,)`.
+
+        Where `tf.distribute` shares the batch out, it learns from the activations of all replicas.
+        """
         flat = ops.reshape(ops.cast(ops.stop_gradient(inputs), "float32"), (-1, 1))
         flat = ops.maximum(flat, 0.0)
         unseen = ops.sum(basis) <= 0
         basis = ops.where(unseen, self._start(flat), basis)
-        change = best_change(flat, self._grid(basis))[:, 0]
+        change = best_change(flat, self._grid(basis), together=replicas.mean)[:, 0]
         return ops.maximum(basis + (1.0 - self.momentum) * change, 0.0)
 
     def _start(self, flat: Any) -> Any:
         """Evenly spaced levels up to the largest activation, or a few times the typical one."""
-        typical = ops.sqrt(ops.mean(ops.square(flat)))
-        top = ops.minimum(ops.max(flat), (1.0 + self.bits) * typical)
+        typical = ops.sqrt(replicas.mean(ops.mean(ops.square(flat))))
+        largest = ops.max(replicas.gathered(ops.max(flat)))
+        top = ops.minimum(largest, (1.0 + self.bits) * typical)
         powers = 2.0 ** np.arange(self.bits, dtype="float32")
         return top * (powers / powers.sum())
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import keras_qareg as qareg
 from examples.study import Study, mean_and_deviation, written
 from tests.test_examples import run
 
@@ -91,3 +92,27 @@ def test_the_wnq_experiment_runs_and_resumes(tmp_path):
         for row in map(json.loads, exports):
             assert row["litert"] == row["keras"] and row["bytes"] < row["float_bytes"]
         assert len(exports) == 2
+
+
+IMAGENET = """
+import runpy, sys
+import tensorflow_datasets as tfds
+sys.argv = ["imagenet_wnq", *sys.argv[1:]]
+with tfds.testing.mock_data(num_examples=8):
+    runpy.run_module("examples.imagenet_wnq", run_name="__main__")
+"""
+
+
+def test_imagenet_is_trained_on_and_written(tmp_path):
+    words = ["--batch-size", 4, "--width", 0.05, "--epochs", 2, "--out", tmp_path]
+    printed = run("-c", IMAGENET, *words, "--bits", 2)
+    assert "Epoch 2/2" in printed and "val_top_5" in printed
+    (row,) = map(json.loads, (tmp_path / "imagenet_wnq.jsonl").read_text().splitlines())
+    assert 0 <= row["top_1"] <= row["top_5"] <= 100 and row["bits"] == 2
+    model = keras.saving.load_model(tmp_path / "resnet18.keras")
+    assert model.output_shape == (None, 1000) and row["keras"] > 0
+    assert isinstance(model.get_layer("stage_1_1_conv_1"), qareg.layers.WNQConv2D)
+    assert model.get_layer("stage_1_1_conv_1").compute_dtype == "bfloat16"
+    assert len((tmp_path / "epochs.csv").read_text().splitlines()) == 3
+    if keras.backend.backend() == "tensorflow":
+        assert (tmp_path / "resnet18.tflite").stat().st_size == row["tflite"]

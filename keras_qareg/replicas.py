@@ -1,0 +1,33 @@
+"""What all replicas of a model found, where `tf.distribute` shares a batch out among them.
+
+On JAX a layer sees the whole batch, whatever devices hold it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+
+def gathered(values: Any) -> Any:
+    """A tensor of all replicas, one after the other: `(replicas, ...)`, the same on all of them.
+
+    Args:
+        values: Tensor of the same shape on every replica.
+    """
+    values = ops.expand_dims(values, 0)
+    if keras.backend.backend() != "tensorflow":
+        return values
+    import tensorflow as tf
+
+    context = tf.distribute.get_replica_context()
+    if context is None or context.num_replicas_in_sync == 1:
+        return values
+    return context.all_gather(values, axis=0)
+
+
+def mean(values: Any) -> Any:
+    """The mean of a tensor over all replicas, which have equal shares of the batch."""
+    return ops.mean(gathered(values), axis=0)
