@@ -4,10 +4,10 @@
     KERAS_BACKEND=jax python -m examples.cifar10_regularizers --network alexnet  # on a GPU, unchanged
     python -m examples.cifar10_regularizers --width 0.25 --epochs 12 --images 10000 --data-dir DATA
 
-All cells of a seed begin with the same weights: those after a third of the epochs without penalty. From
-there the float network and each regularized one train on for the rest, with a learning rate that falls
-in the last third; then weights are shared, and the centroids tuned alone. k-means shares the float
-network. Accuracies are of the test images; with `--validation` of so large a share of the training
+All cells of a seed begin with the same weights: those after three quarters of the epochs without penalty,
+in whose last third the learning rate falls. From there the float network and each regularized one train
+on for the last quarter, while the rate falls once more and the penalty rises; then weights are shared,
+and the centroids tuned alone. k-means shares the float network. Accuracies are of the test images; with `--validation` of so large a share of the training
 images, which then are not trained on: choose by these. Cells are appended to a file as they are done,
 and a run that was killed goes on where it stopped.
 """
@@ -29,7 +29,7 @@ from keras_qareg.report import table
 BASELINE = "k-means"
 REGULARIZERS = ("Sine", "Cosine", "NearestSquared", "NearestExponential")
 METHODS = (BASELINE, *REGULARIZERS)
-SETTINGS = (*training.SETTINGS, "tuning_epochs", "strength", "power")
+SETTINGS = (*training.SETTINGS, "tuning_epochs", "strength", "power", "balance")
 KEYS = (*SETTINGS, "layers", "levels", "method", "seed")
 LEARNING_RATE, TUNING_RATE = 1e-3, 1e-3
 
@@ -39,17 +39,16 @@ class Regularizers(Experiment):
 
     def __init__(self, arguments: argparse.Namespace):
         super().__init__(arguments)
-        self.warm_up = max(1, arguments.epochs // 3)
-        self.rest = arguments.epochs - self.warm_up
+        self.rest = max(1, arguments.epochs // 4)
+        self.warm_up = arguments.epochs - self.rest
         self.floats: dict[int, tuple[keras.Model, float]] = {}
 
     def warm(self, seed: int) -> keras.Model:
-        """The network after the epochs without penalty, at the full learning rate."""
+        """The network after the epochs without penalty."""
         keras.utils.set_random_seed(seed)
         model = self.network()
         if not self.kept(model, seed, "warm"):
-            # The rate falls in the last third of all epochs, which these are not.
-            self.fit(model, self.warm_up, LEARNING_RATE, seed, falling=False)
+            self.fit(model, self.warm_up, LEARNING_RATE, seed)
             self.keep(model, seed, "warm")
         return model
 
@@ -58,7 +57,7 @@ class Regularizers(Experiment):
         if seed not in self.floats:
             model = self.warm(seed)
             if not self.kept(model, seed, "float"):
-                self.fit(model, self.rest, LEARNING_RATE, seed + 1000)
+                self.fit(model, self.rest, LEARNING_RATE, seed + 1000, falling=1.0)
                 self.keep(model, seed, "float")
             self.floats = {seed: (model, self.accuracy(model))}
         return self.floats[seed]
@@ -73,8 +72,10 @@ class Regularizers(Experiment):
             regularizer = getattr(qareg.regularizers, method)(cell["levels"])
             regularizer.strength *= cell["strength"]
             model = qareg.quantization_aware(self.warm(seed), regularizer, layers=cell["layers"])
-            schedule = qareg.callbacks.PenaltySchedule(warmup_epochs=0, power=cell["power"])
-            self.fit(model, self.rest, LEARNING_RATE, seed + 1000, schedule)
+            schedule = qareg.callbacks.PenaltySchedule(
+                warmup_epochs=0, power=cell["power"], balance=cell["balance"] or None
+            )
+            self.fit(model, self.rest, LEARNING_RATE, seed + 1000, schedule, falling=1.0)
         figures = {"float": float_accuracy, "trained": self.accuracy(model)}
         shared = qareg.share_weights(model, cell["levels"], layers=cell["layers"])
         figures["shared"] = self.accuracy(shared)
@@ -178,6 +179,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--tuning-epochs", type=int, default=5)
     parser.add_argument("--strength", type=float, default=1.0, help="times the default")
     parser.add_argument("--power", type=float, default=6.0, help="of the ramp of the strength")
+    parser.add_argument("--balance", type=int, default=40_000, help="of PenaltySchedule; 0: none")
     return parser.parse_args()
 
 

@@ -17,7 +17,15 @@ from examples.data import batches, load
 
 
 class FallingRate(keras.callbacks.Callback):
-    """Lets each learning rate of the optimizer fall to nothing in the last third of the epochs."""
+    """Lets each learning rate of the optimizer fall to nothing in the last epochs.
+
+    Args:
+        share: Of the epochs, in which it falls. Defaults to a third.
+    """
+
+    def __init__(self, share: float = 1 / 3):
+        super().__init__()
+        self.share = share
 
     def on_train_begin(self, logs: Any = None) -> None:
         optimizer = self.model.optimizer
@@ -27,7 +35,7 @@ class FallingRate(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         epochs = self.params["epochs"]
         for part, rate in zip(self.parts, self.rates, strict=True):
-            part.learning_rate = rate * min(1.0, 3 * (epochs - epoch) / epochs)
+            part.learning_rate = rate * min(1.0, (epochs - epoch) / epochs / self.share)
 
 
 def accuracy(model: keras.Model, images: np.ndarray, labels: np.ndarray) -> float:
@@ -66,9 +74,9 @@ class Experiment:
         rate: float,
         seed: int,
         *callbacks: Any,
-        falling: bool = True,
+        falling: float = 1 / 3,
     ) -> None:
-        """Trains by Adam; where `falling`, the rate falls in the last third of the epochs."""
+        """Trains by Adam; the rate falls in the last epochs, `falling` of all."""
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         model.compile(keras.optimizers.Adam(rate), loss)
         source = batches(
@@ -79,7 +87,7 @@ class Experiment:
             seed,
             drop_remainder=distribution.replicas() > 1,
         )
-        callbacks = (*([FallingRate()] if falling else []), *callbacks)
+        callbacks = (FallingRate(falling), *callbacks)
         settings = {"verbose": self.arguments.verbose, "callbacks": list(callbacks)}
         distribution.fit(model, source, epochs=epochs, shuffle=False, **settings)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import keras
@@ -11,6 +12,9 @@ from keras import ops
 from keras_qareg.centroids import METHODS
 from keras_qareg.layers import QuantizationAware
 from keras_qareg.selection import check_built, wrappers
+
+# How often the strength is raised in an epoch, at most.
+_UPDATES = 20
 
 
 def _wrapped_layers(model: keras.Model, callback: str) -> list[QuantizationAware]:
@@ -27,12 +31,13 @@ def _wrapped_layers(model: keras.Model, callback: str) -> list[QuantizationAware
 class PenaltySchedule(keras.callbacks.Callback):
     """Trains without penalty, then places the centroids, then raises the strength to its full value.
 
-    The strength of each `QuantizationAware` layer in epoch `e` (from 0) is 0 for
-    `e < warmup_epochs`, then `((e - warmup_epochs + 1) / ramp_epochs)^power` of its regularizer's, up
-    to all of it. At the first epoch after the warm-up the centroids are placed from the weights of
-    each kernel (and a `Sine` or `Cosine` gets its range from them). The strength depends on the
-    epoch alone and the layers remember that their centroids were placed, so training goes on as it
-    was under `fit(initial_epoch=...)` and `keras.callbacks.BackupAndRestore`.
+    The strength of each `QuantizationAware` layer is 0 for `warmup_epochs`, and rises from there: at
+    the end of epoch `e` (from 0) it is `((e - warmup_epochs + 1) / ramp_epochs)^power` of its
+    regularizer's, up to all of it, and within an epoch it goes there in up to 20 steps. At the first
+    epoch after the warm-up the centroids are placed from the weights of each kernel (and a `Sine` or
+    `Cosine` gets its range from them). The strength depends on the place in training alone and the
+    layers remember that their centroids were placed, so training goes on as it was under
+    `fit(initial_epoch=...)` and `keras.callbacks.BackupAndRestore`.
 
     Args:
         warmup_epochs: Non-negative integer; `None` (default): a third of the epochs of `fit`.
@@ -42,6 +47,9 @@ class PenaltySchedule(keras.callbacks.Callback):
         power: Positive float. The higher, the longer the weights are free and the faster they settle
             at the end, so that they settle at the low learning rate of the last epochs. Defaults to 6
             (`benchmarks/recipe.py`).
+        balance: Positive integer: layers with fewer weights than this get a strength that is larger
+            in proportion. Each of their weights matters more to the loss, so that with one strength
+            for all, large layers settle long before small ones. `None` (default): one for all.
 
     Raises:
         ValueError: If an argument is out of its range, or the model is unbuilt or has no
@@ -60,6 +68,7 @@ class PenaltySchedule(keras.callbacks.Callback):
         ramp_epochs: int | None = None,
         initialize: str | None = "kmeans",
         power: float = 6.0,
+        balance: int | None = None,
     ):
         super().__init__()
         if warmup_epochs is not None and warmup_epochs < 0:
@@ -78,24 +87,49 @@ class PenaltySchedule(keras.callbacks.Callback):
             )
         if not power > 0:
             raise ValueError(f"Expected `power` to be a positive number. Received: power={power!r}")
+        if balance is not None and balance < 1:
+            raise ValueError(
+                f"Expected `balance` to be a positive number or None. Received: balance={balance!r}"
+            )
         self.warmup_epochs, self.ramp_epochs = warmup_epochs, ramp_epochs
-        self.initialize, self.power = initialize, power
+        self.initialize, self.power, self.balance = initialize, power, balance
+        self._epoch = 0
 
-    def ramp(self, epoch: int) -> float:
-        """The share of the full strength in an epoch (counted from 0): a float in [0, 1]."""
+    def ramp(self, epoch: float) -> float:
+        """The share of the full strength at the end of an epoch (counted from 0), in [0, 1]."""
         epochs = (self.params or {}).get("epochs", 1)
         warmup = epochs // 3 if self.warmup_epochs is None else self.warmup_epochs
         length = self.ramp_epochs or max(1, epochs - warmup)
         return min(1.0, max(0, epoch - warmup + 1) / length) ** self.power
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        share = self.ramp(epoch)
+        self._epoch = epoch
         for layer in _wrapped_layers(self.model, "PenaltySchedule"):
-            if share == 0.0:
+            if self.ramp(epoch) == 0.0:
                 layer.placed.assign(0.0)
             elif self.initialize is not None and not float(ops.convert_to_numpy(layer.placed)):
                 layer.place_centroids(self.initialize)
-            layer.strength.assign(share * layer.regularizer.strength)
+        self._set_strength(self.ramp(epoch - 1 if self._steps() else epoch))
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        steps = self._steps()
+        if self.ramp(self._epoch) and steps and not batch % -(-steps // _UPDATES):
+            if keras.backend.backend() == "jax":
+                self.model.jax_state_sync()  # during an epoch, Keras keeps the weights elsewhere
+            self._set_strength(self.ramp(self._epoch - 1 + (batch + 1) / steps))
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self._set_strength(self.ramp(epoch))
+
+    def _steps(self) -> int | None:
+        steps: int | None = (self.params or {}).get("steps")
+        return steps
+
+    def _set_strength(self, share: float) -> None:
+        for layer in _wrapped_layers(self.model, "PenaltySchedule"):
+            weights = sum(math.prod(kernel.shape) for kernel in layer.kernels)
+            factor = max(1.0, self.balance / weights) if self.balance else 1.0
+            layer.strength.assign(share * factor * layer.regularizer.strength)
 
 
 class CentroidHistory(keras.callbacks.Callback):

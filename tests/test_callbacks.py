@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from keras import ops
 
 import keras_qareg as qareg
 from keras_qareg.callbacks import CentroidHistory, PenaltySchedule
@@ -49,6 +50,35 @@ def test_defaults_follow_the_epochs_of_fit():
     # A third of 9 without penalty, then a ramp to the end.
     expected = [0, 0, 0, *((np.arange(6) + 1) / 6) ** 6]
     np.testing.assert_allclose(history.strengths["fc"], expected, rtol=1e-6)
+
+
+def test_the_strength_rises_within_an_epoch():
+    class Strengths(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            self.epoch, self.seen = epoch, getattr(self, "seen", [])
+
+        def on_train_batch_end(self, batch, logs=None):
+            if keras.backend.backend() == "jax":
+                self.model.jax_state_sync()
+            strength = float(ops.convert_to_numpy(self.model.get_layer("fc").strength))
+            self.seen.append((self.epoch + (batch + 1) / self.params["steps"], strength))
+
+    model, strengths = model_to_train(NearestSquared(4, strength=2.0)), Strengths()
+    train(model, 3, PenaltySchedule(warmup_epochs=1, ramp_epochs=2, power=2), strengths)
+    assert len(strengths.seen) >= 6
+    for time, strength in strengths.seen:
+        assert strength == pytest.approx(2 * (max(0, time - 1) / 2) ** 2)
+
+
+def test_small_layers_get_a_larger_strength_in_balance():
+    model = model_to_train(NearestSquared(4, strength=2.0))
+    train(model, 1, PenaltySchedule(0, 1, balance=500))
+    for layer in wrappers(model):
+        weights = int(np.prod(layer.kernels[0].shape))
+        strength = float(ops.convert_to_numpy(layer.strength))
+        assert strength == pytest.approx(2.0 * max(1.0, 500 / weights))
+    sizes = [int(np.prod(layer.kernels[0].shape)) for layer in wrappers(model)]
+    assert min(sizes) < 500 < max(sizes)
 
 
 @pytest.mark.parametrize("regularizer", [NearestSquared(4, strength=0.0), Sine(4, strength=0.0)])
@@ -125,6 +155,7 @@ def test_bad_schedules():
             {"ramp_epochs": 0},
             "Expected `ramp_epochs` to be 1 or more, or None. Received: ramp_epochs=0",
         ),
+        ({"balance": 0}, "Expected `balance` to be a positive number or None. Received: balance=0"),
         (
             {"initialize": "lloyd"},
             "Expected `initialize` to be 'kmeans', 'quantile', 'uniform' or None",
