@@ -4,12 +4,13 @@
     KERAS_BACKEND=jax python -m examples.cifar10_regularizers --network alexnet  # on a GPU, unchanged
     python -m examples.cifar10_regularizers --width 0.25 --epochs 12 --images 10000 --data-dir DATA
 
-All cells of a seed begin with the same weights: those after three quarters of the epochs without penalty,
-in whose last third the learning rate falls. From there the float network and each regularized one train
-on for the last quarter, while the rate falls once more and the penalty rises; then weights are shared,
-and the centroids tuned alone. k-means shares the float network. Accuracies are of the test images; with `--validation` of so large a share of the training
-images, which then are not trained on: choose by these. Cells are appended to a file as they are done,
-and a run that was killed goes on where it stopped.
+All cells of a seed begin with the same weights: those after three quarters of the epochs without
+penalty, in whose last third the learning rate falls. From there the float network and each regularized
+one train on for the last quarter, while the rate falls once more and the penalty rises; then weights
+are shared, and the centroids tuned alone. k-means shares the float network. Accuracies are of the test
+images; with `--validation` of so large a share of the training images, which then are not trained on:
+choose by these. Cells are appended to a file as they are done, and a run that was killed goes on where
+it stopped.
 """
 
 import argparse
