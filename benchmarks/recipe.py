@@ -21,9 +21,16 @@ from examples.study import Row, Study, mean_and_deviation
 from keras_qareg.callbacks import PenaltySchedule
 from keras_qareg.report import table
 
-DEFAULTS = {"factor": 1.0, "power": 6.0, "centroid_rate": 1.0}
+DEFAULTS = {"factor": 1.0, "power": 6.0, "centroid_rate": 1.0, "balance": 0}
 KEYS = ("method", "levels", "seed", *DEFAULTS)
-CHANGES = ({}, {"factor": 0.1}, {"factor": 10.0}, {"power": 2.0}, {"centroid_rate": 10.0})
+CHANGES = (
+    {},
+    {"factor": 0.1},
+    {"factor": 10.0},
+    {"power": 2.0},
+    {"centroid_rate": 10.0},
+    {"balance": 40_000},
+)
 
 
 def cells(arguments: argparse.Namespace) -> list[Row]:
@@ -41,7 +48,7 @@ def run(cell: Row, train_data: Any, validation: Any) -> Row:
     if kind is not None:
         default = kind(cell["levels"])
         regularizer = kind(cell["levels"], strength=cell["factor"] * default.strength)
-    schedule = PenaltySchedule(power=cell["power"])
+    schedule = PenaltySchedule(power=cell["power"], balance=cell["balance"] or None)
     model = train(
         train_data,
         cell["seed"],
@@ -56,21 +63,19 @@ def run(cell: Row, train_data: Any, validation: Any) -> Row:
 
 def results_table(rows: list[Row]) -> str:
     """Means over the seeds, and the spread of the accuracy after tuning."""
-    header = ("levels, method", "strength", "power", "centroid rate", "seeds")
+    header = ("levels, method", "strength", "power", "centroid rate", "balance", "seeds")
     header += ("float", "shared", "tuned", "std")
-    settings = {
-        (row["levels"], list(METHODS).index(row["method"]), *(row[key] for key in DEFAULTS))
-        for row in rows
-    }
+    keys = ("levels", "method", *DEFAULTS)
+    order = {method: place for place, method in enumerate(METHODS)}
+    rows = sorted(rows, key=lambda row: (row["levels"], order[row["method"]]))
     lines = []
-    for levels, place, factor, power, rate in sorted(settings):
-        cell = {"levels": levels, "method": list(METHODS)[place], "factor": factor}
-        cell |= {"power": power, "centroid_rate": rate}
-        same = [row for row in rows if all(row[key] == cell[key] for key in cell)]
+    for setting in dict.fromkeys(tuple(row[key] for key in keys) for row in rows):
+        same = [row for row in rows if tuple(row[key] for key in keys) == setting]
+        levels, method, _, *others = setting
+        changed = [f"{same[0]['strength']:.2g}", *(f"{value:g}" for value in others)]
         means = [f"{mean_and_deviation(same, key)[0]:.2f}" for key in ("float", "shared", "tuned")]
         spread = f"{mean_and_deviation(same, 'tuned')[1]:.2f}"
-        setting = [f"{same[0]['strength']:.2g}", f"{power:g}", f"{rate:g}", str(len(same))]
-        lines.append((f"{levels} {cell['method']}", *setting, *means, spread))
+        lines.append((f"{levels} {method}", *changed, str(len(same)), *means, spread))
     return table(header, lines)
 
 
@@ -88,7 +93,8 @@ def main() -> None:
     shard, shards = arguments.shard
     mine = cells(arguments)[shard::shards]
     study.run(mine, lambda cell: run(cell, train_data, validation), "tuned")
-    print(results_table(study.rows))
+    done = [row for cell in cells(arguments) if (row := study.find(cell))]  # by all shards
+    print(results_table(done))
 
 
 if __name__ == "__main__":
