@@ -13,7 +13,7 @@ from keras import ops
 
 def straight_through(values: Any, quantized: Any) -> Any:
     """The quantized values, with the gradient of `values`."""
-    return values + ops.stop_gradient(quantized - values)
+    return ops.stop_gradient(quantized) + (values - ops.stop_gradient(values))
 
 
 class Peer(keras.layers.Conv2D):

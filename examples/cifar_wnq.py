@@ -88,8 +88,13 @@ class Quantizers(Experiment):
         self.keep(model, *self.name_of(cell))
         figures: Row = {"accuracy": curve.accuracies[-1], "curve": curve.accuracies}
         if cell["method"] in OURS:
-            rows = [row for row in summary(model).rows if row.levels is not None]
-            figures["errors"] = {row.path: row.relative_error for row in rows}
+            kind = qareg.layers.WeightNormalized
+            names = {layer.name for layer in model.layers if isinstance(layer, kind)}
+            figures["errors"] = {
+                row.path: row.relative_error
+                for row in summary(model).rows
+                if row.path.split("/")[-2] in names
+            }
             figures["error"] = float(np.mean(list(figures["errors"].values())))
         return figures
 

@@ -32,6 +32,8 @@ from keras_qareg.acceleration import compiled
 OUTSIDE = ("linear", "periodic")
 # Cells of the look-up, and weights that are looked up at a time.
 _BINS, _CHUNK = 4096, 1 << 17
+# What centroids must be apart, all together, to be looked up.
+_NARROWEST = 1e-30
 # Taylor series in the square of an angle up to pi/2: to 6e-8 and 7e-9.
 _SINE = [(-1) ** n / math.factorial(2 * n + 1) for n in range(6)]
 _COSINE = [(-1) ** n / math.factorial(2 * n) for n in range(7)]
@@ -142,8 +144,10 @@ def _evenly_spaced(levels: int, outside: str) -> Callable[..., Any]:
             basin = ops.clip(basin, 0.0, last)
         # Within float32, the offset from the basin's own weight is more exact than position - basin.
         offset = (weights - (low + basin / scale)) * (scale * math.pi)
-        square = ops.square(offset)
-        value, turn = ops.abs(offset * _series(square, _SINE)), _series(square, _COSINE)
+        # Rounding takes weights many periods away out of the range of the series.
+        near = ops.clip(offset, -0.5 * math.pi, 0.5 * math.pi)
+        square = ops.square(near)
+        value, turn = ops.abs(near * _series(square, _SINE)), _series(square, _COSINE)
         if outside == "linear":
             beyond = ops.logical_or(position < 0.0, position > last)
             value = ops.where(beyond, ops.abs(offset), value)
@@ -211,7 +215,8 @@ def _nearest_penalty(pay: Any, weights: Any, centroids: Any) -> tuple[Any, Any, 
 def _binning(ascending: Any) -> Callable[[Any], Any]:
     """A function that never falls, from values to bins."""
     low, width = ascending[0], ascending[-1] - ascending[0]
-    per_unit = _BINS / ops.where(width > 0, width, ops.ones_like(width))
+    # Bins so narrow that their number in a unit overflows are not told apart.
+    per_unit = _BINS / ops.where(width > _NARROWEST, width, ops.ones_like(width))
     return lambda x: ops.cast(ops.clip((x - low) * per_unit, 0.0, _BINS - 1.0), "int32")
 
 

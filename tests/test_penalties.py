@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from keras import ops
@@ -90,6 +90,9 @@ def test_nearest_penalties_are_the_formulas(w, c):
 
 @settings(max_examples=25, deadline=None)
 @given(WEIGHTS, CENTROIDS)
+@example(np.zeros(1, "float32"), np.array([0.0, 6.7e-38], "float32"))
+@example(np.array([1993.0], "float32"), np.array([4.4466857e-09, 0.0], "float32"))
+@example(np.array([-1.0, 0.0, 3.0], "float32"), np.array([0.0, 1e-33, 2e-31], "float32"))
 def test_values_and_gradients_are_finite_and_non_negative(w, c):
     w = np.resize(np.concatenate([c, w]), 40)  # weights equal to a centroid
     for penalty in (penalties.nearest_squared, penalties.nearest_exponential):
