@@ -185,19 +185,11 @@ def parsed() -> argparse.Namespace:
 
 
 def main() -> None:
-    arguments = parsed()
-    with training.on_devices(arguments):
-        run(arguments)
-
-
-def run(arguments: argparse.Namespace) -> None:
-    study = Study(arguments.out / "cifar10_regularizers.jsonl", KEYS)
-    experiment = Regularizers(arguments)
-    rows = study.run(cells(arguments), experiment.cell, "tuned")
-    text = results_table(rows)
-    (arguments.out / "cifar10_regularizers.txt").write_text(text + "\n")
-    draw(rows, arguments.out / "cifar10_regularizers.png")
-    print(f"\n{text}")
+    with training.on_devices(parsed()) as arguments:
+        study = Study(arguments.out / "cifar10_regularizers.jsonl", KEYS)
+        compute = Regularizers(arguments).cell
+        rows = study.tabulated(cells(arguments), compute, "tuned", results_table)
+        draw(rows, arguments.out / "cifar10_regularizers.png")
 
 
 if __name__ == "__main__":

@@ -253,23 +253,14 @@ def parsed() -> argparse.Namespace:
 
 
 def main() -> None:
-    arguments = parsed()
-    with training.on_devices(arguments):
-        run(arguments)
-
-
-def run(arguments: argparse.Namespace) -> None:
-    study = Study(arguments.out / "cifar_wnq.jsonl", KEYS)
-    experiment = Quantizers(arguments)
-    rows = study.run(cells(arguments), experiment.cell, "accuracy")
-    text = results_table(rows)
-    (arguments.out / "cifar_wnq.txt").write_text(text + "\n")
-    print(f"\n{text}\n")
-    draw_curves(rows, arguments.out / "cifar_wnq_curves.png")
-    draw_errors(rows, arguments.out / "cifar_wnq_errors.png")
-    draw_histograms(experiment, rows, arguments.out / "cifar_wnq_histograms.png")
-    if keras.backend.backend() == "tensorflow":
-        export_best(experiment, rows, arguments.out)
+    with training.on_devices(parsed()) as arguments:
+        study, experiment = Study(arguments.out / "cifar_wnq.jsonl", KEYS), Quantizers(arguments)
+        rows = study.tabulated(cells(arguments), experiment.cell, "accuracy", results_table)
+        draw_curves(rows, arguments.out / "cifar_wnq_curves.png")
+        draw_errors(rows, arguments.out / "cifar_wnq_errors.png")
+        draw_histograms(experiment, rows, arguments.out / "cifar_wnq_histograms.png")
+        if keras.backend.backend() == "tensorflow":
+            export_best(experiment, rows, arguments.out)
 
 
 if __name__ == "__main__":

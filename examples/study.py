@@ -62,6 +62,20 @@ class Study:
             )
         return [row for cell in cells if (row := self.find(cell)) is not None]
 
+    def tabulated(
+        self,
+        cells: Iterable[Row],
+        compute: Callable[[Row], Row],
+        say: str,
+        tabulate: Callable[[list[Row]], str],
+    ) -> list[Row]:
+        """What `run` gives; the table of it is printed, and written beside the file of the rows."""
+        rows = self.run(cells, compute, say)
+        text = tabulate(rows)
+        self.path.with_suffix(".txt").write_text(text + "\n")
+        print(f"\n{text}\n")
+        return rows
+
 
 def mean_and_deviation(rows: Iterable[Row], figure: str) -> tuple[float, float]:
     """The mean of a figure over rows, and its standard deviation (0 for one row).

@@ -15,6 +15,9 @@ from examples import distribution
 from examples.architectures import NETWORKS
 from examples.data import batches, load
 
+# What tells the settings of one study from those of another, in the rows of its file.
+SETTINGS = ("dataset", "network", "width", "epochs", "images", "validation", "augment")
+
 
 class FallingRate(keras.callbacks.Callback):
     """Lets each learning rate of the optimizer fall to nothing in the last epochs.
@@ -117,9 +120,9 @@ class Experiment:
             draft.replace(file)
 
     def _file(self, *name: Any) -> Path:
-        a = self.arguments
-        parts = (a.dataset, a.network, a.width, a.epochs, a.images, a.validation, a.augment, *name)
-        return a.out / "weights" / f"{'_'.join(map(str, parts))}.weights.h5"
+        settings = (getattr(self.arguments, key) for key in SETTINGS)
+        parts = map(str, (*settings, *name))
+        return self.arguments.out / "weights" / f"{'_'.join(parts)}.weights.h5"
 
 
 def parser(description: str, network: str, epochs: int) -> argparse.ArgumentParser:
@@ -142,13 +145,9 @@ def parser(description: str, network: str, epochs: int) -> argparse.ArgumentPars
 
 
 @contextlib.contextmanager
-def on_devices(arguments: argparse.Namespace) -> Iterator[None]:
-    """Within it, all is done on the devices of `--distribute`; each worker has its own `out`."""
+def on_devices(arguments: argparse.Namespace) -> Iterator[argparse.Namespace]:
+    """Arguments with an `out` for each worker; within it, all is done on `--distribute`'s devices."""
     with distribution.distributed(arguments.distribute):
         if distribution.worker():
             arguments.out /= f"worker-{distribution.worker()}"
-        yield
-
-
-# What tells the settings of one study from those of another, in the rows of its file.
-SETTINGS = ("dataset", "network", "width", "epochs", "images", "validation", "augment")
+        yield arguments

@@ -113,7 +113,8 @@ class PenaltySchedule(keras.callbacks.Callback):
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         steps = self._steps()
-        if self.ramp(self._epoch) and steps and not batch % -(-steps // _UPDATES):
+        rises = self.ramp(self._epoch) > self.ramp(self._epoch - 1)
+        if rises and steps and not batch % -(-steps // _UPDATES):
             if keras.backend.backend() == "jax":
                 self.model.jax_state_sync()  # during an epoch, Keras keeps the weights elsewhere
             self._set_strength(self.ramp(self._epoch - 1 + (batch + 1) / steps))
