@@ -16,7 +16,16 @@ from examples.architectures import NETWORKS
 from examples.data import batches, load
 
 # What tells the settings of one study from those of another, in the rows of its file.
-SETTINGS = ("dataset", "network", "width", "epochs", "images", "validation", "augment")
+SETTINGS = (
+    "dataset",
+    "network",
+    "width",
+    "epochs",
+    "batch_size",
+    "images",
+    "validation",
+    "augment",
+)
 
 
 class FallingRate(keras.callbacks.Callback):
