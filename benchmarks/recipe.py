@@ -16,7 +16,8 @@ from typing import Any
 
 import keras
 
-from examples.digits import BASELINE, METHODS, load, share_and_tune, split, train
+from examples.data import load
+from examples.digits import BASELINE, METHODS, arrays, share_and_tune, train
 from examples.study import Row, Study, mean_and_deviation
 from keras_qareg.callbacks import PenaltySchedule
 from keras_qareg.report import table
@@ -87,8 +88,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("output"))
     arguments = parser.parse_args()
 
-    (images, labels), _ = load()
-    train_data, validation = split(images, labels)
+    train_data, validation = map(arrays, load("digits")[0].split(0.25))
     study = Study(arguments.out / "recipe.jsonl", KEYS)
     shard, shards = arguments.shard
     mine = cells(arguments)[shard::shards]

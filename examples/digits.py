@@ -22,10 +22,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import keras
 import numpy as np
 from keras import layers
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
 import keras_qareg as qareg
+from examples.data import Images
+from examples.data import load as load_images
 from examples.study import Row, Study, mean_and_deviation
 from examples.training import FallingRate, accuracy
 from keras_qareg.report import summary, table
@@ -45,15 +45,13 @@ LEARNING_RATE, TUNING_RATE = 1e-3, 3e-3
 
 def load() -> tuple[Data, Data]:
     """Images `(n, 8, 8, 1)` in [0, 1] and labels: three quarters to train, one quarter to test."""
-    images, labels = load_digits(return_X_y=True)
-    images = (images / 16).astype("float32").reshape(-1, 8, 8, 1)
-    return split(images, labels)
+    train, test = load_images("digits")
+    return arrays(train), arrays(test)
 
 
-def split(images: np.ndarray, labels: np.ndarray) -> tuple[Data, Data]:
-    """Three quarters and one quarter of the data, each with all classes alike."""
-    parts = train_test_split(images, labels, test_size=0.25, stratify=labels, random_state=0)
-    return (parts[0], parts[2]), (parts[1], parts[3])
+def arrays(images: Images) -> Data:
+    """The images in [0, 1] and the labels."""
+    return images.pixels(np.zeros(1, "float32")), images.labels
 
 
 def network() -> keras.Model:

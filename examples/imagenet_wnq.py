@@ -14,7 +14,6 @@ folder, its accuracies are a row of `imagenet_wnq.jsonl`; on TensorFlow there is
 import argparse
 import os
 from pathlib import Path
-from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -28,7 +27,18 @@ from examples.study import Row, Study
 from examples.training import on_devices
 
 DECAY, MOMENTUM, WARM_UP_EPOCHS = 1e-4, 0.9, 5
-KEYS = ("bits", "activation_bits", "normalize", "epochs", "batch_size", "start")
+KEYS = (
+    "bits",
+    "activation_bits",
+    "normalize",
+    "epochs",
+    "batch_size",
+    "rate",
+    "policy",
+    "width",
+    "seed",
+    "start",
+)
 
 
 def network(arguments: argparse.Namespace, classes: int) -> keras.Model:
@@ -127,13 +137,15 @@ def parsed() -> argparse.Namespace:
 def main() -> None:
     arguments = parsed()
     keras.config.set_dtype_policy(arguments.policy)
+    cell = {key: getattr(arguments, key) for key in KEYS} | {"start": str(arguments.start or "")}
     with on_devices(arguments):
+        study = Study(arguments.out / "imagenet_wnq.jsonl", KEYS)
+        if found := study.find(cell):
+            print(f"Trained before, with these settings, to top_1 {found['top_1']:.2f}.")
+            return
         model, accuracies = train(arguments)
-    classes = model.output_shape[-1]
-    row: dict[str, Any] = {**accuracies, **write(model, arguments, classes)}
-    cell = {key: getattr(arguments, key) for key in KEYS}
-    cell["start"] = str(arguments.start or "")
-    Study(arguments.out / "imagenet_wnq.jsonl", KEYS).run([cell], lambda _: row, "top_1")
+    row: Row = {**accuracies, **write(model, arguments, model.output_shape[-1])}
+    study.run([cell], lambda _: row, "top_1")
 
 
 if __name__ == "__main__":

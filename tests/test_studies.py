@@ -104,8 +104,8 @@ with tfds.testing.mock_data(num_examples=8):
 
 
 def test_imagenet_is_trained_on_and_written(tmp_path):
-    words = ["--batch-size", 4, "--width", 0.05, "--epochs", 2, "--out", tmp_path]
-    printed = run("-c", IMAGENET, *words, "--bits", 2)
+    words = ["--batch-size", 4, "--width", 0.05, "--epochs", 2, "--bits", 2, "--out", tmp_path]
+    printed = run("-c", IMAGENET, *words)
     assert "Epoch 2/2" in printed and "val_top_5" in printed
     (row,) = map(json.loads, (tmp_path / "imagenet_wnq.jsonl").read_text().splitlines())
     assert 0 <= row["top_1"] <= row["top_5"] <= 100 and row["bits"] == 2
@@ -116,3 +116,4 @@ def test_imagenet_is_trained_on_and_written(tmp_path):
     assert len((tmp_path / "epochs.csv").read_text().splitlines()) == 3
     if keras.backend.backend() == "tensorflow":
         assert (tmp_path / "resnet18.tflite").stat().st_size == row["tflite"]
+    assert "Epoch" not in (again := run("-c", IMAGENET, *words)) and "Trained before" in again
