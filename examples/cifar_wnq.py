@@ -2,10 +2,12 @@
 
     python -m examples.cifar_wnq --data-dir DATA                    # CIFAR-10, hours on a CPU
     KERAS_BACKEND=jax python -m examples.cifar_wnq --dataset cifar100   # on a GPU, unchanged
-    python -m examples.cifar_wnq --width 0.5 --epochs 8 --images 20000 --seeds 1 --data-dir DATA
+    python -m examples.cifar_wnq --width 0.5 --images 25000 --start float --start-epochs 16 --epochs 3 \
+        --batch-size 64 --augment --seeds 1 --data-dir DATA     # two hours on two cores
 
 All cells of a seed are trained for the same number of epochs: from scratch, or with `--start float` from
-the network that was trained in float for as long before; the float cell then goes on from there as well.
+a network that was trained in float before, for `--start-epochs`; the float cell then goes on from there,
+for as many epochs as the others.
 Kernels have 1, 2 or 3 bits, with `--inputs` their inputs too; the first and last layer stay float. The
 peers DoReFa, TWN and LSQ are those of `benchmarks/peers.py`. Accuracies are of the test images, after
 each epoch too; with `--validation` of training images set aside. Cells are appended to a file as they
@@ -37,7 +39,7 @@ OURS = {
 }
 PEERS = {"DoReFa": peers.DoReFa, "TWN": peers.TWN, "LSQ": peers.LSQ}
 METHODS = (*OURS, *PEERS)
-SETTINGS = (*training.SETTINGS, "start")
+SETTINGS = (*training.SETTINGS, "start", "start_epochs")
 KEYS = (*SETTINGS, "bits", "inputs", "method", "seed")
 LEARNING_RATE = 1e-3
 # What a file holds the levels of a kind of network as.
@@ -62,9 +64,10 @@ class Quantizers(Experiment):
         """The float network that the cells of a seed start from."""
         keras.utils.set_random_seed(seed)
         model = self.network()
-        if self.arguments.start == "float" and not self.kept(model, seed, "start"):
-            self.fit(model, self.arguments.epochs, LEARNING_RATE, seed)
-            self.keep(model, seed, "start")
+        name = (seed, "start", self.arguments.start_epochs)
+        if self.arguments.start == "float" and not self.kept(model, *name):
+            self.fit(model, self.arguments.start_epochs, LEARNING_RATE, seed)
+            self.keep(model, *name)
         return model
 
     def network_of(self, cell: Row) -> keras.Model:
@@ -79,7 +82,8 @@ class Quantizers(Experiment):
         return qareg.wnq(model, cell["bits"], activation_bits=cell["inputs"], **OURS[method])
 
     def name_of(self, cell: Row) -> tuple[Any, ...]:
-        return tuple(cell[key] for key in ("start", "seed", "method", "bits", "inputs"))
+        keys = ("start", "start_epochs", "seed", "method", "bits", "inputs")
+        return tuple(cell[key] for key in keys)
 
     def cell(self, cell: Row) -> Row:
         """The figures of one cell."""
@@ -246,10 +250,16 @@ def draw_histograms(experiment: Quantizers, rows: list[Row], file: Path) -> None
 def parsed() -> argparse.Namespace:
     parser = training.parser(__doc__.split("\n")[0], network="resnet20", epochs=160)
     parser.add_argument("--start", choices=("scratch", "float"), default="scratch")
+    parser.add_argument("--start-epochs", type=int, help="of `--start float` (default: --epochs)")
     parser.add_argument("--bits", type=int, nargs="*", default=[1, 2, 3])
     parser.add_argument("--inputs", type=int, nargs="*", default=[], help="bits of both")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.start == "scratch":
+        arguments.start_epochs = 0
+    elif arguments.start_epochs is None:
+        arguments.start_epochs = arguments.epochs
+    return arguments
 
 
 def main() -> None:
