@@ -15,6 +15,8 @@ from keras_qareg.selection import check_built, wrappers
 
 # How often the strength is raised in an epoch, at most.
 _UPDATES = 20
+# The number of weights for which default strengths were chosen.
+_BALANCE = 40_000
 
 
 def _wrapped_layers(model: keras.Model, callback: str) -> list[QuantizationAware]:
@@ -47,9 +49,11 @@ class PenaltySchedule(keras.callbacks.Callback):
         power: Positive float. The higher, the longer the weights are free and the faster they settle
             at the end, so that they settle at the low learning rate of the last epochs. Defaults to 6
             (`benchmarks/recipe.py`).
-        balance: Positive integer: layers with fewer weights than this get a strength that is larger
-            in proportion. Each of their weights matters more to the loss, so that with one strength
-            for all, large layers settle long before small ones. `None` (default): one for all.
+        balance: Positive integer: the penalty of layers with fewer weights than this is multiplied in
+            proportion (`QuantizationAware.balance`). Each of their weights matters more to the loss,
+            so that with one strength for all, large layers settle long before small ones. `None`: one
+            for all. `"auto"` (default): 40,000 where the regularizer's strength is its default, `None`
+            where it was chosen.
 
     Raises:
         ValueError: If an argument is out of its range, or the model is unbuilt or has no
@@ -68,7 +72,7 @@ class PenaltySchedule(keras.callbacks.Callback):
         ramp_epochs: int | None = None,
         initialize: str | None = "kmeans",
         power: float = 6.0,
-        balance: int | None = None,
+        balance: int | str | None = "auto",
     ):
         super().__init__()
         if warmup_epochs is not None and warmup_epochs < 0:
@@ -87,9 +91,10 @@ class PenaltySchedule(keras.callbacks.Callback):
             )
         if not power > 0:
             raise ValueError(f"Expected `power` to be a positive number. Received: power={power!r}")
-        if balance is not None and balance < 1:
+        if not (balance in ("auto", None) or (isinstance(balance, int) and balance > 0)):
             raise ValueError(
-                f"Expected `balance` to be a positive number or None. Received: balance={balance!r}"
+                "Expected `balance` to be a positive integer, 'auto' or None. "
+                f"Received: balance={balance!r}"
             )
         self.warmup_epochs, self.ramp_epochs = warmup_epochs, ramp_epochs
         self.initialize, self.power, self.balance = initialize, power, balance
@@ -105,6 +110,7 @@ class PenaltySchedule(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self._epoch = epoch
         for layer in _wrapped_layers(self.model, "PenaltySchedule"):
+            layer.balance.assign(self._balance(layer))
             if self.ramp(epoch) == 0.0:
                 layer.placed.assign(0.0)
             elif self.initialize is not None and not float(ops.convert_to_numpy(layer.placed)):
@@ -128,9 +134,17 @@ class PenaltySchedule(keras.callbacks.Callback):
 
     def _set_strength(self, share: float) -> None:
         for layer in _wrapped_layers(self.model, "PenaltySchedule"):
-            weights = sum(math.prod(kernel.shape) for kernel in layer.kernels)
-            factor = max(1.0, self.balance / weights) if self.balance else 1.0
-            layer.strength.assign(share * factor * layer.regularizer.strength)
+            layer.strength.assign(share * layer.regularizer.strength)
+
+    def _balance(self, layer: QuantizationAware) -> float:
+        regularizer, balance = layer.regularizer, self.balance
+        if balance == "auto":
+            chosen = regularizer.strength != regularizer.default_strength
+            balance = None if chosen else _BALANCE
+        if balance is None:
+            return 1.0
+        weights = sum(math.prod(kernel.shape) for kernel in layer.kernels)
+        return max(1.0, int(balance) / weights)
 
 
 class CentroidHistory(keras.callbacks.Callback):

@@ -38,15 +38,19 @@ class QuantizationRegularizer(keras.regularizers.Regularizer):
     def __init__(self, levels: int = 16, strength: float | None = None):
         self.levels = check_levels(levels)
         if strength is None:
-            strength = np.exp(
-                np.interp(np.log2(self.levels), [1, 2, 3, 4], np.log(self._strengths))
-            )
+            strength = self.default_strength
         if not np.isfinite(strength) or strength < 0:
             raise ValueError(
                 "Expected `strength` to be a non-negative number or None. "
                 f"Received: strength={strength!r}"
             )
         self.strength = float(strength)
+
+    @property
+    def default_strength(self) -> float:
+        """What `strength=None` means at this number of levels."""
+        logarithms = np.log(self._strengths)
+        return float(np.exp(np.interp(np.log2(self.levels), [1, 2, 3, 4], logarithms)))
 
     def basins(self) -> np.ndarray:
         """Basins before any weight was seen: float32 array of shape `(levels,)`."""
@@ -249,7 +253,7 @@ class NearestExponential(_LearnedBasins):
     4
     """
 
-    _strengths = (3.0, 0.2, 2e-2, 5e-3)
+    _strengths = (30.0, 2.0, 0.2, 5e-2)
 
     def __init__(self, levels: int = 16, strength: float | None = None, sharpness: float = 1.0):
         super().__init__(levels, strength)

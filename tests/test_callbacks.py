@@ -70,15 +70,22 @@ def test_the_strength_rises_within_an_epoch():
         assert strength == pytest.approx(2 * (max(0, time - 1) / 2) ** 2)
 
 
-def test_small_layers_get_a_larger_strength_in_balance():
-    model = model_to_train(NearestSquared(4, strength=2.0))
-    train(model, 1, PenaltySchedule(0, 1, balance=500))
-    for layer in wrappers(model):
-        weights = int(np.prod(layer.kernels[0].shape))
-        strength = float(ops.convert_to_numpy(layer.strength))
-        assert strength == pytest.approx(2.0 * max(1.0, 500 / weights))
+@pytest.mark.parametrize(
+    "strength, wanted, weights",
+    [(2.0, 500, 500), (2.0, "auto", None), (2.0, None, None), (None, "auto", 40_000)],
+)
+def test_the_penalty_of_small_layers_is_larger_in_balance(strength, wanted, weights):
+    regularizer = NearestSquared(4, strength=strength)
+    model = model_to_train(regularizer)
+    train(model, 1, PenaltySchedule(0, 1, balance=wanted))
     sizes = [int(np.prod(layer.kernels[0].shape)) for layer in wrappers(model)]
     assert min(sizes) < 500 < max(sizes)
+    for layer, size in zip(wrappers(model), sizes, strict=True):
+        factor = 1.0 if weights is None else max(1.0, weights / size)
+        strength, balance = (float(x) for x in snapshot([layer.strength, layer.balance]))
+        assert (strength, balance) == pytest.approx((regularizer.strength, factor))
+        penalty = float(regularizer.penalty(layer.kernels[0], layer.centroids[0]))
+        assert layer.penalties() == pytest.approx([strength * balance * penalty])
 
 
 @pytest.mark.parametrize("regularizer", [NearestSquared(4, strength=0.0), Sine(4, strength=0.0)])
@@ -155,7 +162,7 @@ def test_bad_schedules():
             {"ramp_epochs": 0},
             "Expected `ramp_epochs` to be 1 or more, or None. Received: ramp_epochs=0",
         ),
-        ({"balance": 0}, "Expected `balance` to be a positive number or None. Received: balance=0"),
+        ({"balance": 0}, "Expected `balance` to be a positive integer, 'auto' or None. Received: "),
         (
             {"initialize": "lloyd"},
             "Expected `initialize` to be 'kmeans', 'quantile', 'uniform' or None",

@@ -106,7 +106,7 @@ def test_quantization_aware_conforms_to_keras(regularizer):
         input_shape=(2, 5),
         expected_output_shape=(2, 3),
         expected_num_trainable_weights=2 + regularizer.learned,
-        expected_num_non_trainable_weights=2 + (not regularizer.learned),
+        expected_num_non_trainable_weights=3 + (not regularizer.learned),
         expected_num_seed_generators=0,
         supports_masking=True,
     )

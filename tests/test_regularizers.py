@@ -82,6 +82,7 @@ def test_default_strengths_fall_with_the_levels():
         strengths = [kind(levels).strength for levels in (2, 4, 16, 256)]
         assert strengths == sorted(strengths, reverse=True) and strengths[-1] > 0
         assert kind(4, strength=0).strength == 0.0
+        assert kind(4, strength=0).default_strength == kind(4).strength == strengths[1]
 
 
 def test_basins_that_fit_centroids():

@@ -17,9 +17,9 @@ class QuantizationAware(KernelWrapper):
     """Trains a layer whose kernels are pulled towards a few values (arXiv 2602.03614).
 
     The outputs are those of the layer inside. In training, each kernel adds
-    `strength * regularizer.penalty(kernel, centroids)` to the loss. For `NearestSquared` and
+    `balance * strength * regularizer.penalty(kernel, centroids)` to the loss. For `NearestSquared` and
     `NearestExponential` the centroids are trained with the kernels; for `Sine` and `Cosine` they are
-    the fixed basins. `callbacks.PenaltySchedule` places them and raises the strength.
+    the fixed basins. `callbacks.PenaltySchedule` places them, sets the balance, and raises the strength.
 
     Args:
         layer: Any Keras layer that has kernels: dense, convolutional (transposed, depthwise and
@@ -30,6 +30,8 @@ class QuantizationAware(KernelWrapper):
     Attributes:
         centroids: List of weights of shape `(levels,)`, float32, one for each kernel.
         strength: Non-trainable float32 scalar, what the penalty is multiplied with now.
+        balance: Non-trainable float32 scalar, a second factor: more than 1 where a schedule balances
+            small layers against large ones.
         placed: Non-trainable flag, whether the centroids were placed from the kernels.
 
     Call arguments: those of the layer inside.
@@ -68,6 +70,7 @@ class QuantizationAware(KernelWrapper):
             trainable=self.regularizer.learned,
         )
         self.strength = self._add_state("strength", self.regularizer.strength)
+        self.balance = self._add_state("balance", 1.0)
         self.placed = self._add_state("placed", 0.0)
         for kernel, centroids in zip(self.kernels, self.centroids, strict=True):
             kernel.regularizer = _KernelPenalty(self, centroids, kernel.regularizer)
@@ -110,12 +113,15 @@ class QuantizationAware(KernelWrapper):
         self.placed.assign(1.0)
 
     def penalties(self) -> list[float]:
-        """The penalty of each kernel now, with the strength: a list of floats, for logging."""
-        strength = float(ops.convert_to_numpy(self.strength))
+        """The penalty of each kernel now, with its factors: a list of floats, for logging."""
+        factor = float(ops.convert_to_numpy(self._factor()))
         return [
-            strength * float(self.regularizer.penalty(kernel, centroids))
+            factor * float(self.regularizer.penalty(kernel, centroids))
             for kernel, centroids in zip(self.kernels, self.centroids, strict=True)
         ]
+
+    def _factor(self) -> Any:
+        return ops.convert_to_tensor(self.balance) * ops.convert_to_tensor(self.strength)
 
     def get_config(self) -> dict[str, Any]:
         config = {"regularizer": regularizers.serialize(self.regularizer)}
@@ -140,5 +146,5 @@ class _KernelPenalty:
         )
         if self.wrapper._in_training:
             penalty = self.wrapper.regularizer.penalty(kernel, self.centroids)
-            loss = loss + ops.convert_to_tensor(self.wrapper.strength) * penalty
+            loss = loss + self.wrapper._factor() * penalty
         return loss
