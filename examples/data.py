@@ -134,7 +134,11 @@ def batches(
     shape = (None, *data.images.shape[1:])
     specs = tf.TensorSpec(shape, "float32"), tf.TensorSpec((None,), "int32")
     found = tf.data.Dataset.from_generator(source.epoch, output_signature=specs)
-    return found.apply(tf.data.experimental.assert_cardinality(len(source))).prefetch(2)
+    options = tf.data.Options()
+    # There is nothing to tune, and an epoch's end would wait for the tuner to wake up.
+    options.autotune.enabled = False
+    found = found.apply(tf.data.experimental.assert_cardinality(len(source)))
+    return found.prefetch(2).with_options(options)
 
 
 class _Batches(keras.utils.PyDataset):
