@@ -9,6 +9,7 @@ from PIL import Image
 
 import keras_qareg as qareg
 from examples.study import Study, mean_and_deviation, written
+from examples.training import FallingRate
 from tests.test_examples import run
 
 
@@ -33,6 +34,22 @@ def test_a_study_goes_on_where_it_stopped(tmp_path, capsys):
     assert "[2/2] seed 3: tuned 93.00 (about 0 s left)" in capsys.readouterr().out
     assert mean_and_deviation(rows, "tuned") == (91.5, pytest.approx(1.29, abs=0.01))
     assert written(rows[:1], "tuned") == "90.00 ± 0.00"
+
+
+def test_the_learning_rate_falls_step_by_step():
+    class Rates(keras.callbacks.Callback):
+        seen = []
+
+        def on_train_batch_end(self, batch, logs=None):
+            if keras.backend.backend() == "jax":
+                self.model.jax_state_sync()
+            self.seen.append(float(self.model.optimizer.learning_rate))
+
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile(keras.optimizers.Adam(0.5), "mse")
+    callbacks = [FallingRate(0.5), rates := Rates()]
+    model.fit(np.ones((4, 2)), np.ones(4), batch_size=1, epochs=2, verbose=0, callbacks=callbacks)
+    np.testing.assert_allclose(rates.seen, [0.5] * 4 + [0.5, 0.375, 0.25, 0.125], rtol=1e-6)
 
 
 def write_pets(folder, count=8):
