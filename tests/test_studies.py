@@ -37,19 +37,19 @@ def test_a_study_goes_on_where_it_stopped(tmp_path, capsys):
 
 
 def test_the_learning_rate_falls_step_by_step():
-    class Rates(keras.callbacks.Callback):
-        seen = []
+    seen = []
 
+    class Rates(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
             if keras.backend.backend() == "jax":
                 self.model.jax_state_sync()
-            self.seen.append(float(self.model.optimizer.learning_rate))
+            seen.append(float(self.model.optimizer.learning_rate))
 
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
     model.compile(keras.optimizers.Adam(0.5), "mse")
-    callbacks = [FallingRate(0.5), rates := Rates()]
+    callbacks = [FallingRate(0.5), Rates()]
     model.fit(np.ones((4, 2)), np.ones(4), batch_size=1, epochs=2, verbose=0, callbacks=callbacks)
-    np.testing.assert_allclose(rates.seen, [0.5] * 4 + [0.5, 0.375, 0.25, 0.125], rtol=1e-6)
+    np.testing.assert_allclose(seen, [0.5] * 4 + [0.5, 0.375, 0.25, 0.125], rtol=1e-6)
 
 
 def write_pets(folder, count=8):
