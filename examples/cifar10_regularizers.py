@@ -5,9 +5,9 @@
     python -m examples.cifar10_regularizers --width 0.25 --epochs 12 --images 10000 --data-dir DATA
 
 All cells of a seed begin with the same weights: those after three quarters of the epochs without
-penalty, in whose last third the learning rate falls. From there the float network and each regularized
-one train on for the last quarter, while the rate falls once more and the penalty rises; then weights
-are shared, and the centroids tuned alone. k-means shares the float network. Accuracies are of the test
+penalty. From there the float network and each regularized one train on for the last quarter, in which
+the penalty rises; then weights are shared, and the centroids tuned alone. In the last third of each of
+these trainings the learning rate falls to nothing. k-means shares the float network. Accuracies are of the test
 images; with `--validation` of so large a share of the training images, which then are not trained on:
 choose by these. Cells are appended to a file as they are done, and a run that was killed goes on where
 it stopped.
@@ -58,7 +58,7 @@ class Regularizers(Experiment):
         if seed not in self.floats:
             model = self.warm(seed)
             if not self.kept(model, seed, "float"):
-                self.fit(model, self.rest, LEARNING_RATE, seed + 1000, falling=1.0)
+                self.fit(model, self.rest, LEARNING_RATE, seed + 1000)
                 self.keep(model, seed, "float")
             self.floats = {seed: (model, self.accuracy(model))}
         return self.floats[seed]
@@ -76,7 +76,7 @@ class Regularizers(Experiment):
             schedule = qareg.callbacks.PenaltySchedule(
                 warmup_epochs=0, power=cell["power"], balance=cell["balance"] or None
             )
-            self.fit(model, self.rest, LEARNING_RATE, seed + 1000, schedule, falling=1.0)
+            self.fit(model, self.rest, LEARNING_RATE, seed + 1000, schedule)
         figures = {"float": float_accuracy, "trained": self.accuracy(model)}
         shared = qareg.share_weights(model, cell["levels"], layers=cell["layers"])
         figures["shared"] = self.accuracy(shared)

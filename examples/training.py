@@ -94,9 +94,8 @@ class Experiment:
         rate: float,
         seed: int,
         *callbacks: Any,
-        falling: float = 1 / 3,
     ) -> None:
-        """Trains by Adam; the rate falls in the last epochs, `falling` of all."""
+        """Trains by Adam; the rate falls in the last third."""
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         model.compile(keras.optimizers.Adam(rate), loss)
         source = batches(
@@ -107,7 +106,7 @@ class Experiment:
             seed,
             drop_remainder=distribution.replicas() > 1,
         )
-        callbacks = (FallingRate(falling), *callbacks)
+        callbacks = (FallingRate(), *callbacks)
         settings = {"verbose": self.arguments.verbose, "callbacks": list(callbacks)}
         distribution.fit(model, source, epochs=epochs, shuffle=False, **settings)
 
