@@ -22,7 +22,7 @@ from examples.study import Row, Study, mean_and_deviation
 from keras_qareg.callbacks import PenaltySchedule
 from keras_qareg.report import table
 
-DEFAULTS = {"factor": 1.0, "power": 6.0, "centroid_rate": 1.0, "balance": 0}
+DEFAULTS = {"factor": 1.0, "power": 6.0, "centroid_rate": 1.0, "balance": 40_000}
 KEYS = ("method", "levels", "seed", *DEFAULTS)
 CHANGES = (
     {},
@@ -30,7 +30,7 @@ CHANGES = (
     {"factor": 10.0},
     {"power": 2.0},
     {"centroid_rate": 10.0},
-    {"balance": 40_000},
+    {"balance": 0},
 )
 
 
