@@ -3,10 +3,10 @@
     python -m benchmarks.recipe --out benchmarks/results
 
 For each regularizer and number of levels, trains with the defaults and with each of them changed: the
-strength, the power of its ramp, the learning rate of the centroids. Prints accuracy before and after
-tuning, beside k-means after plain training. The test images take no part. A line of `recipe.jsonl` is
-written as each cell is done; a run that was cut off goes on from there. `--shard I N` does every N-th
-cell, so that N processes can share the work.
+strength, the power of its ramp, the learning rate of the centroids, the balance. Prints accuracy before
+and after tuning, beside k-means after plain training. The test images take no part. A line of
+`recipe.jsonl` is written as each cell is done; a run that was cut off goes on from there. `--shard I N`
+does every N-th cell, so that N processes can share the work.
 """
 
 import argparse
