@@ -32,7 +32,7 @@ from keras_qareg.acceleration import compiled
 OUTSIDE = ("linear", "periodic")
 # Cells of the look-up, and weights that are looked up at a time.
 _BINS, _CHUNK = 4096, 1 << 17
-# What centroids must be apart, all together, to be looked up.
+# What basins must be apart, all together, to be told apart.
 _NARROWEST = 1e-30
 # Taylor series in the square of an angle up to pi/2: to 6e-8 and 7e-9.
 _SINE = [(-1) ** n / math.factorial(2 * n + 1) for n in range(6)]
@@ -135,7 +135,7 @@ def _tensor(x: Any) -> Any:
 def _evenly_spaced(levels: int, outside: str) -> Callable[..., Any]:
     def penalty(weights: Any, low: Any, high: Any) -> tuple[Any, Any]:
         # A range of no width is one basin, with the slope of a range of unit width.
-        wide = high > low
+        wide = high - low > _NARROWEST
         scale = (levels - 1) / ops.where(wide, high - low, ops.ones_like(high))
         last = ops.where(wide, levels - 1.0, 0.0)
         position = (weights - low) * scale

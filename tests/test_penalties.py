@@ -91,6 +91,7 @@ def test_nearest_penalties_are_the_formulas(w, c):
 @settings(max_examples=25, deadline=None)
 @given(WEIGHTS, CENTROIDS)
 @example(np.zeros(1, "float32"), np.array([0.0, 6.7e-38], "float32"))
+@example(np.ones(1, "float32"), np.array([0.0, 6.7e-38], "float32"))
 @example(np.array([1993.0], "float32"), np.array([4.4466857e-09, 0.0], "float32"))
 @example(np.array([-1.0, 0.0, 3.0], "float32"), np.array([0.0, 1e-33, 2e-31], "float32"))
 def test_values_and_gradients_are_finite_and_non_negative(w, c):
