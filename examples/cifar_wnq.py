@@ -2,17 +2,17 @@
 
     python -m examples.cifar_wnq --data-dir DATA                    # CIFAR-10, hours on a CPU
     KERAS_BACKEND=jax python -m examples.cifar_wnq --dataset cifar100   # on a GPU, unchanged
-    python -m examples.cifar_wnq --width 0.5 --images 25000 --start float --start-epochs 16 --epochs 3 \
-        --batch-size 64 --augment --seeds 1 --data-dir DATA     # two hours on two cores
+    python -m examples.cifar_wnq --width 0.5 --images 25000 --start float --start-epochs 16 --epochs 10 \
+        --batch-size 64 --augment --seeds 1 --data-dir DATA
 
-All cells of a seed are trained for the same number of epochs: from scratch, or with `--start float` from
-a network that was trained in float before, for `--start-epochs`; the float cell then goes on from there,
-for as many epochs as the others.
-Kernels have 1, 2 or 3 bits, with `--inputs` their inputs too; the first and last layer stay float. The
-peers DoReFa, TWN and LSQ are those of `benchmarks/peers.py`. Accuracies are of the test images, after
-each epoch too; with `--validation` of training images set aside. Cells are appended to a file as they
-are done, and a run that was killed goes on where it stopped. On TensorFlow, the 2-bit networks of the
-first seed are written as `.tflite` in the end, and their accuracy there is compared with that in Keras.
+All cells of a seed are trained for the same number of epochs: from scratch, or with `--start float`
+from a network that was trained in float before, for `--start-epochs`; the float cell then goes on from
+there, for as many epochs as the others. Kernels have 1, 2 or 3 bits, with `--inputs` their inputs too;
+the first and last layer stay float. The peers DoReFa, TWN and LSQ are those of `benchmarks/peers.py`.
+Accuracies are of the test images, after each epoch too; with `--validation` of training images set
+aside. Cells are appended to a file as they are done, and a run that was killed goes on where it
+stopped. On TensorFlow, the 2-bit networks of the first seed are written as `.tflite` in the end, and
+their accuracy there is compared with that in Keras.
 """
 
 import argparse
@@ -64,10 +64,10 @@ class Quantizers(Experiment):
         """The float network that the cells of a seed start from."""
         keras.utils.set_random_seed(seed)
         model = self.network()
-        name = (seed, "start", self.arguments.start_epochs)
-        if self.arguments.start == "float" and not self.kept(model, *name):
-            self.fit(model, self.arguments.start_epochs, LEARNING_RATE, seed)
-            self.keep(model, *name)
+        epochs = self.arguments.start_epochs
+        if self.arguments.start == "float" and not self.kept(model, seed, "start", epochs=epochs):
+            self.fit(model, epochs, LEARNING_RATE, seed)
+            self.keep(model, seed, "start", epochs=epochs)
         return model
 
     def network_of(self, cell: Row) -> keras.Model:

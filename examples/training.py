@@ -119,25 +119,28 @@ class Experiment:
             right += accuracy(model, images.pixels(self.mean), images.labels) * len(part)
         return right / count
 
-    def kept(self, model: keras.Model, *name: Any) -> bool:
-        """Whether the weights were kept under a name; the model then has them."""
-        file = self._file(*name)
+    def kept(self, model: keras.Model, *name: Any, **settings: Any) -> bool:
+        """Whether the weights were kept under a name; the model then has them.
+
+        The settings of the arguments belong to the name, or those given in their place.
+        """
+        file = self._file(*name, **settings)
         if file.exists():
             model.load_weights(file)
         return file.exists()
 
-    def keep(self, model: keras.Model, *name: Any) -> None:
-        """Keeps the weights of a model under a name: whole, or not at all."""
-        file = self._file(*name)
+    def keep(self, model: keras.Model, *name: Any, **settings: Any) -> None:
+        """Keeps the weights of a model under a name, as `kept` takes it: whole, or not at all."""
+        file = self._file(*name, **settings)
         file.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=file.parent) as folder:
             draft = Path(folder) / file.name
             model.save_weights(draft)
             draft.replace(file)
 
-    def _file(self, *name: Any) -> Path:
-        settings = (getattr(self.arguments, key) for key in SETTINGS)
-        parts = map(str, (*settings, *name))
+    def _file(self, *name: Any, **settings: Any) -> Path:
+        found = {**vars(self.arguments), **settings}
+        parts = map(str, (*(found[key] for key in SETTINGS), *name))
         return self.arguments.out / "weights" / f"{'_'.join(parts)}.weights.h5"
 
 
