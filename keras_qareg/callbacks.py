@@ -35,7 +35,8 @@ class PenaltySchedule(keras.callbacks.Callback):
 
     The strength of each `QuantizationAware` layer is 0 for `warmup_epochs`, and rises from there: at
     the end of epoch `e` (from 0) it is `((e - warmup_epochs + 1) / ramp_epochs)^power` of its
-    regularizer's, up to all of it, and within an epoch it goes there in up to 20 steps. At the first
+    regularizer's, up to all of it, and within an epoch it goes there in up to 20 steps. Small layers
+    are ahead of that (`balance`). At the first
     epoch after the warm-up the centroids are placed from the weights of each kernel (and a `Sine` or
     `Cosine` gets its range from them). The strength depends on the place in training alone and the
     layers remember that their centroids were placed, so training goes on as it was under
@@ -50,10 +51,11 @@ class PenaltySchedule(keras.callbacks.Callback):
             at the end, so that they settle at the low learning rate of the last epochs. Defaults to 6
             (`benchmarks/recipe.py`).
         balance: Positive integer: the penalty of layers with fewer weights than this is multiplied in
-            proportion (`QuantizationAware.balance`). Each of their weights matters more to the loss,
-            so that with one strength for all, large layers settle long before small ones. `None`: one
-            for all. `"auto"` (default): 40,000 where the regularizer's strength is its default, `None`
-            where it was chosen.
+            proportion (`QuantizationAware.balance`), and their ramp is faster by the cube root of that
+            factor. Each of their weights matters more to the loss, so that with one strength for all,
+            large layers settle long before small ones; better is that small layers settle first, while
+            the large ones can still make up for it. `None`: one for all. `"auto"` (default): 40,000
+            where the regularizer's strength is its default, `None` where it was chosen.
 
     Raises:
         ValueError: If an argument is out of its range, or the model is unbuilt or has no
@@ -100,12 +102,17 @@ class PenaltySchedule(keras.callbacks.Callback):
         self.initialize, self.power, self.balance = initialize, power, balance
         self._epoch = 0
 
-    def ramp(self, epoch: float) -> float:
-        """The share of the full strength at the end of an epoch (counted from 0), in [0, 1]."""
+    def ramp(self, epoch: float, balance: float = 1.0) -> float:
+        """The share of the full strength at the end of an epoch (counted from 0), in [0, 1].
+
+        Args:
+            epoch: The epoch; a part of one for a place within.
+            balance: `QuantizationAware.balance` of the layer that is asked about. Defaults to 1.
+        """
         epochs = (self.params or {}).get("epochs", 1)
         warmup = epochs // 3 if self.warmup_epochs is None else self.warmup_epochs
         length = self.ramp_epochs or max(1, epochs - warmup)
-        return min(1.0, max(0, epoch - warmup + 1) / length) ** self.power
+        return min(1.0, math.cbrt(balance) * max(0, epoch - warmup + 1) / length) ** self.power
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self._epoch = epoch
@@ -115,7 +122,7 @@ class PenaltySchedule(keras.callbacks.Callback):
                 layer.placed.assign(0.0)
             elif self.initialize is not None and not float(ops.convert_to_numpy(layer.placed)):
                 layer.place_centroids(self.initialize)
-        self._set_strength(self.ramp(epoch - 1 if self._steps() else epoch))
+        self._set_strength(epoch - 1 if self._steps() else epoch)
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         steps = self._steps()
@@ -123,17 +130,18 @@ class PenaltySchedule(keras.callbacks.Callback):
         if rises and steps and not batch % -(-steps // _UPDATES):
             if keras.backend.backend() == "jax":
                 self.model.jax_state_sync()  # during an epoch, Keras keeps the weights elsewhere
-            self._set_strength(self.ramp(self._epoch - 1 + (batch + 1) / steps))
+            self._set_strength(self._epoch - 1 + (batch + 1) / steps)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        self._set_strength(self.ramp(epoch))
+        self._set_strength(epoch)
 
     def _steps(self) -> int | None:
         steps: int | None = (self.params or {}).get("steps")
         return steps
 
-    def _set_strength(self, share: float) -> None:
+    def _set_strength(self, epoch: float) -> None:
         for layer in _wrapped_layers(self.model, "PenaltySchedule"):
+            share = self.ramp(epoch, self._balance(layer))
             layer.strength.assign(share * layer.regularizer.strength)
 
     def _balance(self, layer: QuantizationAware) -> float:

@@ -88,6 +88,16 @@ def test_the_penalty_of_small_layers_is_larger_in_balance(strength, wanted, weig
         assert layer.penalties() == pytest.approx([strength * balance * penalty])
 
 
+def test_the_strength_of_small_layers_is_ahead_in_balance():
+    model, history = model_to_train(NearestSquared(4, strength=2.0)), CentroidHistory()
+    train(model, 4, PenaltySchedule(0, 4, power=3, balance=500), history)
+    for layer in wrappers(model):
+        factor = max(1.0, 500 / np.prod(layer.kernels[0].shape))
+        expected = 2.0 * np.minimum(1.0, factor * ((np.arange(4) + 1) / 4) ** 3)
+        np.testing.assert_allclose(history.strengths[layer.name], expected, rtol=1e-5)
+    assert len({tuple(strengths) for strengths in history.strengths.values()}) > 1
+
+
 @pytest.mark.parametrize("regularizer", [NearestSquared(4, strength=0.0), Sine(4, strength=0.0)])
 def test_centroids_are_placed_once_from_the_weights_after_the_warm_up(regularizer):
     class Weights(keras.callbacks.Callback):
