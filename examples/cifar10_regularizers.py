@@ -186,10 +186,11 @@ def parsed() -> argparse.Namespace:
 
 def main() -> None:
     with training.on_devices(parsed()) as arguments:
-        study = Study(arguments.out / "cifar10_regularizers.jsonl", KEYS)
+        file = arguments.out / f"cifar10_regularizers_{arguments.network}.jsonl"
+        study = Study(file, KEYS)
         compute = Regularizers(arguments).cell
         rows = study.tabulated(cells(arguments), compute, "tuned", results_table)
-        draw(rows, arguments.out / "cifar10_regularizers.png")
+        draw(rows, file.with_suffix(".png"))
 
 
 if __name__ == "__main__":

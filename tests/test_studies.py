@@ -72,7 +72,7 @@ def test_the_regularizer_experiment_runs_and_resumes(tmp_path):
     assert "[2/2] method NearestExponential: tuned" in printed
     printed = run(*words, "--layers", "conv", "all")
     assert "[1/2] layers all, method k-means: tuned" in printed
-    lines = (tmp_path / "out" / "cifar10_regularizers.jsonl").read_text().splitlines()
+    lines = (tmp_path / "out" / "cifar10_regularizers_alexnet.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     assert [(row["layers"], row["method"]) for row in rows] == [
         (layers, method)
@@ -83,8 +83,8 @@ def test_the_regularizer_experiment_runs_and_resumes(tmp_path):
         assert 0 <= row["bits"] <= 2 and 0 <= row["tuned"] <= 100 and row["archive"] > 1000
     assert rows[0]["archive"] > rows[2]["archive"]
     assert len({row["float"] for row in rows}) == 1
-    assert (tmp_path / "out" / "cifar10_regularizers.png").read_bytes().startswith(b"\x89PNG")
-    assert (tmp_path / "out" / "cifar10_regularizers.txt").read_text() in printed
+    assert (tmp_path / "out" / "cifar10_regularizers_alexnet.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "out" / "cifar10_regularizers_alexnet.txt").read_text() in printed
 
 
 def test_the_wnq_experiment_runs_and_resumes(tmp_path):
