@@ -168,7 +168,7 @@ def draw(rows: list[Row], file: Path) -> None:
             axis.set_xticks(range(len(METHODS)), METHODS, rotation=30, fontsize=7, ha="right")
             low = min(bar.get_height() for bar in axis.patches if bar.get_height() > 0)
             axis.set_ylim(max(0.0, low - 0.05), None)
-    axes[0, 0].legend(fontsize=7)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper left", fontsize=8)
     figure.savefig(file, dpi=120)
 
 
