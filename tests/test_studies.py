@@ -83,7 +83,9 @@ def test_the_regularizer_experiment_runs_and_resumes(tmp_path):
         assert 0 <= row["bits"] <= 2 and 0 <= row["tuned"] <= 100 and row["archive"] > 1000
     assert rows[0]["archive"] > rows[2]["archive"]
     assert len({row["float"] for row in rows}) == 1
-    assert (tmp_path / "out" / "cifar10_regularizers_alexnet.png").read_bytes().startswith(b"\x89PNG")
+    assert (
+        (tmp_path / "out" / "cifar10_regularizers_alexnet.png").read_bytes().startswith(b"\x89PNG")
+    )
     assert (tmp_path / "out" / "cifar10_regularizers_alexnet.txt").read_text() in printed
 
 
