@@ -36,11 +36,10 @@ class PenaltySchedule(keras.callbacks.Callback):
     The strength of each `QuantizationAware` layer is 0 for `warmup_epochs`, and rises from there: at
     the end of epoch `e` (from 0) it is `((e - warmup_epochs + 1) / ramp_epochs)^power` of its
     regularizer's, up to all of it, and within an epoch it goes there in up to 20 steps. Small layers
-    are ahead of that (`balance`). At the first
-    epoch after the warm-up the centroids are placed from the weights of each kernel (and a `Sine` or
-    `Cosine` gets its range from them). The strength depends on the place in training alone and the
-    layers remember that their centroids were placed, so training goes on as it was under
-    `fit(initial_epoch=...)` and `keras.callbacks.BackupAndRestore`.
+    are ahead of that (`balance`). At the first epoch after the warm-up the centroids are placed from
+    the weights of each kernel (and a `Sine` or `Cosine` gets its range from them). The strength depends
+    on the place in training alone and the layers remember that their centroids were placed, so training
+    goes on as it was under `fit(initial_epoch=...)` and `keras.callbacks.BackupAndRestore`.
 
     Args:
         warmup_epochs: Non-negative integer; `None` (default): a third of the epochs of `fit`.
