@@ -137,9 +137,16 @@ def results_table(rows: list[Row]) -> str:
         bits, size = (mean_and_deviation(same, key)[0] for key in ("bits", "archive"))
         ratio = f"{tuned / baseline:.4f}"
         lines.append(
-            (f"{layers} {levels} {method}", *figures, ratio, f"{bits:.3f}", f"{size:,.0f}")
+            (
+                f"{layers} {levels} {method}",
+                str(len(same)),
+                *figures,
+                ratio,
+                f"{bits:.3f}",
+                f"{size:,.0f}",
+            )
         )
-    header = ("layers, levels, method", "float", "trained", "shared", "tuned", "ratio")
+    header = ("layers, levels, method", "seeds", "float", "trained", "shared", "tuned", "ratio")
     return table((*header, "bits/weight", "archive"), lines)
 
 
@@ -189,7 +196,8 @@ def main() -> None:
         file = arguments.out / f"cifar10_regularizers_{arguments.network}.jsonl"
         study = Study(file, KEYS)
         compute = Regularizers(arguments).cell
-        rows = study.tabulated(cells(arguments), compute, "tuned", results_table)
+        todo = cells(arguments)
+        rows = study.tabulated(todo, compute, "tuned", results_table, draw=arguments.draw)
         draw(rows, file.with_suffix(".png"))
 
 

@@ -27,7 +27,7 @@ import numpy as np
 import keras_qareg as qareg
 from benchmarks import peers
 from examples import training
-from examples.study import Row, Study, mean_and_deviation, written
+from examples.study import Row, Study, written
 from examples.training import Experiment
 from keras_qareg.report import summary, table
 
@@ -133,7 +133,7 @@ def label(row: Row) -> str:
     if row["method"] == FLOAT:
         return FLOAT
     inputs = "" if row["inputs"] is None else f", {row['inputs']}-bit inputs"
-    return f"{row['bits']} bits{inputs}, {row['method']}"
+    return f"{row['bits']} bit{'s' * (row['bits'] > 1)}{inputs}, {row['method']}"
 
 
 def groups(rows: list[Row]) -> dict[str, list[Row]]:
@@ -142,14 +142,15 @@ def groups(rows: list[Row]) -> dict[str, list[Row]]:
 
 
 def results_table(rows: list[Row]) -> str:
-    """Mean and deviation over the seeds, the distance to float, and the relative error."""
+    """Mean and deviation over the seeds, the distance to float of the same seed, and the error."""
     lines = []
-    reference = mean_and_deviation(groups(rows)[FLOAT], "accuracy")[0]
+    reference = {row["seed"]: row["accuracy"] for row in rows if row["method"] == FLOAT}
     for name, same in groups(rows).items():
-        distance = mean_and_deviation(same, "accuracy")[0] - reference
+        apart = [{"to float": row["accuracy"] - reference[row["seed"]]} for row in same]
         error = written(same, "error", 4) if "error" in same[0] else ""
-        lines.append((name, written(same, "accuracy"), f"{distance:+.2f}", error))
-    return table(("network", "accuracy", "to float", "relative error"), lines)
+        figures = (written(same, "accuracy"), written(apart, "to float"), error)
+        lines.append((name, str(len(same)), *figures))
+    return table(("network", "seeds", "accuracy", "to float", "relative error"), lines)
 
 
 def draw_curves(rows: list[Row], file: Path) -> None:
@@ -265,7 +266,9 @@ def parsed() -> argparse.Namespace:
 def main() -> None:
     with training.on_devices(parsed()) as arguments:
         study, experiment = Study(arguments.out / "cifar_wnq.jsonl", KEYS), Quantizers(arguments)
-        rows = study.tabulated(cells(arguments), experiment.cell, "accuracy", results_table)
+        rows = study.tabulated(
+            cells(arguments), experiment.cell, "accuracy", results_table, draw=arguments.draw
+        )
         draw_curves(rows, arguments.out / "cifar_wnq_curves.png")
         draw_errors(rows, arguments.out / "cifar_wnq_errors.png")
         draw_histograms(experiment, rows, arguments.out / "cifar_wnq_histograms.png")

@@ -68,9 +68,20 @@ class Study:
         compute: Callable[[Row], Row],
         say: str,
         tabulate: Callable[[list[Row]], str],
+        draw: bool = False,
     ) -> list[Row]:
-        """What `run` gives; the table of it is printed, and written beside the file of the rows."""
+        """What `run` gives; the table of it is printed, and written beside the file of the rows.
+
+        With `draw`, nothing is computed: the rows are those of the cells that were run before.
+
+        Raises:
+            ValueError: If there is no row.
+        """
+        if draw:
+            cells = [cell for cell in cells if self.find(cell) is not None]
         rows = self.run(cells, compute, say)
+        if not rows:
+            raise ValueError(f"Expected rows of these settings in {self.path}. Received none.")
         text = tabulate(rows)
         self.path.with_suffix(".txt").write_text(text + "\n")
         print(f"\n{text}\n")
@@ -87,9 +98,11 @@ def mean_and_deviation(rows: Iterable[Row], figure: str) -> tuple[float, float]:
 
 
 def written(rows: Iterable[Row], figure: str, digits: int = 2) -> str:
-    """A mean and its deviation as `12.34 ± 0.56`."""
+    """A mean and its deviation as `12.34 ± 0.56`; of one row, the figure alone."""
+    rows = list(rows)
     mean, deviation = mean_and_deviation(rows, figure)
-    return f"{mean:.{digits}f} ± {deviation:.{digits}f}"
+    spread = f" ± {deviation:.{digits}f}" if len(rows) > 1 else ""
+    return f"{mean:.{digits}f}{spread}"
 
 
 def _parsed(line: str) -> Row | None:

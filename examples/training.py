@@ -160,6 +160,9 @@ def parser(description: str, network: str, epochs: int) -> argparse.ArgumentPars
     found.add_argument("--verbose", type=int, default=0, help="of fit")
     found.add_argument("--distribute", choices=distribution.KINDS, default="none")
     found.add_argument("--out", type=Path, default=Path("output"))
+    found.add_argument(
+        "--draw", action="store_true", help="table and figures of what was run; no more"
+    )
     return found
 
 

@@ -33,7 +33,14 @@ def test_a_study_goes_on_where_it_stopped(tmp_path, capsys):
     assert {"commit", "backend", "device"} <= set(rows[-1])
     assert "[2/2] seed 3: tuned 93.00 (about 0 s left)" in capsys.readouterr().out
     assert mean_and_deviation(rows, "tuned") == (91.5, pytest.approx(1.29, abs=0.01))
-    assert written(rows[:1], "tuned") == "90.00 ± 0.00"
+    assert written(rows[:1], "tuned") == "90.00"
+    assert written(rows, "tuned", 1) == "91.5 ± 1.3"
+    drawn = Study(path, ("method", "seed")).tabulated(
+        [*cells, {"method": "b", "seed": 0}], compute, "tuned", str, draw=True
+    )
+    assert drawn == rows and len(calls) == 5, "what was not run stays so"
+    with pytest.raises(ValueError, match="Received none"):
+        Study(path, ("method",)).tabulated([{"method": "b"}], compute, "tuned", str, draw=True)
 
 
 def test_the_learning_rate_falls_step_by_step():
@@ -86,7 +93,9 @@ def test_the_regularizer_experiment_runs_and_resumes(tmp_path):
     assert (
         (tmp_path / "out" / "cifar10_regularizers_alexnet.png").read_bytes().startswith(b"\x89PNG")
     )
-    assert (tmp_path / "out" / "cifar10_regularizers_alexnet.txt").read_text() in printed
+    table = (tmp_path / "out" / "cifar10_regularizers_alexnet.txt").read_text()
+    assert table in printed
+    assert table in run(*words, "--layers", "conv", "all", "dense", "--draw")
 
 
 def test_the_wnq_experiment_runs_and_resumes(tmp_path):
