@@ -253,7 +253,7 @@ class NearestExponential(_LearnedBasins):
     4
     """
 
-    _strengths = (30.0, 2.0, 0.2, 5e-2)
+    _strengths = (3.0, 0.2, 2e-2, 5e-3)
 
     def __init__(self, levels: int = 16, strength: float | None = None, sharpness: float = 1.0):
         super().__init__(levels, strength)
