@@ -9,10 +9,11 @@ All cells of a seed are trained for the same number of epochs: from scratch, or 
 from a network that was trained in float before, for `--start-epochs`; the float cell then goes on from
 there, for as many epochs as the others. Kernels have 1, 2 or 3 bits, with `--inputs` their inputs too;
 the first and last layer stay float. The peers DoReFa, TWN and LSQ are those of `benchmarks/peers.py`.
-Accuracies are of the test images, after each epoch too; with `--validation` of training images set
-aside. Cells are appended to a file as they are done, and a run that was killed goes on where it
-stopped. On TensorFlow, the 2-bit networks of the first seed are written as `.tflite` in the end, and
-their accuracy there is compared with that in Keras.
+Accuracies are of the test images, or with `--validation` of training images set aside: after each
+epoch, and in the end, when batch normalization was measured anew (`keras_qareg.recalibrate`), in the
+float networks too. Cells are appended to a file as they are done, and a run that was killed goes on
+where it stopped. On TensorFlow, the 2-bit networks of the first seed are written as `.tflite` in the
+end, and their accuracy there is compared with that in Keras.
 """
 
 import argparse
@@ -76,10 +77,14 @@ class Quantizers(Experiment):
         if method == FLOAT:
             return model
         if method in PEERS:
-            images = self.train.take(np.arange(min(256, len(self.train.labels))))
-            pixels = images.pixels(self.mean)
+            pixels = self.some_pixels(256)
             return peers.quantized(model, PEERS[method], cell["bits"], cell["inputs"], pixels)
         return qareg.wnq(model, cell["bits"], activation_bits=cell["inputs"], **OURS[method])
+
+    def some_pixels(self, count: int) -> np.ndarray:
+        """Pixels of training images, as many of them at most."""
+        places = np.random.default_rng(0).permutation(len(self.train.labels))[:count]
+        return self.train.take(places).pixels(self.mean)
 
     def name_of(self, cell: Row) -> tuple[Any, ...]:
         keys = ("start", "start_epochs", "seed", "method", "bits", "inputs")
@@ -89,8 +94,9 @@ class Quantizers(Experiment):
         """The figures of one cell."""
         model, curve = self.network_of(cell), Curve(self.accuracy)
         self.fit(model, self.arguments.epochs, LEARNING_RATE, cell["seed"] + 1000, curve)
+        qareg.recalibrate(model, self.some_pixels(5_000))
         self.keep(model, *self.name_of(cell))
-        figures: Row = {"accuracy": curve.accuracies[-1], "curve": curve.accuracies}
+        figures: Row = {"accuracy": self.accuracy(model), "curve": curve.accuracies}
         if cell["method"] in OURS:
             kind = qareg.layers.WeightNormalized
             names = {layer.name for layer in model.layers if isinstance(layer, kind)}

@@ -13,7 +13,15 @@ from keras_qareg import (
     report,
 )
 from keras_qareg.codebook import Codebook
-from keras_qareg.models import codebooks, compress, quantization_aware, share_weights, strip, wnq
+from keras_qareg.models import (
+    codebooks,
+    compress,
+    quantization_aware,
+    recalibrate,
+    share_weights,
+    strip,
+    wnq,
+)
 
 if TYPE_CHECKING:
     from keras_qareg import export, plots
@@ -31,6 +39,7 @@ __all__ = [
     "plots",
     "quantization_aware",
     "quantizers",
+    "recalibrate",
     "regularizers",
     "report",
     "share_weights",

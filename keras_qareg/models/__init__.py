@@ -1,13 +1,14 @@
 """Whole-model transforms: wrap, convert, share, strip, compress, and read the codebooks of a model.
 
 Each takes a built model and returns a new one with the same weights and names; the model that was
-passed stays as it is. All results can be saved as `.keras` and loaded again, except where a
-subclassed model was changed: its own code says what it is made of, so save its weights
-(`save_weights`), or `strip` it and save that.
+passed stays as it is (`recalibrate` alone changes it). All results can be saved as `.keras` and
+loaded again, except where a subclassed model was changed: its own code says what it is made of, so
+save its weights (`save_weights`), or `strip` it and save that.
 """
 
 from keras_qareg.models.converting import wnq
 from keras_qareg.models.reading import codebooks, kernel_codebooks
+from keras_qareg.models.recalibrating import recalibrate
 from keras_qareg.models.sharing import compress, share_weights
 from keras_qareg.models.stripping import quantizes_inputs, strip
 from keras_qareg.models.wrapping import quantization_aware
@@ -18,6 +19,7 @@ __all__ = [
     "kernel_codebooks",
     "quantization_aware",
     "quantizes_inputs",
+    "recalibrate",
     "share_weights",
     "strip",
     "wnq",

@@ -16,6 +16,7 @@ from keras_qareg import grids, regularizers
 from keras_qareg.cloning import clone, containers, inner_layer, own_regularizer, own_weights
 from keras_qareg.codebook import Codebook
 from keras_qareg.layers import QuantizationAware, SharedWeights, channel_axes, kernels
+from keras_qareg.models.recalibrating import recalibrate
 from keras_qareg.models.stripping import plain, strip
 from keras_qareg.selection import (
     Layers,
@@ -28,6 +29,8 @@ from keras_qareg.selection import (
 
 # From so many weights on a bar is shown; and layers that are clustered at a time.
 _MANY_WEIGHTS, _WORKERS = 10_000_000, min(4, os.cpu_count() or 1)
+# About so many inputs, evenly taken, are enough for the statistics of batch normalization.
+_CALIBRATION_INPUTS = 4096
 METHODS = ("auto", "trained", "kmeans", "quantile", "uniform")
 TRAINABLE = ("centroids", "centroids+rest")
 
@@ -146,11 +149,14 @@ def compress(
 ) -> keras.Model:
     """Shares the weights of a trained model and tunes the centroids: the whole job in one call.
 
+    Between the two, batch normalization is measured anew on some of the inputs (`recalibrate`).
+
     Args:
         model: A built, trained model.
         levels: Integer from 2 to 256, values a kernel. Defaults to 16.
         layers: Which layers, as in `quantization_aware`.
-        data: `(inputs, targets)` to tune the centroids on; `None`: no tuning.
+        data: `(inputs, targets)` to tune the centroids on; `None`: no tuning, and statistics of batch
+            normalization as they were.
         epochs: Epochs of tuning. Defaults to 5.
         batch_size: Examples a step of tuning. Defaults to 32.
         learning_rate: Of Adam, for tuning. Defaults to 1e-3.
@@ -183,6 +189,9 @@ def compress(
             loss=model.loss,
         )
         inputs, targets = data
+        count = keras.tree.flatten(inputs)[0].shape[0]
+        some = slice(None, None, max(1, count // _CALIBRATION_INPUTS))
+        recalibrate(shared, keras.tree.map_structure(lambda part: part[some], inputs))
         shared.fit(inputs, targets, epochs=epochs, batch_size=batch_size, verbose=verbose)
     return strip(shared)
 

@@ -1,0 +1,104 @@
+"""The statistics of batch normalization, measured anew for a model whose kernels have changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+from keras.layers import BatchNormalization
+
+from keras_qareg.selection import check_built
+
+
+def recalibrate(model: keras.Model, data: Any, batch_size: int = 256) -> None:
+    """Measures the moving means and variances of all `BatchNormalization` layers anew, in place.
+
+    In training these are averages over the last steps, in which weights of few levels still jump
+    from one to the other; and after `share_weights` they are those of the kernels before. In both
+    cases the statistics are not those of the network that is kept, and a few batches of inputs mend
+    that, without labels (Nagel et al., "Overcoming Oscillations in Quantization-Aware Training",
+    arXiv 2203.11086, section 4; Wu, Johnson, arXiv 2105.07576, section 3). Each layer normalizes a
+    batch by the batch's own statistics, and keeps their mean over all batches. Everything else runs
+    as in inference, and no other weight changes.
+
+    Args:
+        model: A built model. Its `BatchNormalization` layers may be frozen; without any, it stays as
+            it is.
+        data: Inputs as `model` takes them: an array or a structure of arrays, cut into batches; or an
+            iterable of batches (such as a `tf.data.Dataset`), of which a tuple's first part counts.
+            A thousand images or more, taken as in inference, without augmentation.
+        batch_size: Positive integer, for arrays. Small batches give poor variances. Defaults to 256.
+
+    Raises:
+        ValueError: If the model is unbuilt, `batch_size` is not positive, there is no input, or
+            statistics become infinite or NaN. The model then is as it was.
+
+    Example:
+
+    >>> normalization = keras.layers.BatchNormalization()
+    >>> model = keras.Sequential([keras.Input((3,)), normalization])
+    >>> recalibrate(model, np.full((8, 3), 5.0, "float32"))
+    >>> ops.convert_to_numpy(normalization.moving_mean).tolist()
+    [5.0, 5.0, 5.0]
+    """
+    check_built(model)
+    if batch_size < 1:
+        raise ValueError(f"Expected a positive `batch_size`. Received: batch_size={batch_size!r}")
+    found = [layer for layer in model._flatten_layers() if isinstance(layer, BatchNormalization)]
+    settings = [(layer, layer.momentum, layer.trainable) for layer in found]
+    statistics = [v for layer in found for v in (layer.moving_mean, layer.moving_variance)]
+    before = [ops.convert_to_numpy(v).copy() for v in statistics]
+    try:
+        _measure(model, found, _batches(data, batch_size))
+        if not all(np.isfinite(ops.convert_to_numpy(v)).all() for v in statistics):
+            raise ValueError(
+                "Expected inputs with finite statistics. Received NaN or infinite ones."
+            )
+    except BaseException:
+        for variable, value in zip(statistics, before, strict=True):
+            variable.assign(value)
+        raise
+    finally:
+        for layer, momentum, trainable in settings:
+            layer.momentum, layer.trainable = momentum, trainable
+            vars(layer).pop("call", None)
+
+
+def _measure(model: keras.Model, found: list[BatchNormalization], batches: Iterator[Any]) -> None:
+    for layer in found:
+        layer.trainable, layer.call = True, _as_in_training(layer.call)
+    seen = 0
+    for batch in batches:
+        size = keras.tree.flatten(batch)[0].shape[0]
+        for layer in found:
+            layer.momentum = seen / (seen + size)  # so that the average is over all inputs
+        model(batch, training=False)
+        seen += size
+    if not seen:
+        raise ValueError("Expected `data` with inputs. Received none.")
+
+
+def _as_in_training(call: Callable[..., Any]) -> Callable[..., Any]:
+    def measuring(inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
+        return call(inputs, training=True, mask=mask)
+
+    return measuring
+
+
+def _batches(data: Any, batch_size: int) -> Iterator[Any]:
+    leaves = keras.tree.flatten(data)
+    if all(hasattr(leaf, "shape") for leaf in leaves):
+        for start in range(0, leaves[0].shape[0] if leaves else 0, batch_size):
+            part = slice(start, start + batch_size)
+            yield keras.tree.map_structure(lambda leaf, part=part: leaf[part], data)
+    elif isinstance(data, Iterable):
+        for batch in data:
+            yield batch[0] if isinstance(batch, tuple) else batch
+    else:
+        raise ValueError(
+            "Expected `data` to be arrays, or an iterable of batches. "
+            f"Received: {type(data).__name__}"
+        )
