@@ -75,7 +75,9 @@ def _quantized(model: keras.Model, most: int) -> list[tuple[str, np.ndarray, Cod
             f"Expected a model with codebooks. Received: model '{model.name}', of which every kernel "
             "has more than 256 values. Use keras_qareg.share_weights(model, levels=...) first."
         )
-    return found[:most]
+    # A small float kernel has few values too, but none that weights share.
+    sharing = [one for one in found if one[2].centroids.size < one[1].size]
+    return (sharing or found)[:most]
 
 
 def _histogram_axes(rows: int, columns: int) -> Any:
