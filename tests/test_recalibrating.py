@@ -138,6 +138,8 @@ def test_compress_measures_them_before_it_tunes():
     mean = ops.convert_to_numpy(small.get_layer("first").moving_mean)
     np.testing.assert_allclose(mean, INPUTS.mean((0, 1, 2)), rtol=1e-5)
     assert not ops.convert_to_numpy(model.get_layer("first").moving_mean).any()
+    few = qareg.compress(model, 2, data=(INPUTS[:200], targets[:200]), epochs=0)
+    assert not ops.convert_to_numpy(few.get_layer("first").moving_mean).any()
 
 
 def test_bad_models_are_refused():

@@ -48,6 +48,8 @@ def recalibrate(model: keras.Model, data: Any, batch_size: int = 256) -> None:
     if batch_size < 1:
         raise ValueError(f"Expected a positive `batch_size`. Received: batch_size={batch_size!r}")
     found = [layer for layer in model._flatten_layers() if isinstance(layer, BatchNormalization)]
+    if not found:
+        return
     settings = [(layer, layer.momentum, layer.trainable) for layer in found]
     statistics = [v for layer in found for v in (layer.moving_mean, layer.moving_variance)]
     before = [ops.convert_to_numpy(v).copy() for v in statistics]

@@ -29,8 +29,9 @@ from keras_qareg.selection import (
 
 # From so many weights on a bar is shown; and layers that are clustered at a time.
 _MANY_WEIGHTS, _WORKERS = 10_000_000, min(4, os.cpu_count() or 1)
-# About so many inputs, evenly taken, are enough for the statistics of batch normalization.
-_CALIBRATION_INPUTS = 4096
+# Inputs without which the statistics of batch normalization are better left as they are, and about so
+# many, evenly taken, as are enough for them.
+_FEWEST_INPUTS, _ENOUGH_INPUTS = 256, 4096
 METHODS = ("auto", "trained", "kmeans", "quantile", "uniform")
 TRAINABLE = ("centroids", "centroids+rest")
 
@@ -149,7 +150,8 @@ def compress(
 ) -> keras.Model:
     """Shares the weights of a trained model and tunes the centroids: the whole job in one call.
 
-    Between the two, batch normalization is measured anew on some of the inputs (`recalibrate`).
+    Between the two, where there are 256 inputs or more, batch normalization is measured anew on some
+    of them (`recalibrate`).
 
     Args:
         model: A built, trained model.
@@ -190,8 +192,9 @@ def compress(
         )
         inputs, targets = data
         count = keras.tree.flatten(inputs)[0].shape[0]
-        some = slice(None, None, max(1, count // _CALIBRATION_INPUTS))
-        recalibrate(shared, keras.tree.map_structure(lambda part: part[some], inputs))
+        if count >= _FEWEST_INPUTS:
+            some = slice(None, None, max(1, count // _ENOUGH_INPUTS))
+            recalibrate(shared, keras.tree.map_structure(lambda part: part[some], inputs))
         shared.fit(inputs, targets, epochs=epochs, batch_size=batch_size, verbose=verbose)
     return strip(shared)
 
