@@ -117,7 +117,8 @@ def test_the_wnq_experiment_runs_and_resumes(tmp_path):
     assert "[6/6]" in printed, "three cells were there"
     rows = [json.loads(line) for line in (out / "cifar_wnq.jsonl").read_text().splitlines()]
     assert [row["method"] for row in rows[:3]] == ["float", "WNQ", "LQ-Nets"]
-    assert all(len(row["curve"]) == 2 and 0 < row["accuracy"] <= 100 for row in rows)
+    # This network has no batch normalization to recalibrate after the last epoch.
+    assert all(len(row["curve"]) == 2 and row["curve"][-1] == row["accuracy"] for row in rows)
     assert all(0 < error < 1 for error in rows[1]["errors"].values())
     assert len(rows[1]["errors"]) == 2, "all kernels but the first and the last"
     for name in ("curves", "errors", "histograms"):
