@@ -14,6 +14,7 @@ goes on where it stopped.
 """
 
 import argparse
+import operator
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -127,25 +128,26 @@ def groups(rows: list[Row]) -> Iterator[tuple[str, int, str, list[Row]]]:
                     yield layers, levels, method, same
 
 
+def relative(rows: list[Row]) -> list[Row]:
+    """Each row with its accuracies before and after tuning over tuned k-means' of the same seed."""
+    cell = operator.itemgetter("layers", "levels", "seed")
+    baseline = {cell(row): row["tuned"] for row in rows if row["method"] == BASELINE}
+    found = []
+    for row in rows:
+        tuned = baseline.get(cell(row), np.nan)
+        found.append({**row, "before": row["shared"] / tuned, "after": row["tuned"] / tuned})
+    return found
+
+
 def results_table(rows: list[Row]) -> str:
-    """Mean and deviation of each cell over the seeds, and the ratio of the means to k-means'."""
-    lines, baseline = [], 1.0
-    for layers, levels, method, same in groups(rows):
-        tuned = mean_and_deviation(same, "tuned")[0]
-        baseline = tuned if method == BASELINE else baseline
+    """Mean and deviation of each cell over the seeds; the ratio is to k-means of the same seed."""
+    lines = []
+    for layers, levels, method, same in groups(relative(rows)):
         figures = [written(same, key) for key in ("float", "trained", "shared", "tuned")]
         bits, size = (mean_and_deviation(same, key)[0] for key in ("bits", "archive"))
-        ratio = f"{tuned / baseline:.4f}"
-        lines.append(
-            (
-                f"{layers} {levels} {method}",
-                str(len(same)),
-                *figures,
-                ratio,
-                f"{bits:.3f}",
-                f"{size:,.0f}",
-            )
-        )
+        ratio = f"{mean_and_deviation(same, 'after')[0]:.4f}"
+        name = f"{layers} {levels} {method}"
+        lines.append((name, str(len(same)), *figures, ratio, f"{bits:.3f}", f"{size:,.0f}"))
     header = ("layers, levels, method", "seeds", "float", "trained", "shared", "tuned", "ratio")
     return table((*header, "bits/weight", "archive"), lines)
 
@@ -155,8 +157,8 @@ def draw(rows: list[Row], file: Path) -> None:
     from matplotlib.figure import Figure
 
     found = {
-        (layers, levels, method): [mean_and_deviation(same, key)[0] for key in ("shared", "tuned")]
-        for layers, levels, method, same in groups(rows)
+        (layers, levels, method): [mean_and_deviation(same, key)[0] for key in ("before", "after")]
+        for layers, levels, method, same in groups(relative(rows))
     }
     across = list(dict.fromkeys(layers for layers, _, _ in found))
     down = sorted({levels for _, levels, _ in found})
@@ -164,16 +166,14 @@ def draw(rows: list[Row], file: Path) -> None:
     axes = figure.subplots(len(down), len(across), squeeze=False)
     for i, levels in enumerate(down):
         for j, layers in enumerate(across):
-            axis, baseline = axes[i, j], found.get((layers, levels, BASELINE), [1.0, 1.0])[1]
+            axis = axes[i, j]
             for k, label in enumerate(("before tuning", "after tuning")):
-                heights = [
-                    found.get((layers, levels, m), [np.nan] * 2)[k] / baseline for m in METHODS
-                ]
+                heights = [found.get((layers, levels, m), [np.nan] * 2)[k] for m in METHODS]
                 axis.bar(np.arange(len(METHODS)) + 0.4 * k - 0.2, heights, 0.38, label=label)
             axis.axhline(1.0, color="black", linewidth=0.5)
             axis.set_title(f"{layers}, {levels} levels", fontsize=9)
             axis.set_xticks(range(len(METHODS)), METHODS, rotation=30, fontsize=7, ha="right")
-            low = min(bar.get_height() for bar in axis.patches if bar.get_height() > 0)
+            low = min((bar.get_height() for bar in axis.patches if bar.get_height() > 0), default=0)
             axis.set_ylim(max(0.0, low - 0.05), None)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper left", fontsize=8)
     figure.savefig(file, dpi=120)

@@ -139,7 +139,7 @@ class Sine(_FixedBasins):
     >>> layer = keras.layers.Dense(8, kernel_regularizer=Sine(levels=4, weight_range=(-0.3, 0.3)))
     """
 
-    _strengths = (1.0, 1.25e-2, 5e-4, 1e-4)
+    _strengths = (1.0, 1.25e-3, 5e-4, 1e-4)
 
     def _spread(self, low: float, high: float) -> np.ndarray:
         return np.linspace(low, high, self.levels, dtype="float32")
@@ -173,7 +173,7 @@ class Cosine(_FixedBasins):
     [-0.5, 0.5]
     """
 
-    _strengths = (1.0, 1.25e-2, 5e-4, 1e-4)
+    _strengths = (1.0, 1.25e-3, 5e-4, 1e-4)
 
     def _spread(self, low: float, high: float) -> np.ndarray:
         middles = (np.arange(self.levels) + 0.5) / self.levels

@@ -105,6 +105,24 @@ def test_the_regularizer_experiment_runs_and_resumes(tmp_path):
     assert table in run(*words, "--layers", "conv", "all", "dense", "--draw")
 
 
+def test_ratios_are_to_k_means_of_the_same_seed():
+    from examples.cifar10_regularizers import relative, results_table
+
+    cell = {"layers": "all", "levels": 4, "float": 70.0, "trained": 60.0, "bits": 2.0, "archive": 9}
+    rows = [
+        {**cell, "method": "k-means", "seed": 0, "shared": 20.0, "tuned": 50.0},
+        {**cell, "method": "k-means", "seed": 1, "shared": 10.0, "tuned": 40.0},
+        {**cell, "method": "Sine", "seed": 1, "shared": 50.0, "tuned": 60.0},
+    ]
+    assert [(row["before"], row["after"]) for row in relative(rows)] == [
+        (0.4, 1),
+        (0.25, 1),
+        (1.25, 1.5),
+    ]
+    assert "1.5000" in results_table(rows).splitlines()[-1], "not the ratio of the means, 60 / 45"
+    assert np.isnan(relative(rows[2:])[0]["after"]), "without k-means there is none"
+
+
 def test_the_wnq_experiment_runs_and_resumes(tmp_path):
     write_pets(tmp_path)
     out = tmp_path / "out"
