@@ -2,6 +2,7 @@
 
 import keras
 import numpy as np
+import pytest
 from keras import layers, ops
 from sklearn.datasets import load_digits
 
@@ -65,3 +66,10 @@ def predict(model, inputs):
 def snapshot(variables):
     """Copies of their values: on JAX, an array of a variable is a view that training overwrites."""
     return [np.array(ops.convert_to_numpy(variable)) for variable in variables]
+
+
+def error_of(function, *arguments, **keywords):
+    """The text of the `ValueError` that a call raises."""
+    with pytest.raises(ValueError) as error:
+        function(*arguments, **keywords)
+    return str(error.value)

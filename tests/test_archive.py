@@ -15,7 +15,7 @@ import keras_qareg as qareg
 from keras_qareg.export import ArchiveError, archive, container, load_archive, save_archive
 from keras_qareg.export.coding import decode_indices, encode_indices
 from tests.helpers import digits, small_cnn, snapshot
-from tests.test_models import MODELS, assert_same_outputs
+from tests.kinds import MODELS, assert_same_outputs
 
 RNG = np.random.default_rng(0)
 

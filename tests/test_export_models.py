@@ -8,8 +8,7 @@ from keras import layers
 import keras_qareg as qareg
 from keras_qareg.export import flatbuffer
 from keras_qareg.export.runtime import run_litert
-from tests.helpers import BACKEND
-from tests.test_models import error_of
+from tests.helpers import BACKEND, error_of
 
 pytestmark = pytest.mark.skipif(
     BACKEND != "tensorflow", reason="LiteRT export needs the TensorFlow backend"

@@ -8,9 +8,8 @@ from keras import layers
 import keras_qareg as qareg
 from keras_qareg.export import flatbuffer, integer
 from keras_qareg.export.runtime import run_litert
-from tests.helpers import BACKEND, predict
+from tests.helpers import BACKEND, error_of, predict
 from tests.test_micro import IMAGES, RNG, network
-from tests.test_models import error_of
 
 pytestmark = pytest.mark.skipif(
     BACKEND != "tensorflow", reason="LiteRT export needs the TensorFlow backend"

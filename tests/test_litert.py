@@ -113,7 +113,7 @@ def test_recurrent_models_are_written_for_single_examples(tmp_path):
 
 @tensorflow_only
 def test_subclassed_models_export_too(tmp_path):
-    from tests.test_models import subclassed
+    from tests.kinds import subclassed
 
     shared = qareg.share_weights(subclassed(), levels=4)
     report = qareg.export.litert(shared, tmp_path / "model.tflite")

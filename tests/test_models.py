@@ -1,4 +1,4 @@
-"""Whole-model transforms on every kind of model, and their errors, word for word."""
+"""Whole-model transforms on every kind of model."""
 
 import subprocess
 import sys
@@ -14,76 +14,7 @@ from keras_qareg.layers import QuantizationAware, SharedWeights
 from keras_qareg.regularizers import Cosine, NearestExponential, NearestSquared, Sine
 from keras_qareg.selection import select, wrappers
 from tests.helpers import BACKEND, compiled, digits, predict, small_cnn, snapshot
-
-
-def functional():
-    """Two inputs, a shared layer, a nested model, an operation and two outputs."""
-    keras.utils.set_random_seed(1)
-    left, right = keras.Input((8,), name="left"), keras.Input((8,), name="right")
-    shared = layers.Dense(12, name="shared")
-    inside = keras.Sequential(
-        [keras.Input((12,)), layers.Dense(9, activation="relu", name="deep")], name="inside"
-    )
-    merged = ops.relu(shared(left) - shared(right))
-    hidden = layers.BatchNormalization(name="norm")(inside(merged))
-    outputs = [layers.Dense(4, name="first")(hidden), layers.Dense(2, name="second")(hidden)]
-    return keras.Model([left, right], outputs, name="two_heads")
-
-
-@keras.saving.register_keras_serializable("tests")
-class Subclassed(keras.Model):
-    """Layers in an attribute, a list and a dictionary, and a weight of its own."""
-
-    def __init__(self, width=10, **kwargs):
-        super().__init__(**kwargs)
-        self.width = width
-        self.entry = layers.Dense(width, activation="relu", name="entry")
-        self.blocks = [layers.Dense(width, name=f"block_{i}") for i in range(2)]
-        self.heads = {"main": layers.Dense(3, name="head")}
-        self.norm = layers.BatchNormalization(name="norm")
-        self.scale = self.add_weight(name="scale", shape=(width,), initializer="ones")
-
-    def call(self, inputs, training=None):
-        hidden = self.entry(inputs)
-        for block in self.blocks:
-            hidden = ops.tanh(block(hidden))
-        return self.heads["main"](self.norm(hidden * self.scale, training=training))
-
-    def get_config(self):
-        return {**super().get_config(), "width": self.width}
-
-
-def subclassed():
-    keras.utils.set_random_seed(2)
-    model = Subclassed(name="subclassed")
-    model(np.ones((1, 8)))
-    model.scale.assign(np.linspace(0.5, 1.5, 10))
-    return model
-
-
-def nested():
-    """A subclassed model inside a functional one."""
-    keras.utils.set_random_seed(3)
-    inputs = keras.Input((8,))
-    return keras.Model(inputs, layers.Dense(5, name="last")(Subclassed(name="trunk")(inputs)))
-
-
-MODELS = {
-    "sequential": (small_cnn, digits(16)[0], ["conv", "fc", "out"]),
-    "functional": (functional, [np.eye(8), np.ones((8, 8))], ["shared", "deep", "first", "second"]),
-    "subclassed": (subclassed, np.eye(8), ["entry", "block_0", "block_1", "head"]),
-    "nested": (nested, np.eye(8), ["entry", "block_0", "block_1", "head", "last"]),
-}
-
-
-def outputs_of(model, inputs):
-    inputs = keras.tree.map_structure(lambda x: ops.convert_to_tensor(x, "float32"), inputs)
-    return [ops.convert_to_numpy(y) for y in keras.tree.flatten(model(inputs, training=False))]
-
-
-def assert_same_outputs(model, other, inputs):
-    for one, two in zip(outputs_of(model, inputs), outputs_of(other, inputs), strict=True):
-        np.testing.assert_array_equal(one, two)
+from tests.kinds import MODELS, Subclassed, assert_same_outputs
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -447,100 +378,6 @@ def test_learned_codebooks_of_a_quantization_aware_model():
     books = qareg.codebooks(wrapped)
     assert list(books) == ["cnn/conv/kernel", "cnn/fc/kernel", "cnn/out/kernel"]
     assert qareg.codebooks(small_cnn()).keys() == {"cnn/conv/kernel", "cnn/out/kernel"}
-
-
-def error_of(function, *arguments, **keywords):
-    with pytest.raises(ValueError) as error:
-        function(*arguments, **keywords)
-    return str(error.value)
-
-
-def test_bad_models():
-    unbuilt = keras.Sequential([layers.Dense(3)], name="later")
-    for transform in (
-        lambda m: qareg.quantization_aware(m, NearestSquared(4)),
-        lambda m: qareg.share_weights(m, levels=4),
-        qareg.strip,
-        qareg.codebooks,
-        qareg.report.summary,
-    ):
-        assert error_of(transform, unbuilt) == (
-            "Expected a built model. Received: model 'later' without weights. "
-            "Call it on a batch, or begin it with keras.Input."
-        )
-        assert error_of(transform, "model.keras") == "Expected a keras.Model. Received: str"
-    wrapped = qareg.quantization_aware(small_cnn(), NearestSquared(4))
-    assert error_of(qareg.quantization_aware, wrapped, NearestSquared(4)) == (
-        "Expected a plain model. Received: a model with quantized layers already (['conv', 'fc', "
-        "'out']). Take keras_qareg.strip(model) first."
-    )
-    assert error_of(qareg.share_weights, qareg.share_weights(wrapped), levels=4) == (
-        "Expected a model whose weights are not shared or quantized yet. Received: a model with "
-        "layer 'conv' of type SharedWeights. Take keras_qareg.strip(model) first."
-    )
-
-
-def test_nothing_to_do():
-    flat = keras.Sequential([keras.Input((3,)), layers.ReLU()], name="flat")
-    assert error_of(qareg.quantization_aware, flat, NearestSquared(4)) == (
-        "Expected a layer to wrap in model 'flat'. Received: layers='all', of which none has a "
-        "kernel large enough and a regularizer."
-    )
-    assert error_of(qareg.quantization_aware, small_cnn()) == (
-        "Expected a layer to wrap in model 'cnn'. Received: layers='all', of which none has a kernel "
-        "large enough and a regularizer of its own, and no regularizer was given."
-    )
-    assert error_of(qareg.share_weights, flat, levels=4, layers="conv") == (
-        "Expected a layer to share the weights of in model 'flat'. Received: layers='conv', of which "
-        "none has a kernel large enough."
-    )
-
-
-def test_bad_choices():
-    model = small_cnn()
-    assert error_of(qareg.quantization_aware, model, NearestSquared(4), ["fc", "fcc"]) == (
-        "Expected `layers` to be names of layers with kernels, ['conv', 'fc', 'out']. Received "
-        "unknown names: ['fcc']"
-    )
-    assert error_of(qareg.share_weights, model, levels=4, layers="convs") == (
-        "Expected `layers` to be one of ('all', 'conv', 'dense'). Received: layers='convs'"
-    )
-    assert error_of(qareg.share_weights, model, levels=4, method="lloyd") == (
-        "Expected `method` to be one of ('auto', 'trained', 'kmeans', 'quantile', 'uniform'). "
-        "Received: method='lloyd'"
-    )
-    assert error_of(qareg.share_weights, model, levels=4, trainable="bias") == (
-        "Expected `trainable` to be one of ('centroids', 'centroids+rest'). "
-        "Received: trainable='bias'"
-    )
-    assert error_of(qareg.share_weights, model, levels=1) == (
-        "Expected `levels` to be an integer from 2 to 256. Received: levels=1"
-    )
-    assert error_of(qareg.share_weights, model) == (
-        "Expected `levels`, because layer 'conv' has no regularizer of keras_qareg to take it from. "
-        "Received: levels=None"
-    )
-    assert error_of(qareg.share_weights, model, levels=4, method="trained") == (
-        "Expected trained centroids for levels=4 with method='trained'. Received: layer 'conv' "
-        "without them. Train it with keras_qareg.quantization_aware, or use method='auto'."
-    )
-
-
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_weights_that_are_not_finite(bad):
-    model = small_cnn()
-    kernel = ops.convert_to_numpy(model.get_layer("fc").kernel).copy()
-    kernel[3, 4] = bad
-    model.get_layer("fc").kernel.assign(kernel)
-    expected = (
-        "Kernel 'cnn/fc/kernel': Expected finite weights. Received: an array with NaN or infinite "
-        "values. Train again with a lower learning rate, or restore an earlier checkpoint."
-    )
-    assert error_of(qareg.share_weights, model, levels=4) == expected
-    assert error_of(qareg.quantization_aware, model, NearestSquared(4)) == expected
-    wrapped = qareg.quantization_aware(small_cnn(), Sine(4))
-    wrapped.get_layer("fc").layer.kernel.assign(kernel)
-    assert error_of(qareg.share_weights, wrapped).endswith(expected.split(": ", 1)[1])
 
 
 def test_saved_models_load_after_a_mere_import(tmp_path):

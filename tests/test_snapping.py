@@ -9,8 +9,7 @@ import keras_qareg as qareg
 from keras_qareg.codebook import Codebook
 from keras_qareg.grids import grid_codes
 from keras_qareg.layers import SharedWeights
-from tests.helpers import BACKEND, compiled, digits, predict, small_cnn
-from tests.test_models import error_of
+from tests.helpers import BACKEND, compiled, digits, error_of, predict, small_cnn
 
 
 def assert_on_grid(books, levels):
