@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -158,8 +159,8 @@ class CentroidHistory(keras.callbacks.Callback):
     """Records the centroids, the strength and the penalty of each kernel after every epoch.
 
     Args:
-        log_dir: Folder for TensorBoard event files (needs the package `tensorboardX`); `None`
-            (default): keep the record in memory alone.
+        log_dir: Folder for TensorBoard event files, one a training (needs the package `tensorboardX`);
+            `None` (default): keep the record in memory alone.
 
     Attributes:
         epochs: List of the epochs recorded.
@@ -184,7 +185,13 @@ class CentroidHistory(keras.callbacks.Callback):
         self.centroids: dict[str, list[np.ndarray]] = {}
         self.penalties: dict[str, list[float]] = {}
         self.strengths: dict[str, list[float]] = {}
-        self._writer = None if log_dir is None else _event_writer(log_dir)
+        self._open = None if log_dir is None else functools.partial(_writer_class(), log_dir)
+        self._writer: Any = None
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        if self._open is not None:
+            # Files are named by the second: the suffix tells trainings within one apart.
+            self._writer = self._open(filename_suffix=f".{len(self.epochs)}")
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         self.epochs.append(epoch)
@@ -204,14 +211,15 @@ class CentroidHistory(keras.callbacks.Callback):
 
     def on_train_end(self, logs: Any = None) -> None:
         if self._writer is not None:
-            self._writer.flush()
+            self._writer.close()  # events wait in a queue, for which `flush` does not wait
+            self._writer = None
 
     def _log(self, tag: str, value: float, epoch: int) -> None:
         if self._writer is not None:
             self._writer.add_scalar(tag, value, epoch)
 
 
-def _event_writer(log_dir: str) -> Any:
+def _writer_class() -> Any:
     try:
         from tensorboardX import SummaryWriter
     except ImportError as error:
@@ -219,4 +227,4 @@ def _event_writer(log_dir: str) -> Any:
             "Writing TensorBoard events needs the package tensorboardX: "
             "pip install 'keras-qareg[tensorboard]'"
         ) from error
-    return SummaryWriter(log_dir)
+    return SummaryWriter

@@ -145,24 +145,38 @@ def test_initial_epoch_continues_the_schedule():
         np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-6)
 
 
-def test_tensorboard_events_hold_the_record(tmp_path):
-    history = CentroidHistory(log_dir=str(tmp_path))
-    train(model_to_train(), 2, PenaltySchedule(0, 1), history)
-    from tensorboardX.event_file_writer import EventFileWriter  # noqa: F401  (installed for this)
+def events_of(file):
     from tensorboardX.proto.event_pb2 import Event
 
-    (file,) = tmp_path.iterdir()
-    content, place, tags = file.read_bytes(), 0, {}
+    content, place, found = file.read_bytes(), 0, {}
     while place < len(content):  # length, its checksum, the event, its checksum
         length = int.from_bytes(content[place : place + 8], "little")
         event = Event.FromString(content[place + 12 : place + 12 + length])
-        tags |= {(value.tag, event.step): value.simple_value for value in event.summary.value}
+        found |= {(value.tag, event.step): value.simple_value for value in event.summary.value}
         place += length + 16
+    return found
+
+
+def test_tensorboard_events_hold_the_record_of_every_training(tmp_path):
+    history, model = CentroidHistory(log_dir=str(tmp_path)), model_to_train()
+    train(model, 2, PenaltySchedule(0, 1), history)
+    train(model, 3, PenaltySchedule(0, 1), history, initial_epoch=2)
+    first, second = sorted(tmp_path.iterdir(), key=lambda file: file.suffix)
+    tags = events_of(first)
+    assert {epoch for _, epoch in tags} == {0, 1} and {epoch for _, epoch in events_of(second)} == {
+        2
+    }
+    tags |= events_of(second)
+    count = sum(1 + 5 * len(layer.kernels) for layer in wrappers(model))
+    assert len(tags) == 3 * count, "a strength a layer; a penalty and four centroids a kernel"
     path = "cnn/fc/kernel"
-    assert tags["strength/fc", 1] == pytest.approx(history.strengths["fc"][1])
-    assert tags[f"penalty/{path}", 1] == pytest.approx(history.penalties[path][1], rel=1e-5)
-    found = [tags[f"centroids/{path}/{j}", 1] for j in range(4)]
-    np.testing.assert_allclose(found, np.sort(history.centroids[path][1]), rtol=1e-6)
+    for epoch in range(3):
+        assert tags["strength/fc", epoch] == pytest.approx(history.strengths["fc"][epoch])
+        assert tags[f"penalty/{path}", epoch] == pytest.approx(
+            history.penalties[path][epoch], rel=1e-5
+        )
+        found = [tags[f"centroids/{path}/{j}", epoch] for j in range(4)]
+        np.testing.assert_allclose(found, np.sort(history.centroids[path][epoch]), rtol=1e-6)
 
 
 def test_bad_schedules():
