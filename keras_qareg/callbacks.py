@@ -189,6 +189,7 @@ class CentroidHistory(keras.callbacks.Callback):
         self._writer: Any = None
 
     def on_train_begin(self, logs: Any = None) -> None:
+        self.on_train_end()  # of a training that was interrupted
         if self._open is not None:
             # Files are named by the second: the suffix tells trainings within one apart.
             self._writer = self._open(filename_suffix=f".{len(self.epochs)}")

@@ -162,11 +162,9 @@ def test_tensorboard_events_hold_the_record_of_every_training(tmp_path):
     train(model, 2, PenaltySchedule(0, 1), history)
     train(model, 3, PenaltySchedule(0, 1), history, initial_epoch=2)
     first, second = sorted(tmp_path.iterdir(), key=lambda file: file.suffix)
-    tags = events_of(first)
-    assert {epoch for _, epoch in tags} == {0, 1} and {epoch for _, epoch in events_of(second)} == {
-        2
-    }
-    tags |= events_of(second)
+    tags, later = events_of(first), events_of(second)
+    assert {epoch for _, epoch in tags} == {0, 1} and {epoch for _, epoch in later} == {2}
+    tags |= later
     count = sum(1 + 5 * len(layer.kernels) for layer in wrappers(model))
     assert len(tags) == 3 * count, "a strength a layer; a penalty and four centroids a kernel"
     path = "cnn/fc/kernel"
@@ -177,6 +175,14 @@ def test_tensorboard_events_hold_the_record_of_every_training(tmp_path):
         )
         found = [tags[f"centroids/{path}/{j}", epoch] for j in range(4)]
         np.testing.assert_allclose(found, np.sort(history.centroids[path][epoch]), rtol=1e-6)
+
+
+def test_events_of_an_interrupted_training_are_kept(tmp_path):
+    history, model = CentroidHistory(log_dir=str(tmp_path)), model_to_train()
+    with pytest.raises(InterruptedError):
+        train(model, 3, PenaltySchedule(0, 1), history, StopAfter(1))
+    train(model, 3, PenaltySchedule(0, 1), history, initial_epoch=2)
+    assert {epoch for file in tmp_path.iterdir() for _, epoch in events_of(file)} == {0, 1, 2}
 
 
 def test_bad_schedules():
