@@ -31,7 +31,7 @@ from keras_qareg.report import table
 BASELINE = "k-means"
 REGULARIZERS = ("Sine", "Cosine", "NearestSquared", "NearestExponential")
 METHODS = (BASELINE, *REGULARIZERS)
-SETTINGS = (*training.SETTINGS, "tuning_epochs", "strength", "power", "balance")
+SETTINGS = (*training.SETTINGS, "tuning_epochs", "strength", "power", "balance", "straight_through")
 KEYS = (*SETTINGS, "layers", "levels", "method", "seed")
 LEARNING_RATE, TUNING_RATE = 1e-3, 1e-3
 
@@ -73,7 +73,9 @@ class Regularizers(Experiment):
             keras.utils.set_random_seed(seed)
             regularizer = getattr(qareg.regularizers, method)(cell["levels"])
             regularizer.strength *= cell["strength"]
-            model = qareg.quantization_aware(self.warm(seed), regularizer, layers=cell["layers"])
+            model = qareg.quantization_aware(
+                self.warm(seed), regularizer, cell["layers"], cell["straight_through"]
+            )
             schedule = qareg.callbacks.PenaltySchedule(
                 warmup_epochs=0, power=cell["power"], balance=cell["balance"] or None
             )
@@ -186,6 +188,11 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--tuning-epochs", type=int, default=5)
     parser.add_argument("--strength", type=float, default=1.0, help="times the default")
+    parser.add_argument(
+        "--straight-through",
+        action="store_true",
+        help="compute with quantized kernels while the penalty rises",
+    )
     parser.add_argument("--power", type=float, default=6.0, help="of the ramp of the strength")
     parser.add_argument("--balance", type=int, default=40_000, help="of PenaltySchedule; 0: none")
     return parser.parse_args()

@@ -120,8 +120,11 @@ class PenaltySchedule(keras.callbacks.Callback):
             layer.balance.assign(self._balance(layer))
             if self.ramp(epoch) == 0.0:
                 layer.placed.assign(0.0)
-            elif self.initialize is not None and not float(ops.convert_to_numpy(layer.placed)):
-                layer.place_centroids(self.initialize)
+            elif not float(ops.convert_to_numpy(layer.placed)):
+                if self.initialize is None:
+                    layer.placed.assign(1.0)
+                else:
+                    layer.place_centroids(self.initialize)
         self._set_strength(epoch - 1 if self._steps() else epoch)
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:

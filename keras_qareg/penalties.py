@@ -23,7 +23,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from keras import ops
 
@@ -106,6 +106,39 @@ def nearest_exponential(weights: Any, centroids: Any, sharpness: float = 1.0) ->
     return _differentiable(_nearest("exponential", float(sharpness)), weights, centroids)
 
 
+def nearest(weights: Any, centroids: Any) -> Any:
+    """The nearest centroid of each weight, passed straight through.
+
+    Args:
+        weights: Tensor of any shape.
+        centroids: Tensor of shape `(levels,)`, in any order, equal values allowed.
+
+    Returns:
+        A float32 tensor in the shape of the weights (at a tie, the lower of two centroids). Weights get
+        its gradient as if they were it, and each centroid the sum over its members.
+
+    Example:
+
+    >>> np.asarray(nearest([0.1, 0.7, 3.0], [1.0, 0.0])).tolist()
+    [0.0, 1.0, 1.0]
+    """
+    weights, centroids = _tensor(weights), _tensor(centroids)
+    levels = centroids.shape[0]
+
+    @ops.custom_gradient
+    def quantize(weights: Any, centroids: Any) -> Any:
+        values, members = _nearest_values()(weights, centroids)
+
+        def grad(*args: Any, upstream: Any = None) -> Any:
+            upstream = args[0] if upstream is None else upstream
+            flat = ops.reshape(upstream, (-1,)), ops.reshape(members, (-1,))
+            return upstream, ops.segment_sum(*flat, num_segments=levels)
+
+        return values, grad
+
+    return quantize(weights, centroids)
+
+
 def _differentiable(function: Callable[..., Any], *inputs: Any) -> Any:
     """The first result of a function; the others are its gradients, `None` where there is none."""
 
@@ -177,39 +210,82 @@ def _pay(kind: str, sharpness: float, distance: Any) -> tuple[Any, Any]:
     return 1.0 - decay, sharpness * decay * ops.sign(distance)
 
 
-def _nearest_penalty(pay: Any, weights: Any, centroids: Any) -> tuple[Any, Any, Any]:
-    """The total penalty, and its gradients by weights and centroids."""
-    order, levels = ops.argsort(centroids), centroids.shape[0]
+class _Cells(NamedTuple):
+    """Centroids in ascending order, and which of them may be the nearest in each bin of their range."""
+
+    order: Any
+    ascending: Any
+    midpoints: Any
+    bin_of: Callable[[Any], Any]
+    # The centroids below the first and above the last midpoint of each bin.
+    below: Any
+    above: Any
+
+    @property
+    def tell_apart(self) -> Any:
+        """Whether no bin has more than one midpoint, so that one comparison decides."""
+        return ops.max(self.above - self.below) <= 1
+
+
+def _cells(centroids: Any) -> _Cells:
+    order = ops.argsort(centroids)
     ascending = ops.take(centroids, order)
     midpoints = 0.5 * ascending[:-1] + 0.5 * ascending[1:]
     bin_of = _binning(ascending)
     bins, of_midpoints = ops.arange(_BINS, dtype="int32"), bin_of(midpoints)
-    # The centroids below the first and above the last midpoint of each bin.
     below = ops.searchsorted(of_midpoints, bins, side="left")
     above = ops.searchsorted(of_midpoints, bins, side="right")
-    lower, upper = ops.take(ascending, below), ops.take(ascending, above)
-    owners = ops.reshape(ops.stack([below, above], axis=1), (-1,))
+    return _Cells(order, ascending, midpoints, bin_of, below, above)
+
+
+@functools.lru_cache
+def _nearest_values() -> Callable[..., Any]:
+    def values(weights: Any, centroids: Any) -> tuple[Any, Any]:
+        """The nearest centroid of each weight, and its place among the centroids."""
+        cells = _cells(centroids)
+        flat = ops.reshape(weights, (-1,))
+
+        def look_up() -> Any:
+            place = cells.bin_of(flat)
+            below, above = ops.take(cells.below, place), ops.take(cells.above, place)
+            low, high = ops.take(cells.ascending, below), ops.take(cells.ascending, above)
+            return ops.where(flat > 0.5 * low + 0.5 * high, above, below)
+
+        def search() -> Any:
+            return ops.searchsorted(cells.midpoints, flat, side="left")
+
+        index = ops.reshape(ops.cond(cells.tell_apart, look_up, search), ops.shape(weights))
+        return ops.take(cells.ascending, index), ops.take(cells.order, index)
+
+    return compiled(values)
+
+
+def _nearest_penalty(pay: Any, weights: Any, centroids: Any) -> tuple[Any, Any, Any]:
+    """The total penalty, and its gradients by weights and centroids."""
+    cells, levels = _cells(centroids), centroids.shape[0]
+    lower, upper = ops.take(cells.ascending, cells.below), ops.take(cells.ascending, cells.above)
+    owners = ops.reshape(ops.stack([cells.below, cells.above], axis=1), (-1,))
 
     def look_up(part: Any) -> tuple[Any, Any]:
-        place = bin_of(part)
+        place = cells.bin_of(part)
         low, high = ops.take(lower, place), ops.take(upper, place)
         beyond = part > 0.5 * low + 0.5 * high
         return part - ops.where(beyond, high, low), 2 * place + ops.cast(beyond, "int32")
 
     def search(part: Any) -> tuple[Any, Any]:
-        index = ops.searchsorted(midpoints, part, side="left")
-        return part - ops.take(ascending, index), index
+        index = ops.searchsorted(cells.midpoints, part, side="left")
+        return part - ops.take(cells.ascending, index), index
 
     def looked_up() -> tuple[Any, Any, Any]:
         value, slopes, sums = _in_chunks(weights, look_up, pay, 2 * _BINS)
         return value, slopes, ops.segment_sum(sums, owners, num_segments=levels)
 
     value, slopes, members = ops.cond(
-        ops.max(above - below) <= 1,
+        cells.tell_apart,
         looked_up,
         lambda: _in_chunks(weights, search, pay, levels),
     )
-    return value, slopes, -ops.take(members, ops.argsort(order))
+    return value, slopes, -ops.take(members, ops.argsort(cells.order))
 
 
 def _binning(ascending: Any) -> Callable[[Any], Any]:

@@ -6,6 +6,7 @@ import inspect
 from typing import Any
 
 import keras
+from keras import ops
 
 
 def kernels(layer: keras.layers.Layer) -> list[keras.Variable]:
@@ -125,6 +126,23 @@ class KernelWrapper(keras.layers.Wrapper):
             shape = shape(kernel) if callable(shape) else shape
             variables.append(self.add_weight(**{**kwargs, "name": label, "shape": shape}))
         return variables
+
+    def _call_with(self, values: list[Any], *args: Any, **kwargs: Any) -> Any:
+        """Calls the layer inside with other values for its kernels, through which gradients go."""
+        given = {id(kernel): value for kernel, value in zip(self.kernels, values, strict=True)}
+        # Every variable of the layer is mapped, so that the scope may stand inside another.
+        mapping = [(v, given.get(id(v), v.value)) for v in self.layer.variables]
+        with keras.StatelessScope(mapping, collect_losses=True) as scope:
+            before = dict(scope.state_mapping)
+            outputs = self.layer(*args, **kwargs)
+        for variable, _ in mapping:  # statistics and random seeds move on
+            updated = scope.get_current_value(variable)
+            if updated is not before[id(variable)]:
+                variable.assign(updated)
+        for loss in scope.losses:
+            # A new tensor: Keras tells by identity which layer a loss belongs to.
+            self.add_loss(ops.cast(loss, "float32") * 1.0)
+        return outputs
 
     def compute_output_shape(self, *args: Any, **kwargs: Any) -> Any:
         return self.layer.compute_output_shape(*args, **kwargs)

@@ -8,7 +8,8 @@ import keras
 from keras import ops
 
 from keras_qareg import centroids as initial
-from keras_qareg import regularizers
+from keras_qareg import penalties, regularizers
+from keras_qareg.codebook import Codebook
 from keras_qareg.layers.kernel_wrapper import KernelWrapper
 
 
@@ -16,7 +17,8 @@ from keras_qareg.layers.kernel_wrapper import KernelWrapper
 class QuantizationAware(KernelWrapper):
     """Trains a layer whose kernels are pulled towards a few values (arXiv 2602.03614).
 
-    The outputs are those of the layer inside. In training, each kernel adds
+    The outputs are those of the layer inside, or with `straight_through` those that it has with each
+    weight in the place of its nearest centroid. In training, each kernel adds
     `balance * strength * regularizer.penalty(kernel, centroids)` to the loss. For `NearestSquared` and
     `NearestExponential` the centroids are trained with the kernels; for `Sine` and `Cosine` they are
     the fixed basins. `callbacks.PenaltySchedule` places them, sets the balance, and raises the strength.
@@ -25,6 +27,10 @@ class QuantizationAware(KernelWrapper):
         layer: Any Keras layer that has kernels: dense, convolutional (transposed, depthwise and
             separable too), embedding, recurrent, attention, or a layer or model made of such.
         regularizer: One of `keras_qareg.regularizers`, or what its `get()` takes.
+        straight_through: Whether the layer computes with its quantized kernels from when the centroids
+            are placed. The loss is then that of the network which will be shipped; its gradient is
+            passed straight through to the weights, as WNQ does (arXiv 1907.00593), and each learned
+            centroid gets the sum over its members too. Defaults to `False`.
         **kwargs: `name`, `trainable`, `dtype`, as for every Keras layer.
 
     Attributes:
@@ -48,7 +54,13 @@ class QuantizationAware(KernelWrapper):
     ((2, 8), (4,))
     """
 
-    def __init__(self, layer: keras.layers.Layer, regularizer: Any, **kwargs: Any):
+    def __init__(
+        self,
+        layer: keras.layers.Layer,
+        regularizer: Any,
+        straight_through: bool = False,
+        **kwargs: Any,
+    ):
         super().__init__(layer, **kwargs)
         found = regularizers.get(regularizer)
         if found is None:
@@ -57,6 +69,7 @@ class QuantizationAware(KernelWrapper):
                 "keras_qareg.regularizers.NearestExponential(levels=4). Received: None"
             )
         self.regularizer: regularizers.QuantizationRegularizer = found
+        self.straight_through = straight_through
         self._in_training = False
 
     def build(self, input_shape: Any = None) -> None:
@@ -86,7 +99,24 @@ class QuantizationAware(KernelWrapper):
 
     def call(self, *args: Any, training: bool | None = None, **kwargs: Any) -> Any:
         self._in_training = bool(training)
-        return self.layer(*args, **kwargs)
+        if not self.straight_through:
+            return self.layer(*args, **kwargs)
+        placed = ops.convert_to_tensor(self.placed) > 0
+        pairs = zip(self.kernels, self.centroids, strict=True)
+        quantized = [_quantized(placed, kernel, centroids) for kernel, centroids in pairs]
+        return self._call_with(quantized, *args, **kwargs)
+
+    @property
+    def quantizes(self) -> bool:
+        """Whether outputs are those of the quantized kernels now."""
+        return self.straight_through and bool(ops.convert_to_numpy(self.placed) > 0)
+
+    def codebooks(self) -> list[Codebook]:
+        """The `Codebook` of each kernel: its weights with their nearest centroids as of now."""
+        return [
+            Codebook.nearest(ops.convert_to_numpy(kernel), ops.convert_to_numpy(centroids))
+            for kernel, centroids in zip(self.kernels, self.centroids, strict=True)
+        ]
 
     def place_centroids(self, method: str = "kmeans") -> None:
         """Moves the centroids to where the kernels are now; fixed basins fit their range to them.
@@ -124,8 +154,21 @@ class QuantizationAware(KernelWrapper):
         return ops.convert_to_tensor(self.balance) * ops.convert_to_tensor(self.strength)
 
     def get_config(self) -> dict[str, Any]:
-        config = {"regularizer": regularizers.serialize(self.regularizer)}
+        config = {
+            "regularizer": regularizers.serialize(self.regularizer),
+            "straight_through": self.straight_through,
+        }
         return {**super().get_config(), **config}
+
+
+def _quantized(placed: Any, kernel: keras.Variable, centroids: keras.Variable) -> Any:
+    """The kernel with each weight in the place of its nearest centroid, where these are placed."""
+    latent, table = ops.convert_to_tensor(kernel), ops.convert_to_tensor(centroids)
+    return ops.cond(
+        placed,
+        lambda: ops.cast(penalties.nearest(latent, table), latent.dtype),
+        lambda: latent,
+    )
 
 
 class _KernelPenalty:

@@ -85,25 +85,11 @@ class SharedWeights(KernelWrapper):
         )
 
     def call(self, *args: Any, training: bool | None = None, **kwargs: Any) -> Any:
-        shared = {
-            id(kernel): self._shared_kernel(centroids, indices)
-            for kernel, centroids, indices in zip(
-                self.kernels, self.centroids, self.indices, strict=True
-            )
-        }
-        # Every variable of the layer is mapped, so that the scope may stand inside another.
-        mapping = [(v, shared.get(id(v), v.value)) for v in self.layer.variables]
-        with keras.StatelessScope(mapping, collect_losses=True) as scope:
-            before = dict(scope.state_mapping)
-            outputs = self.layer(*args, **kwargs)
-        for variable, _ in mapping:  # statistics and random seeds move on
-            updated = scope.get_current_value(variable)
-            if updated is not before[id(variable)]:
-                variable.assign(updated)
-        for loss in scope.losses:
-            # A new tensor: Keras tells by identity which layer a loss belongs to.
-            self.add_loss(ops.cast(loss, "float32") * 1.0)
-        return outputs
+        shared = [
+            self._shared_kernel(centroids, indices)
+            for centroids, indices in zip(self.centroids, self.indices, strict=True)
+        ]
+        return self._call_with(shared, *args, **kwargs)
 
     def _shared_kernel(self, centroids: keras.Variable, indices: keras.Variable) -> Any:
         table = ops.convert_to_tensor(centroids)

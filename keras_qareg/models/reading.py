@@ -57,13 +57,8 @@ def kernel_codebooks(
 
 
 def _layer_codebooks(layer: Layer) -> list[Codebook | None]:
-    if isinstance(layer, SharedWeights | WeightNormalized):
+    if isinstance(layer, QuantizationAware | SharedWeights | WeightNormalized):
         return list(layer.codebooks())
-    if isinstance(layer, QuantizationAware):
-        return [
-            Codebook.nearest(ops.convert_to_numpy(kernel), ops.convert_to_numpy(centroids))
-            for kernel, centroids in zip(layer.kernels, layer.centroids, strict=True)
-        ]
     return [
         Codebook.exact(ops.convert_to_numpy(kernel), channel_axes(layer, kernel))
         for kernel in kernels(layer)

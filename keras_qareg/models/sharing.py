@@ -56,8 +56,9 @@ def share_weights(
         levels: Integer from 2 to 256, values a kernel; `None`: what each layer's regularizer says.
         layers: Which layers, as in `quantization_aware`; a wrapped layer counts as what it wraps.
         method: `"auto"` takes the trained centroids where a layer has them, each then moved to the
-            mean of its members (arXiv 2602.03614), the basins of a `Sine` or `Cosine`, and exact
-            k-means elsewhere. `"trained"` is the same, but an error where a layer has no centroids;
+            mean of its members (arXiv 2602.03614) unless it was trained straight through, the basins
+            of a `Sine` or `Cosine`, and exact k-means elsewhere. `"trained"` is the same, but an
+            error where a layer has no centroids;
             `"kmeans"`, `"quantile"` and `"uniform"` look at the weights alone.
         zero_centroid: Whether one centroid of each kernel is 0 and stays so. Defaults to `False`.
         trainable: `"centroids"`: they alone train, and normalization keeps its statistics;
@@ -252,6 +253,8 @@ def _cluster(layer: Layer, levels: int, method: str, zero_centroid: bool) -> lis
             "method='auto'."
         )
     means = trained[0] is not None and regularizer is not None and regularizer.learned
+    if isinstance(layer, QuantizationAware) and layer.quantizes:
+        means = False  # the loss has seen these centroids themselves
     books = []
     for kernel, centroids in zip(kernels(inner_layer(layer)), trained, strict=True):
         try:

@@ -8,7 +8,7 @@ import keras
 from keras.layers import Layer
 
 from keras_qareg.cloning import clone, fresh, inner_layer
-from keras_qareg.layers import SharedWeights, WeightNormalized, kernels
+from keras_qareg.layers import QuantizationAware, SharedWeights, WeightNormalized, kernels
 from keras_qareg.selection import check_built, quantized_layers
 
 
@@ -16,7 +16,8 @@ def strip(model: keras.Model) -> keras.Model:
     """An ordinary Keras model with the same outputs, the original layer names, and plain kernels.
 
     Shared kernels are written out as `centroids[indices]`, those of WNQ layers as they were
-    quantized; a `QuantizationAware` layer gives its layer as trained. The regularizers of this
+    quantized; a `QuantizationAware` layer gives its layer as trained, and as quantized where it was
+    trained straight through. The regularizers of this
     package are taken off, so that the saved model loads where keras_qareg is not installed.
 
     Args:
@@ -50,7 +51,8 @@ def strip(model: keras.Model) -> keras.Model:
         successor = plain(layer)
         if thaw:
             successor.trainable = True
-        if isinstance(layer, SharedWeights | WeightNormalized):
+        shown = isinstance(layer, QuantizationAware) and layer.quantizes
+        if shown or isinstance(layer, SharedWeights | WeightNormalized):
             pairs.append((layer, successor))
         return successor
 

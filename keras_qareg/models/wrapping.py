@@ -14,7 +14,10 @@ from keras_qareg.selection import Layers, check_built, check_plain, large_enough
 
 
 def quantization_aware(
-    model: keras.Model, regularizer: Any = None, layers: Layers = "all"
+    model: keras.Model,
+    regularizer: Any = None,
+    layers: Layers = "all",
+    straight_through: bool = False,
 ) -> keras.Model:
     """The model with its layers wrapped for quantization-aware training (arXiv 2602.03614).
 
@@ -29,6 +32,9 @@ def quantization_aware(
         layers: Which layers: `"all"` that have kernels; `"conv"`; `"dense"` (attention included);
             a list of layer names; or a function from a layer to whether it is wanted. A layer with
             no more weights than levels is left out, with a warning.
+        straight_through: Whether the layers compute with their quantized kernels from when the
+            centroids are placed by a schedule, and pass gradients straight through to the weights
+            (`layers.QuantizationAware`). Defaults to `False`.
 
     Returns:
         A new model with the same weights and layer names, compiled like `model` if that was.
@@ -65,6 +71,7 @@ def quantization_aware(
             QuantizationAware(
                 fresh(layer, clean=True),
                 chosen[id(layer)],
+                straight_through,
                 name=layer.name,
                 trainable=layer.trainable,
             )
