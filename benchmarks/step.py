@@ -28,7 +28,7 @@ from examples.architectures import NETWORKS
 BATCH, LEVELS = 128, 16
 BASELINE, TFMOT = "plain", "TFMOT cluster_weights"
 REGULARIZERS = ("Sine", "Cosine", "NearestSquared", "NearestExponential")
-SHARING = "share_weights"
+SHARING, STRAIGHT = "share_weights", ", straight through"
 
 
 def network(name: str) -> keras.Model:
@@ -39,9 +39,14 @@ def network(name: str) -> keras.Model:
 def variants(name: str) -> dict[str, Callable[[], keras.Model]]:
     """Functions that make the models to compare."""
 
-    def regularized(kind: str) -> keras.Model:
+    def regularized(kind: str, straight_through: bool = False) -> keras.Model:
         regularizer = getattr(qareg.regularizers, kind)(LEVELS)
-        return qareg.quantization_aware(network(name), regularizer)
+        model = qareg.quantization_aware(
+            network(name), regularizer, straight_through=straight_through
+        )
+        for layer in qareg.selection.wrappers(model):
+            layer.place_centroids()
+        return model
 
     def with_l2() -> keras.Model:
         model = network(name)
@@ -51,6 +56,7 @@ def variants(name: str) -> dict[str, Callable[[], keras.Model]]:
 
     found: dict[str, Callable[[], keras.Model]] = {BASELINE: lambda: network(name), "L2": with_l2}
     found |= {kind: lambda kind=kind: regularized(kind) for kind in REGULARIZERS}
+    found |= {kind + STRAIGHT: lambda kind=kind: regularized(kind, True) for kind in REGULARIZERS}
     return {**found, "WNQ, 2 bits": lambda: qareg.wnq(network(name), bits=2)}
 
 
@@ -68,15 +74,19 @@ def stepper(model: keras.Model) -> Callable[[], Any]:
     return lambda: model.train_on_batch(images, labels)
 
 
-def measure(name: str, rounds: int) -> list[dict[str, Any]]:
-    """Rows of all variants: ratio of the time of a step, and of the peak memory."""
-    steps = {label: stepper(make()) for label, make in variants(name).items()}
+def measure(name: str, rounds: int, only: list[str] | None = None) -> list[dict[str, Any]]:
+    """Rows of all variants, or of some: ratio of the time of a step, and of the peak memory."""
+    makers = variants(name)
+    labels = [BASELINE, *only] if only else list(makers)
+    steps = {label: stepper(makers[label]()) for label in labels}
     found = ratios(interleaved(steps, rounds), BASELINE)
     plain = _peak(name, BASELINE)
     rows = [
         {"network": name, "model": label, **ratio, "memory": _peak(name, label) / plain}
         for label, ratio in found.items()
     ]
+    if only:
+        return rows
     rows.append({"network": name, "model": SHARING, **_sharing(name, steps[BASELINE], rounds)})
     try:
         rows.append({"network": name, "model": TFMOT, **_tfmot(name, rounds)})
@@ -114,6 +124,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out", type=Path, default=Path("output"))
     parser.add_argument("--memory", metavar="MODEL")
+    parser.add_argument(
+        "--models", nargs="+", metavar="MODEL", help="these and the plain one (default: all)"
+    )
     arguments = parser.parse_args()
     name, backend = arguments.network, keras.backend.backend()
     if arguments.memory:
@@ -123,7 +136,9 @@ def main() -> None:
         print(json.dumps(peak_bytes()))
         return
     began = time.time()
-    rows = [{"backend": backend, **row} for row in measure(name, arguments.rounds)]
+    rows = [
+        {"backend": backend, **row} for row in measure(name, arguments.rounds, arguments.models)
+    ]
     lines = [
         (
             row["model"],

@@ -6,7 +6,8 @@
 
 All cells of a seed begin with the same weights: those after three quarters of the epochs without
 penalty. From there the float network and each regularized one train on for the last quarter, in which
-the penalty rises; then weights are shared, and the centroids tuned alone. In the last third of each of
+the penalty rises, with `--straight-through` in a network that computes with its quantized kernels (a
+file of its own); then weights are shared, and the centroids tuned alone. In the last third of each of
 these trainings the learning rate falls to nothing. k-means shares the float network. Accuracies are of
 the test images; with `--validation`, of so large a share of the training images, which then are not
 trained on: choose by these. Cells are appended to a file as they are done, and a run that was killed
@@ -200,7 +201,8 @@ def parsed() -> argparse.Namespace:
 
 def main() -> None:
     with training.on_devices(parsed()) as arguments:
-        file = arguments.out / f"cifar10_regularizers_{arguments.network}.jsonl"
+        kind = "_straight_through" if arguments.straight_through else ""
+        file = arguments.out / f"cifar10_regularizers_{arguments.network}{kind}.jsonl"
         study = Study(file, KEYS)
         compute = Regularizers(arguments).cell
         todo = cells(arguments)
