@@ -6,12 +6,12 @@
 
 All cells of a seed begin with the same weights: those after three quarters of the epochs without
 penalty. From there the float network and each regularized one train on for the last quarter, in which
-the penalty rises, with `--straight-through` in a network that computes with its quantized kernels (a
-file of its own); then weights are shared, and the centroids tuned alone. In the last third of each of
-these trainings the learning rate falls to nothing. k-means shares the float network. Accuracies are of
-the test images; with `--validation`, of so large a share of the training images, which then are not
-trained on: choose by these. Cells are appended to a file as they are done, and a run that was killed
-goes on where it stopped.
+the penalty rises; then weights are shared, and the centroids tuned alone. In the last third of each of
+these trainings the learning rate falls to nothing. k-means shares the float network. With
+`--straight-through`, networks compute with their quantized kernels while the penalty rises; these cells
+have a file of their own. Accuracies are of the test images; with `--validation`, of so large a share of
+the training images, which then are not trained on: choose by these. Cells are appended to a file as
+they are done, and a run that was killed goes on where it stopped.
 """
 
 import argparse

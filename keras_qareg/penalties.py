@@ -1,8 +1,9 @@
 """Penalties: what weights pay, all together, for being away from their closest basins.
 
-Every function takes the weights and the basins and returns one number, the sum over the weights, in
-float32. Value and gradients are computed together, in about the time of a few passes over the weights,
-whatever the number of basins, and nothing larger than the gradient itself stays in memory.
+Every penalty takes the weights and the basins and returns one number, the sum over the weights, in
+float32; `nearest` returns the basins themselves. Value and gradients are computed together, in about
+the time of a few passes over the weights, whatever the number of basins, and nothing larger than the
+gradient itself stays in memory.
 
 How, and why (ratios to Keras's L2, value and gradient, of ten million weights on two cores; by
 `python -m benchmarks.penalty`): a search among sorted midpoints takes a pass of memory for each

@@ -130,6 +130,20 @@ def test_a_schedule_starts_it_and_sharing_then_changes_nothing(regularizer, init
     np.testing.assert_array_equal(predict(again, images), outputs)
 
 
+def test_what_is_shared_is_what_the_model_computes_with():
+    model = qareg.quantization_aware(small_cnn(), Sine(4), ["fc", "out"], straight_through=True)
+    for layer in qareg.selection.wrappers(model):
+        layer.place_centroids()
+    images, _ = digits(8)
+    outputs = predict(model, images)
+    for levels, method in ((4, "auto"), (4, "kmeans"), (8, "auto")):
+        shared = qareg.share_weights(model, levels, ["fc", "out"], method)
+        np.testing.assert_allclose(predict(shared, images), outputs, rtol=1e-5, atol=1e-6)
+    model.get_layer("fc").kernels[0].assign(np.full((54, 16), np.nan))
+    with pytest.raises(ValueError, match="fc.*Expected finite weights"):
+        qareg.share_weights(model, layers=["fc", "out"])
+
+
 @pytest.mark.parametrize("kind", MODELS)
 def test_every_kind_of_model_is_stripped_to_what_it_computes(kind):
     make, inputs, _ = MODELS[kind]

@@ -102,6 +102,11 @@ def test_the_regularizer_experiment_runs_and_resumes(tmp_path):
     )
     table = (tmp_path / "out" / "cifar10_regularizers_alexnet.txt").read_text()
     assert table in printed
+    printed = run(*words, "--layers", "conv", "--methods", "Sine", "--straight-through")
+    assert "[1/1]" in printed
+    file = tmp_path / "out" / "cifar10_regularizers_alexnet_straight_through.jsonl"
+    (row,) = map(json.loads, file.read_text().splitlines())
+    assert row["straight_through"] and row["trained"] == row["shared"], "sharing changes nothing"
     assert table in run(*words, "--layers", "conv", "all", "dense", "--draw")
 
 

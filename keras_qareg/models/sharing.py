@@ -52,13 +52,13 @@ def share_weights(
     that it was given, so a kernel never has more than `levels` values.
 
     Args:
-        model: A built model, plain or from `quantization_aware`.
+        model: A built model, plain or from `quantization_aware`; where that was trained straight
+            through, it is the quantized kernels that are shared.
         levels: Integer from 2 to 256, values a kernel; `None`: what each layer's regularizer says.
         layers: Which layers, as in `quantization_aware`; a wrapped layer counts as what it wraps.
         method: `"auto"` takes the trained centroids where a layer has them, each then moved to the
-            mean of its members (arXiv 2602.03614) unless it was trained straight through, the basins
-            of a `Sine` or `Cosine`, and exact k-means elsewhere. `"trained"` is the same, but an
-            error where a layer has no centroids;
+            mean of its members (arXiv 2602.03614), the basins of a `Sine` or `Cosine`, and exact
+            k-means elsewhere. `"trained"` is the same, but an error where a layer has no centroids;
             `"kmeans"`, `"quantile"` and `"uniform"` look at the weights alone.
         zero_centroid: Whether one centroid of each kernel is 0 and stays so. Defaults to `False`.
         trainable: `"centroids"`: they alone train, and normalization keeps its statistics;
@@ -239,7 +239,8 @@ def _cluster_all(
 
 def _cluster(layer: Layer, levels: int, method: str, zero_centroid: bool) -> list[Codebook]:
     """The codebook of each kernel of a layer."""
-    trained: list[Any] = [None] * len(kernels(inner_layer(layer)))
+    found = kernels(inner_layer(layer))
+    trained: list[Any] = [None] * len(found)
     regularizer = _regularizer_of(layer)
     if method in ("auto", "trained") and regularizer and regularizer.levels == levels:
         if isinstance(layer, QuantizationAware):
@@ -253,12 +254,10 @@ def _cluster(layer: Layer, levels: int, method: str, zero_centroid: bool) -> lis
             "method='auto'."
         )
     means = trained[0] is not None and regularizer is not None and regularizer.learned
-    if isinstance(layer, QuantizationAware) and layer.quantizes:
-        means = False  # the loss has seen these centroids themselves
     books = []
-    for kernel, centroids in zip(kernels(inner_layer(layer)), trained, strict=True):
+    for kernel, weights, centroids in zip(found, _computed_with(layer), trained, strict=True):
         try:
-            weights = ops.convert_to_numpy(kernel)
+            initial.check_finite(ops.convert_to_numpy(kernel))
             if method == "snap":
                 books.append(_on_grid(weights, levels, channel_axes(inner_layer(layer), kernel)))
                 continue
@@ -266,12 +265,18 @@ def _cluster(layer: Layer, levels: int, method: str, zero_centroid: bool) -> lis
                 centroids = _initial(weights, levels, method, zero_centroid)
             elif zero_centroid:
                 centroids = _with_zero(centroids)
-            initial.check_finite(weights)
         except ValueError as error:
             raise ValueError(f"Kernel '{kernel.path}': {error}") from error
         book = Codebook.nearest(weights, centroids)
         books.append(book.with_member_means(weights, zero_centroid) if means else book)
     return books
+
+
+def _computed_with(layer: Layer) -> list[np.ndarray]:
+    """The kernels of a layer; trained straight through, what they are quantized to."""
+    if isinstance(layer, QuantizationAware) and layer.quantizes:
+        return [book.weights for book in layer.codebooks()]
+    return [ops.convert_to_numpy(kernel) for kernel in kernels(inner_layer(layer))]
 
 
 def _on_grid(weights: np.ndarray, levels: int, axes: int) -> Codebook:
