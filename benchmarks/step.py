@@ -56,7 +56,9 @@ def variants(name: str) -> dict[str, Callable[[], keras.Model]]:
 
     found: dict[str, Callable[[], keras.Model]] = {BASELINE: lambda: network(name), "L2": with_l2}
     found |= {kind: lambda kind=kind: regularized(kind) for kind in REGULARIZERS}
-    found |= {kind + STRAIGHT: lambda kind=kind: regularized(kind, True) for kind in REGULARIZERS}
+    # One whose centroids are fixed, and one whose are learned.
+    for kind in ("Sine", "NearestExponential"):
+        found[kind + STRAIGHT] = lambda kind=kind: regularized(kind, True)
     return {**found, "WNQ, 2 bits": lambda: qareg.wnq(network(name), bits=2)}
 
 
