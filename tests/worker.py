@@ -24,7 +24,9 @@ EPOCHS, BATCH, IMAGES = 4, 64, 192
 
 
 def network(kind):
-    keras.utils.set_random_seed(0)
+    # A seed with which no activation is so near to a border between levels that rounding decides: how a
+    # batch is cut up changes the last bits, on some processors more than on others.
+    keras.utils.set_random_seed(3)
     together = distribution.strategy_in_use() is not None
     stack = [
         keras.Input((8, 8, 1)),
