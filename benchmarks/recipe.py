@@ -3,10 +3,11 @@
     python -m benchmarks.recipe --out benchmarks/results
 
 For each regularizer and number of levels, trains with the defaults and with each of them changed: the
-strength, the power of its ramp, the learning rate of the centroids, the balance. Prints accuracy before
-and after tuning, beside k-means after plain training. The test images take no part. A line of
-`recipe.jsonl` is written as each cell is done; a run that was cut off goes on from there. `--shard I N`
-does every N-th cell, so that N processes can share the work.
+strength, the power of its ramp, the learning rate of the centroids, the balance, and whether layers
+compute with their quantized kernels. Prints accuracy before and after tuning, beside k-means after plain
+training. The test images take no part. A line of `recipe.jsonl` is written as each cell is done; a run
+that was cut off goes on from there. `--shard I N` does every N-th cell, so that N processes can share
+the work.
 """
 
 import argparse
@@ -22,7 +23,13 @@ from examples.study import Row, Study, mean_and_deviation
 from keras_qareg.callbacks import PenaltySchedule
 from keras_qareg.report import table
 
-DEFAULTS = {"factor": 1.0, "power": 6.0, "centroid_rate": 1.0, "balance": 40_000}
+DEFAULTS = {
+    "factor": 1.0,
+    "power": 6.0,
+    "centroid_rate": 1.0,
+    "balance": 40_000,
+    "straight_through": True,
+}
 KEYS = ("method", "levels", "seed", *DEFAULTS)
 CHANGES = (
     {},
@@ -31,6 +38,7 @@ CHANGES = (
     {"power": 2.0},
     {"centroid_rate": 10.0},
     {"balance": 0},
+    {"straight_through": False},
 )
 
 
@@ -56,6 +64,7 @@ def run(cell: Row, train_data: Any, validation: Any) -> Row:
         regularizer,
         schedule=schedule,
         centroid_rate=cell["centroid_rate"],
+        straight_through=cell["straight_through"],
     )
     _, figures = share_and_tune(model, cell["levels"], train_data, validation)
     keras.backend.clear_session()
@@ -64,8 +73,8 @@ def run(cell: Row, train_data: Any, validation: Any) -> Row:
 
 def results_table(rows: list[Row]) -> str:
     """Means over the seeds, and the spread of the accuracy after tuning."""
-    header = ("levels, method", "strength", "power", "centroid rate", "balance", "seeds")
-    header += ("float", "shared", "tuned", "std")
+    header = ("levels, method", "strength", "power", "centroid rate", "balance", "straight through")
+    header += ("seeds", "trained", "shared", "tuned", "std")
     keys = ("levels", "method", *DEFAULTS)
     order = {method: place for place, method in enumerate(METHODS)}
     rows = sorted(rows, key=lambda row: (row["levels"], order[row["method"]]))

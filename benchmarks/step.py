@@ -39,7 +39,7 @@ def network(name: str) -> keras.Model:
 def variants(name: str) -> dict[str, Callable[[], keras.Model]]:
     """Functions that make the models to compare."""
 
-    def regularized(kind: str, straight_through: bool = False) -> keras.Model:
+    def regularized(kind: str, straight_through: bool) -> keras.Model:
         regularizer = getattr(qareg.regularizers, kind)(LEVELS)
         model = qareg.quantization_aware(
             network(name), regularizer, straight_through=straight_through
@@ -55,9 +55,8 @@ def variants(name: str) -> dict[str, Callable[[], keras.Model]]:
         return model
 
     found: dict[str, Callable[[], keras.Model]] = {BASELINE: lambda: network(name), "L2": with_l2}
-    found |= {kind: lambda kind=kind: regularized(kind) for kind in REGULARIZERS}
-    # One whose centroids are fixed, and one whose are learned.
-    for kind in ("Sine", "NearestExponential"):
+    for kind in REGULARIZERS:
+        found[kind] = lambda kind=kind: regularized(kind, False)
         found[kind + STRAIGHT] = lambda kind=kind: regularized(kind, True)
     return {**found, "WNQ, 2 bits": lambda: qareg.wnq(network(name), bits=2)}
 
@@ -137,6 +136,9 @@ def main() -> None:
         step()
         print(json.dumps(peak_bytes()))
         return
+    unknown = set(arguments.models or ()) - set(variants(name))
+    if unknown:
+        parser.error(f"Expected models of {list(variants(name))}. Received: {sorted(unknown)}")
     began = time.time()
     rows = [
         {"backend": backend, **row} for row in measure(name, arguments.rounds, arguments.models)

@@ -84,6 +84,7 @@ def train(
     epochs: int = EPOCHS,
     schedule: Any = None,
     centroid_rate: float = 1.0,
+    straight_through: bool = True,
 ) -> keras.Model:
     """The network trained from a seed, with a regularizer or without; by default, all defaults.
 
@@ -97,7 +98,7 @@ def train(
     if centroid_rate != 1.0:
         rate = centroid_rate * LEARNING_RATE
         optimizer = qareg.optimizers.with_centroid_optimizer(optimizer, rate)
-    model = qareg.quantization_aware(model, regularizer)
+    model = qareg.quantization_aware(model, regularizer, straight_through=straight_through)
     fit(model, data, epochs, optimizer, schedule or qareg.callbacks.PenaltySchedule())
     return model
 

@@ -14,8 +14,9 @@ from tests.helpers import compiled, digits, small_cnn, snapshot
 IMAGES, LABELS = digits(64)
 
 
-def model_to_train(regularizer=None):
-    return compiled(qareg.quantization_aware(small_cnn(), regularizer or NearestSquared(4)))
+def model_to_train(regularizer=None, **kwargs):
+    regularizer = regularizer or NearestSquared(4)
+    return compiled(qareg.quantization_aware(small_cnn(), regularizer, **kwargs))
 
 
 def train(model, epochs, *callbacks, **kwargs):
@@ -105,13 +106,17 @@ def test_centroids_are_placed_once_from_the_weights_after_the_warm_up(regularize
             self.last = snapshot(x.kernels[0] for x in wrappers(self.model))
             self.seen = [*getattr(self, "seen", []), self.last]
 
-    model, history, weights = model_to_train(regularizer), CentroidHistory(), Weights()
+    model, history, weights = (
+        model_to_train(regularizer, straight_through=False),
+        CentroidHistory(),
+        Weights(),
+    )
     train(model, 4, PenaltySchedule(2, 1), history, weights)
     for place, layer in enumerate(wrappers(model)):
         found = qareg.centroids.kmeans(weights.seen[1][place], 4)
         expected = regularizer.fit_basins(found)
         path = layer.kernel_paths[0]
-        for epoch in (2, 3):  # with strength 0 nothing moves them afterwards
+        for epoch in (2, 3):  # with strength 0, no loss moves them afterwards
             np.testing.assert_allclose(history.centroids[path][epoch], expected, rtol=1e-5)
         assert not np.allclose(history.centroids[path][1], expected, rtol=1e-5)
 

@@ -17,11 +17,12 @@ from keras_qareg.layers.kernel_wrapper import KernelWrapper
 class QuantizationAware(KernelWrapper):
     """Trains a layer whose kernels are pulled towards a few values (arXiv 2602.03614).
 
-    The outputs are those of the layer inside, or with `straight_through` those that it has with each
-    weight in the place of its nearest centroid. In training, each kernel adds
-    `balance * strength * regularizer.penalty(kernel, centroids)` to the loss. For `NearestSquared` and
-    `NearestExponential` the centroids are trained with the kernels; for `Sine` and `Cosine` they are
-    the fixed basins. `callbacks.PenaltySchedule` places them, sets the balance, and raises the strength.
+    The outputs are those of the layer inside; once the centroids are placed, and with
+    `straight_through`, those that it has with the nearest centroid of each weight. In training, each
+    kernel adds `balance * strength * regularizer.penalty(kernel, centroids)` to the loss. For
+    `NearestSquared` and `NearestExponential` the centroids are trained with the kernels; for `Sine` and
+    `Cosine` they are the fixed basins. `callbacks.PenaltySchedule` places them, sets the balance, and
+    raises the strength.
 
     Args:
         layer: Any Keras layer that has kernels: dense, convolutional (transposed, depthwise and
@@ -30,7 +31,7 @@ class QuantizationAware(KernelWrapper):
         straight_through: Whether the layer computes with its quantized kernels from when the centroids
             are placed. The loss is then that of the network which will be shipped; its gradient is
             passed straight through to the weights, as WNQ does (arXiv 1907.00593), and each learned
-            centroid gets the sum over its members too. Defaults to `False`.
+            centroid gets the sum over its members too. Defaults to `True`.
         **kwargs: `name`, `trainable`, `dtype`, as for every Keras layer.
 
     Attributes:
@@ -58,7 +59,7 @@ class QuantizationAware(KernelWrapper):
         self,
         layer: keras.layers.Layer,
         regularizer: Any,
-        straight_through: bool = False,
+        straight_through: bool = True,
         **kwargs: Any,
     ):
         super().__init__(layer, **kwargs)

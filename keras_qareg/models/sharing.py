@@ -17,7 +17,7 @@ from keras_qareg.cloning import clone, containers, inner_layer, own_regularizer,
 from keras_qareg.codebook import Codebook
 from keras_qareg.layers import QuantizationAware, SharedWeights, channel_axes, kernels
 from keras_qareg.models.recalibrating import recalibrate
-from keras_qareg.models.stripping import plain, strip
+from keras_qareg.models.stripping import plain, strip, used_kernels
 from keras_qareg.selection import (
     Layers,
     check_built,
@@ -52,8 +52,8 @@ def share_weights(
     that it was given, so a kernel never has more than `levels` values.
 
     Args:
-        model: A built model, plain or from `quantization_aware`; where that was trained straight
-            through, it is the quantized kernels that are shared.
+        model: A built model, plain or from `quantization_aware`; where layers compute with their
+            quantized kernels, it is these that are shared.
         levels: Integer from 2 to 256, values a kernel; `None`: what each layer's regularizer says.
         layers: Which layers, as in `quantization_aware`; a wrapped layer counts as what it wraps.
         method: `"auto"` takes the trained centroids where a layer has them, each then moved to the
@@ -255,7 +255,7 @@ def _cluster(layer: Layer, levels: int, method: str, zero_centroid: bool) -> lis
         )
     means = trained[0] is not None and regularizer is not None and regularizer.learned
     books = []
-    for kernel, weights, centroids in zip(found, _computed_with(layer), trained, strict=True):
+    for kernel, weights, centroids in zip(found, used_kernels(layer), trained, strict=True):
         try:
             initial.check_finite(ops.convert_to_numpy(kernel))
             if method == "snap":
@@ -270,13 +270,6 @@ def _cluster(layer: Layer, levels: int, method: str, zero_centroid: bool) -> lis
         book = Codebook.nearest(weights, centroids)
         books.append(book.with_member_means(weights, zero_centroid) if means else book)
     return books
-
-
-def _computed_with(layer: Layer) -> list[np.ndarray]:
-    """The kernels of a layer; trained straight through, what they are quantized to."""
-    if isinstance(layer, QuantizationAware) and layer.quantizes:
-        return [book.weights for book in layer.codebooks()]
-    return [ops.convert_to_numpy(kernel) for kernel in kernels(inner_layer(layer))]
 
 
 def _on_grid(weights: np.ndarray, levels: int, axes: int) -> Codebook:

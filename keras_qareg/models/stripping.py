@@ -5,6 +5,8 @@ from __future__ import annotations
 import warnings
 
 import keras
+import numpy as np
+from keras import ops
 from keras.layers import Layer
 
 from keras_qareg.cloning import clone, fresh, inner_layer
@@ -16,9 +18,9 @@ def strip(model: keras.Model) -> keras.Model:
     """An ordinary Keras model with the same outputs, the original layer names, and plain kernels.
 
     Shared kernels are written out as `centroids[indices]`, those of WNQ layers as they were
-    quantized; a `QuantizationAware` layer gives its layer as trained, and as quantized where it was
-    trained straight through. The regularizers of this
-    package are taken off, so that the saved model loads where keras_qareg is not installed.
+    quantized, and those of `QuantizationAware` layers as they were trained, or as quantized where
+    that is what they compute with. The regularizers of this package are taken off, so that the saved
+    model loads where keras_qareg is not installed.
 
     Args:
         model: A built model, from any transform of this package or none.
@@ -51,16 +53,23 @@ def strip(model: keras.Model) -> keras.Model:
         successor = plain(layer)
         if thaw:
             successor.trainable = True
-        shown = isinstance(layer, QuantizationAware) and layer.quantizes
-        if shown or isinstance(layer, SharedWeights | WeightNormalized):
+        if isinstance(layer, SharedWeights | WeightNormalized | QuantizationAware):
             pairs.append((layer, successor))
         return successor
 
     stripped = clone(model, lambda layer: unwrap)
     for layer, successor in pairs:
-        for kernel, book in zip(kernels(successor), layer.codebooks(), strict=True):
-            kernel.assign(book.weights)
+        for kernel, weights in zip(kernels(successor), used_kernels(layer), strict=True):
+            kernel.assign(weights)
     return stripped
+
+
+def used_kernels(layer: Layer) -> list[np.ndarray]:
+    """The kernels that a layer computes with: quantized ones, where it has these."""
+    trained = isinstance(layer, QuantizationAware) and not layer.quantizes
+    if trained or not hasattr(layer, "codebooks"):
+        return [ops.convert_to_numpy(kernel) for kernel in kernels(inner_layer(layer))]
+    return [book.weights for book in layer.codebooks()]
 
 
 def plain(layer: Layer) -> Layer:

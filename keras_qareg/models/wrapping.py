@@ -17,7 +17,7 @@ def quantization_aware(
     model: keras.Model,
     regularizer: Any = None,
     layers: Layers = "all",
-    straight_through: bool = False,
+    straight_through: bool = True,
 ) -> keras.Model:
     """The model with its layers wrapped for quantization-aware training (arXiv 2602.03614).
 
@@ -34,7 +34,8 @@ def quantization_aware(
             no more weights than levels is left out, with a warning.
         straight_through: Whether the layers compute with their quantized kernels from when the
             centroids are placed by a schedule, and pass gradients straight through to the weights
-            (`layers.QuantizationAware`). Defaults to `False`.
+            (`layers.QuantizationAware`). `False` is the paper's way: the layers compute with their
+            float kernels to the end. Defaults to `True`.
 
     Returns:
         A new model with the same weights and layer names, compiled like `model` if that was.
