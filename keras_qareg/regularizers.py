@@ -226,7 +226,7 @@ class NearestSquared(_LearnedBasins):
     4
     """
 
-    _strengths = (300.0, 10.0, 0.5, 0.1)
+    _strengths = (30.0, 1.0, 0.05, 0.01)
 
     def penalty(self, weights: Any, basins: Any) -> Any:
         return penalties.nearest_squared(weights, basins)

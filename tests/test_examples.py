@@ -102,7 +102,7 @@ def test_the_recipe_resumes(tmp_path):
     words = ["-m", "benchmarks.recipe", "--levels", 4, "--out", tmp_path]
     run(*words, "--seeds", 1)
     first = (tmp_path / "recipe.jsonl").read_text()
-    assert len(first.splitlines()) == 1 + 4 * 6
+    assert len(first.splitlines()) == 1 + 4 * 7
     printed = run(*words, "--seeds", 1)
     assert (tmp_path / "recipe.jsonl").read_text() == first
     assert "4 NearestExponential" in printed
