@@ -40,9 +40,8 @@ OURS = {
 }
 PEERS = {"DoReFa": peers.DoReFa, "TWN": peers.TWN, "LSQ": peers.LSQ}
 METHODS = (*OURS, *PEERS)
-SETTINGS = (*training.SETTINGS, "start", "start_epochs")
+SETTINGS = (*training.SETTINGS, "start", "start_epochs", "learning_rate")
 KEYS = (*SETTINGS, "bits", "inputs", "method", "seed")
-LEARNING_RATE = 1e-3
 # What a file holds the levels of a kind of network as.
 FORMS = {"WNQ": "codebook", "WNQ uniform": "smallest"}
 
@@ -65,10 +64,11 @@ class Quantizers(Experiment):
         """The float network that the cells of a seed start from."""
         keras.utils.set_random_seed(seed)
         model = self.network()
-        epochs = self.arguments.start_epochs
-        if self.arguments.start == "float" and not self.kept(model, seed, "start", epochs=epochs):
-            self.fit(model, epochs, LEARNING_RATE, seed)
-            self.keep(model, seed, "start", epochs=epochs)
+        epochs, rate = self.arguments.start_epochs, self.arguments.learning_rate
+        name = (rate, seed, "start")
+        if self.arguments.start == "float" and not self.kept(model, *name, epochs=epochs):
+            self.fit(model, epochs, rate, seed)
+            self.keep(model, *name, epochs=epochs)
         return model
 
     def network_of(self, cell: Row) -> keras.Model:
@@ -87,13 +87,14 @@ class Quantizers(Experiment):
         return self.train.take(places).pixels(self.mean)
 
     def name_of(self, cell: Row) -> tuple[Any, ...]:
-        keys = ("start", "start_epochs", "seed", "method", "bits", "inputs")
+        keys = ("start", "start_epochs", "learning_rate", "seed", "method", "bits", "inputs")
         return tuple(cell[key] for key in keys)
 
     def cell(self, cell: Row) -> Row:
         """The figures of one cell."""
         model, curve = self.network_of(cell), Curve(self.accuracy)
-        self.fit(model, self.arguments.epochs, LEARNING_RATE, cell["seed"] + 1000, curve)
+        rate = self.arguments.learning_rate
+        self.fit(model, self.arguments.epochs, rate, cell["seed"] + 1000, curve)
         qareg.recalibrate(model, self.some_pixels(5_000))
         self.keep(model, *self.name_of(cell))
         figures: Row = {"accuracy": self.accuracy(model), "curve": curve.accuracies}
@@ -260,6 +261,7 @@ def parsed() -> argparse.Namespace:
     parser = training.parser(__doc__.split("\n")[0], network="resnet20", epochs=160)
     parser.add_argument("--start", choices=("scratch", "float"), default="scratch")
     parser.add_argument("--start-epochs", type=int, help="of `--start float` (default: --epochs)")
+    parser.add_argument("--learning-rate", type=float, default=3e-3, help="of Adam (default: 3e-3)")
     parser.add_argument("--bits", type=int, nargs="*", default=[1, 2, 3])
     parser.add_argument("--inputs", type=int, nargs="*", default=[], help="bits of both")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))

@@ -182,7 +182,8 @@ def test_mixed_precision(policy):
     config = model.get_config()
     for entry in config["layers"][1:]:
         entry["config"]["dtype"] = policy
-    model = qareg.quantization_aware(keras.Sequential.from_config(config), NearestSquared(4))
+    model = keras.Sequential.from_config(config)
+    model = qareg.quantization_aware(model, NearestSquared(4, strength=0.1))
     schedule = qareg.callbacks.PenaltySchedule(warmup_epochs=0)
     history = compiled(model).fit(images, labels, epochs=2, verbose=0, callbacks=[schedule])
     assert np.isfinite(history.history["loss"]).all()
@@ -197,8 +198,7 @@ def test_it_trains_on_two_replicas():
     images, labels = digits(64)
     devices = [device.name for device in tf.config.list_logical_devices("CPU")]
     with tf.distribute.MirroredStrategy(devices).scope():
-        model = qareg.quantization_aware(small_cnn(), NearestSquared(4))
-        compiled(model)
+        model = compiled(qareg.quantization_aware(small_cnn(), NearestSquared(4, strength=0.1)))
     schedule = qareg.callbacks.PenaltySchedule(warmup_epochs=0)
     history = model.fit(images, labels, batch_size=32, epochs=2, verbose=0, callbacks=[schedule])
     assert np.isfinite(history.history["loss"]).all()
