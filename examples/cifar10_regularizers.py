@@ -15,6 +15,7 @@ they are done, and a run that was killed goes on where it stopped.
 """
 
 import argparse
+import functools
 import operator
 import tempfile
 from collections.abc import Iterator
@@ -204,9 +205,15 @@ def main() -> None:
         kind = "_straight_through" if arguments.straight_through else ""
         file = arguments.out / f"cifar10_regularizers_{arguments.network}{kind}.jsonl"
         study = Study(file, KEYS)
-        compute = Regularizers(arguments).cell
-        todo = cells(arguments)
-        rows = study.tabulated(todo, compute, "tuned", results_table, draw=arguments.draw)
+        # Where all is there, the images are not needed.
+        experiment = functools.cache(lambda: Regularizers(arguments))
+        rows = study.tabulated(
+            cells(arguments),
+            lambda cell: experiment().cell(cell),
+            "tuned",
+            results_table,
+            draw=arguments.draw,
+        )
         draw(rows, file.with_suffix(".png"))
 
 
