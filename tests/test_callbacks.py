@@ -46,10 +46,10 @@ def test_the_strength_warms_up_ramps_and_holds():
 
 
 def test_defaults_follow_the_epochs_of_fit():
-    model, history = model_to_train(NearestSquared(4, strength=1.0)), CentroidHistory()
+    model, history = model_to_train(NearestSquared(4, strength=2.0)), CentroidHistory()
     train(model, 9, PenaltySchedule(), history)
     # A third of 9 without penalty, then a ramp to the end.
-    expected = [0, 0, 0, *((np.arange(6) + 1) / 6) ** 6]
+    expected = [0, 0, 0, *2 * ((np.arange(6) + 1) / 6) ** 6]
     np.testing.assert_allclose(history.strengths["fc"], expected, rtol=1e-6)
 
 
