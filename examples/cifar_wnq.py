@@ -28,6 +28,7 @@ import numpy as np
 import keras_qareg as qareg
 from benchmarks import peers
 from examples import training
+from examples.data import augmented
 from examples.study import Row, Study, written
 from examples.training import Experiment
 from keras_qareg.report import summary, table
@@ -86,6 +87,13 @@ class Quantizers(Experiment):
         places = np.random.default_rng(0).permutation(len(self.train.labels))[:count]
         return self.train.take(places).pixels(self.mean)
 
+    def recalibrate(self, model: keras.Model) -> None:
+        """Measures batch normalization anew, on images like those that the network was trained on."""
+        pixels = self.some_pixels(5_000)
+        if self.arguments.augment:
+            pixels = augmented(pixels, np.random.default_rng(0))
+        qareg.recalibrate(model, pixels)
+
     def name_of(self, cell: Row) -> tuple[Any, ...]:
         keys = ("start", "start_epochs", "learning_rate", "seed", "method", "bits", "inputs")
         return tuple(cell[key] for key in keys)
@@ -95,7 +103,7 @@ class Quantizers(Experiment):
         model, curve = self.network_of(cell), Curve(self.accuracy)
         rate = self.arguments.learning_rate
         self.fit(model, self.arguments.epochs, rate, cell["seed"] + 1000, curve)
-        qareg.recalibrate(model, self.some_pixels(5_000))
+        self.recalibrate(model)
         self.keep(model, *self.name_of(cell))
         figures: Row = {"accuracy": self.accuracy(model), "curve": curve.accuracies}
         if cell["method"] in OURS:

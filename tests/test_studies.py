@@ -133,7 +133,7 @@ def test_the_wnq_experiment_runs_and_resumes(tmp_path):
     out = tmp_path / "out"
     words = ["-m", "examples.cifar_wnq", "--network", "lenet", "--width", 0.1, "--seeds", 1]
     words += ["--dataset", "pets", "--data-dir", tmp_path, "--epochs", 2, "--batch-size", 16]
-    words += ["--start", "float", "--bits", 2, "--out", out]
+    words += ["--start", "float", "--bits", 2, "--augment", "--out", out]
     printed = run(*words, "--methods", "WNQ", "LQ-Nets")
     assert "[3/3]" in printed
     printed = run(*words, "--methods", "WNQ", "LQ-Nets", "WNQ uniform", "LSQ", "--inputs", 3)

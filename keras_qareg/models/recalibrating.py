@@ -29,7 +29,8 @@ def recalibrate(model: keras.Model, data: Any, batch_size: int = 256) -> None:
             it is.
         data: Inputs as `model` takes them: an array or a structure of arrays, cut into batches; or an
             iterable of batches (such as a `tf.data.Dataset`), of which a tuple's first part counts.
-            A thousand images or more, taken as in inference, without augmentation.
+            A thousand images or more, augmented as those that the model was trained on: its weights
+            belong to statistics of these (docs/method.md has what it is worth).
         batch_size: Positive integer, for arrays. Small batches give poor variances. Defaults to 256.
 
     Raises:
