@@ -78,11 +78,11 @@ def extra_memory(name: str, size: int, levels: int) -> float:
     return extra_peak(lambda: run(w, levels)) / w.nbytes
 
 
-def measure(size: int, levels: int, names: list[str]) -> list[dict[str, Any]]:
-    """A row for ours, of three runs, then one for each peer that is named, of one."""
+def measure(size: int, levels: int) -> list[dict[str, Any]]:
+    """A row for ours, of three runs, then one for each peer, of one."""
     w, rows = weights(size), []
     for name, run in peers().items():
-        if name not in (OURS, *names) or size * levels > LIMITS[name]:
+        if size * levels > LIMITS[name]:
             continue
         times = []
         for _ in range(3 if name == OURS else 1):
@@ -109,7 +109,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--sizes", type=float, nargs="+", default=[1e6, 15e6])
     parser.add_argument("--levels", type=int, nargs="+", default=[4, 16, 64, 256])
-    parser.add_argument("--peers", nargs="*", choices=[n for n in LIMITS if n != OURS])
     parser.add_argument("--out", type=Path, default=Path("output"))
     parser.add_argument("--memory", nargs=3, metavar=("NAME", "SIZE", "LEVELS"))
     arguments = parser.parse_args()
@@ -117,12 +116,8 @@ def main() -> None:
         name, size, levels = arguments.memory
         print(json.dumps(extra_memory(name, int(size), int(levels))))
         return
-    names = list(LIMITS) if arguments.peers is None else arguments.peers
     rows = [
-        row
-        for size in arguments.sizes
-        for k in arguments.levels
-        for row in measure(int(size), k, names)
+        row for size in arguments.sizes for k in arguments.levels for row in measure(int(size), k)
     ]
     lines = [
         (

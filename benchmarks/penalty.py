@@ -24,7 +24,6 @@ from benchmarks.timing import draw, extra_peak, in_subprocess, interleaved, rati
 from keras_qareg import regularizers
 
 BASELINE = "L2"
-KINDS = ("Sine", "Cosine", "NearestSquared", "NearestExponential")
 # The naive way needs weights x levels; beyond this many it is left out.
 NAIVE_LIMIT = 2e8
 
@@ -37,7 +36,7 @@ def naive(weights: Any, centroids: Any) -> Any:
 def penalties(levels: int) -> dict[str, Callable[[Any, Any], Any]]:
     """Functions of weights and centroids."""
     found = {BASELINE: lambda w, c: keras.regularizers.L2(1e-4)(w)}
-    for kind in KINDS:
+    for kind in ("Sine", "Cosine", "NearestSquared", "NearestExponential"):
         regularizer = getattr(regularizers, kind)(levels, strength=1.0)
         found[kind] = lambda w, c, r=regularizer: r.penalty(w, c)
     return {**found, "naive": naive}
@@ -82,13 +81,12 @@ def extra_memory(name: str, size: int, levels: int) -> float:
     return extra_peak(lambda: runner(function, weights, centroids)()) / (4 * size)
 
 
-def measure(
-    size: int, levels: int, names: list[str], rounds: int, with_memory: bool
-) -> list[dict[str, Any]]:
-    """A row for each penalty that is named, for what they are compared with, and for the naive way."""
+def measure(size: int, levels: int, rounds: int, with_memory: bool) -> list[dict[str, Any]]:
+    """A row for each penalty."""
     weights, centroids = variables(size, levels)
-    wanted = {BASELINE, *names} | ({"naive"} if size * levels <= NAIVE_LIMIT else set())
-    functions = {name: run for name, run in penalties(levels).items() if name in wanted}
+    functions = penalties(levels)
+    if size * levels > NAIVE_LIMIT:
+        del functions["naive"]
     runs = {name: runner(f, weights, centroids) for name, f in functions.items()}
     seconds, rows = interleaved(runs, rounds), []
     for name, found in ratios(seconds, BASELINE).items():
@@ -114,7 +112,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--sizes", type=float, nargs="+", default=[1e5, 1e6, 1e7, 10**7.5])
     parser.add_argument("--levels", type=int, nargs="+", default=[4, 16, 64, 256])
-    parser.add_argument("--penalties", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--out", type=Path, default=Path("output"))
     parser.add_argument("--memory", nargs=3, metavar=("NAME", "SIZE", "LEVELS"))
@@ -128,9 +125,7 @@ def main() -> None:
         row
         for size in sizes
         for levels in arguments.levels
-        for row in measure(
-            size, levels, arguments.penalties, arguments.rounds, with_memory=size == max(sizes)
-        )
+        for row in measure(size, levels, arguments.rounds, with_memory=size == max(sizes))
     ]
     lines = [line_of(row) for row in rows]
     header = ("weights, levels, penalty", "ns/weight", "ratio to L2", "quartiles", "memory")

@@ -3,7 +3,6 @@
 import contextlib
 import io
 import json
-import os
 import runpy
 import subprocess
 import sys
@@ -19,13 +18,15 @@ ROOT = Path(__file__).parent.parent
 def run(*words):
     """What a program prints: a module in this process, all else in one of its own."""
     words = list(map(str, words))
-    if words[0] != "-m":
-        command, env = [sys.executable, *words], {**os.environ, "KERAS_BACKEND": BACKEND}
-        settings = {"cwd": ROOT, "env": env, "capture_output": True, "text": True, "check": True}
-        return subprocess.run(command, **settings).stdout
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as out:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        patch.setenv("KERAS_BACKEND", BACKEND)
+        if words[0] != "-m":
+            settings = {"capture_output": True, "text": True, "check": True}
+            return subprocess.run([sys.executable, *words], **settings).stdout
         patch.setattr(sys, "argv", words[1:])
-        runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            runpy.run_module(words[1], run_name="__main__", alter_sys=True)
     return out.getvalue()
 
 
