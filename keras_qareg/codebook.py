@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from keras import ops
 
+from keras_qareg.acceleration import segment_sums
 from keras_qareg.centroids import MAX_LEVELS
 from keras_qareg.grids import integer_grid, integer_weights
 
@@ -228,9 +229,7 @@ def lookup(centroids: Any, indices: Any) -> Any:
     def take(centroids: Any) -> Any:
         def grad(*args: Any, upstream: Any = None) -> Any:
             upstream = args[0] if upstream is None else upstream
-            return ops.segment_sum(
-                ops.reshape(upstream, (-1,)), ops.reshape(indices, (-1,)), num_segments=levels
-            )
+            return segment_sums(upstream, indices, levels)
 
         return ops.take(centroids, indices), grad
 

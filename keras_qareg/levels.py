@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from keras import ops
 
+from keras_qareg.acceleration import segment_sums
+
 # Above this many levels, bisection is cheaper than one comparison a level.
 _COMPARED_LEVELS = 16
 # Added to the normal equations: leaves what the values do not determine as it is.
@@ -102,8 +104,8 @@ def _members(flat: Any, grid: Grid) -> tuple[Any, Any]:
     if levels > _COMPARED_LEVELS:
         index = ops.searchsorted(midpoints[:, 0], flat[:, 0], side="left")
         ones = ops.ones_like(index, dtype="int32")
-        counts = ops.segment_sum(ones, index, num_segments=levels)[:, None]
-        sums = ops.segment_sum(errors[:, 0], index, num_segments=levels)[:, None]
+        counts = segment_sums(ones, index, levels)[:, None]
+        sums = segment_sums(errors[:, 0], index, levels)[:, None]
     else:
         above = [flat > midpoints[j] for j in range(levels - 1)]
         # Whole numbers: float32 does not count beyond 2^24.

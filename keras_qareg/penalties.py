@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 
 from keras import ops
 
-from keras_qareg.acceleration import compiled
+from keras_qareg.acceleration import compiled, segment_sums
 
 OUTSIDE = ("linear", "periodic")
 # Cells of the look-up, and weights that are looked up at a time.
@@ -132,8 +132,7 @@ def nearest(weights: Any, centroids: Any) -> Any:
 
         def grad(*args: Any, upstream: Any = None) -> Any:
             upstream = args[0] if upstream is None else upstream
-            flat = ops.reshape(upstream, (-1,)), ops.reshape(members, (-1,))
-            return upstream, ops.segment_sum(*flat, num_segments=levels)
+            return upstream, segment_sums(upstream, members, levels)
 
         return values, grad
 
