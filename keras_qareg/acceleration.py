@@ -44,7 +44,7 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 def segment_sums(values: Any, places: Any, count: int) -> Any:
     """The sum of the values at each place.
 
-    What `keras.ops.segment_sum` computes, which in graphs of TensorFlow takes many times as long on CPUs.
+    What `keras.ops.segment_sum` computes; in graphs of TensorFlow on CPUs that is many times slower.
 
     Args:
         values: Tensor of any shape.
