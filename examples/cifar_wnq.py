@@ -181,8 +181,11 @@ def draw_curves(rows: list[Row], file: Path) -> None:
             if name == FLOAT or name.rsplit(", ", 1)[0] == panel:
                 curve = np.mean([row["curve"] for row in same], axis=0)
                 epochs = np.arange(1, len(curve) + 1)
-                style = {"color": "black", "linewidth": 0.8} if name == FLOAT else {}
-                axis.plot(epochs, curve, label=name.rsplit(", ", 1)[-1], **style)
+                method = same[0]["method"]
+                # Of one method in all panels, although not all have each.
+                color = "black" if method == FLOAT else f"C{METHODS.index(method)}"
+                width = 0.8 if method == FLOAT else 1.5
+                axis.plot(epochs, curve, label=method, color=color, linewidth=width)
         axis.set_title(panel, fontsize=9)
         axis.set_xlabel("epoch")
         axis.legend(fontsize=7)
