@@ -183,7 +183,9 @@ def draw_curves(rows: list[Row], file: Path) -> None:
                 epochs = np.arange(1, len(curve) + 1)
                 method = same[0]["method"]
                 # Of one method in all panels, although not all have each.
-                color, width = ("black", 0.8) if method == FLOAT else (f"C{METHODS.index(method)}", 1.5)
+                color, width = (
+                    ("black", 0.8) if method == FLOAT else (f"C{METHODS.index(method)}", 1.5)
+                )
                 axis.plot(epochs, curve, label=method, color=color, linewidth=width)
         axis.set_title(panel, fontsize=9)
         axis.set_xlabel("epoch")
