@@ -10,8 +10,8 @@ demo: $(INSTALLED)
 	$(BIN)/python examples/digits.py
 
 study: $(INSTALLED)
-	$(BIN)/python examples/digits.py --seeds 3 --levels 2 4 8 --out benchmarks/results
-	$(BIN)/python examples/wnq_digits.py --seeds 3 --layers inner all --start scratch float --out benchmarks/results
+	$(BIN)/python examples/digits.py --seeds 3 --levels 2 4 8 --out results
+	$(BIN)/python examples/wnq_digits.py --seeds 3 --layers inner all --start scratch float --out results
 
 test: $(INSTALLED)
 	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -n 2
@@ -30,17 +30,17 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 
 bench: $(INSTALLED)
-	$(BIN)/python -m benchmarks.recipe --out benchmarks/results
-	$(BIN)/python -m benchmarks.wnq_error --out benchmarks/results
-	$(BIN)/python -m benchmarks.wnq_step --out benchmarks/results
-	$(BIN)/python -m benchmarks.size --out benchmarks/results
-	$(BIN)/python -m benchmarks.archive --out benchmarks/results
-	KERAS_BACKEND=tensorflow $(BIN)/python -m benchmarks.penalty --out benchmarks/results
-	KERAS_BACKEND=jax $(BIN)/python -m benchmarks.penalty --out benchmarks/results
-	$(BIN)/python -m benchmarks.step --network lenet --out benchmarks/results
-	$(BIN)/python -m benchmarks.step --network vgg16 --out benchmarks/results
-	$(BIN)/python -m benchmarks.kmeans --out benchmarks/results
-	$(BIN)/python -m benchmarks.scaling --out benchmarks/results
+	$(BIN)/python -m benchmarks.recipe --out results
+	$(BIN)/python -m benchmarks.wnq_error --out results
+	$(BIN)/python -m benchmarks.wnq_step --out results
+	$(BIN)/python -m benchmarks.size --out results
+	$(BIN)/python -m benchmarks.archive --out results
+	KERAS_BACKEND=tensorflow $(BIN)/python -m benchmarks.penalty --out results
+	KERAS_BACKEND=jax $(BIN)/python -m benchmarks.penalty --out results
+	$(BIN)/python -m benchmarks.step --network lenet --out results
+	$(BIN)/python -m benchmarks.step --network vgg16 --out results
+	$(BIN)/python -m benchmarks.kmeans --out results
+	$(BIN)/python -m benchmarks.scaling --out results
 
 # New pins: installs the newest versions that setup.cfg admits and writes them down.
 lock:

@@ -1,6 +1,6 @@
 """How near archives are to the entropy bound, and how fast they are read.
 
-    python -m benchmarks.archive --out benchmarks/results
+    python -m benchmarks.archive --out results
 
 Codes the indices of a Laplace-distributed kernel of some millions of weights, shared by k-means, and
 decodes them again, in turn with zstd on the same float32 values (what a compressed download of a
@@ -21,9 +21,9 @@ os.environ.setdefault("KERAS_BACKEND", "jax")
 import numpy as np
 import zstandard
 
-from keras_qareg.centroids import kmeans
-from keras_qareg.codebook import Codebook
-from keras_qareg.export.coding import decode_indices, encode_indices
+from keras_qareg.export.archive.coding import decode_indices, encode_indices
+from keras_qareg.numerics.clustering import kmeans
+from keras_qareg.numerics.codebook import Codebook
 from keras_qareg.report import table
 
 

@@ -1,6 +1,6 @@
 """Exact one-dimensional k-means against its peers: time, peak memory, and squared error.
 
-    python -m benchmarks.kmeans --out benchmarks/results
+    python -m benchmarks.kmeans --out results
 
 Weights are half Laplace, half normal. Peers: scikit-learn's `KMeans` with one start and with ten, its
 `MiniBatchKMeans`, and `kmeans1d` from PyPI where it is installed; where weights x levels are many, the
@@ -22,8 +22,8 @@ os.environ.setdefault("KERAS_BACKEND", "jax")
 import numpy as np
 
 from benchmarks.timing import draw, extra_peak, in_subprocess, save, series
-from keras_qareg.centroids import kmeans
-from keras_qareg.codebook import Codebook
+from keras_qareg.numerics.clustering import kmeans
+from keras_qareg.numerics.codebook import Codebook
 
 OURS = "keras_qareg"
 # Weights x levels that a peer is asked for.

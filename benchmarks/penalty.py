@@ -1,6 +1,6 @@
 """Value and gradients of the penalties: time against Keras's L2 and the naive way, and peak memory.
 
-    python -m benchmarks.penalty --out benchmarks/results          # KERAS_BACKEND says which backend
+    python -m benchmarks.penalty --out results          # KERAS_BACKEND says which backend
 
 All run in turn, compiled as in `fit`: on TensorFlow in a graph, on JAX by `jit`. The naive way compares
 every weight with every centroid. Memory is what a run adds to the peak of a fresh process, in units of

@@ -1,6 +1,6 @@
 """How the defaults were chosen: accuracy on a validation split of the digits, one change at a time.
 
-    python -m benchmarks.recipe --out benchmarks/results
+    python -m benchmarks.recipe --out results
 
 For each regularizer and number of levels, trains with the defaults and with each of them changed: the
 strength, the power of its ramp, the learning rate of the centroids, the balance, and whether layers

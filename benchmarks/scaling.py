@@ -1,6 +1,6 @@
 """What things cost against the number of weights, and the slope of it in a log-log plot: 1 is linear.
 
-    python -m benchmarks.scaling --out benchmarks/results
+    python -m benchmarks.scaling --out results
 
 For k = 16: value and gradients of a learned penalty, sharing (k-means and the nearest centroids), and
 coding the indices. Seconds are the best of a few runs in turn; only their growth says anything.
@@ -19,9 +19,9 @@ import numpy as np
 
 from benchmarks.penalty import penalties, runner, variables
 from benchmarks.timing import draw, interleaved, save
-from keras_qareg.centroids import kmeans
-from keras_qareg.codebook import Codebook
-from keras_qareg.export.coding import encode_indices
+from keras_qareg.export.archive.coding import encode_indices
+from keras_qareg.numerics.clustering import kmeans
+from keras_qareg.numerics.codebook import Codebook
 
 LEVELS = 16
 

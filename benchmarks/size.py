@@ -1,6 +1,6 @@
 """Bytes of one model in every form, against the number of levels.
 
-    python -m benchmarks.size --out benchmarks/results
+    python -m benchmarks.size --out results
 
 A CNN of 283,000 weights for 28x28 images, its kernels drawn from a Laplace distribution, shared on a
 grid (`snap=True`) and by k-means. Compares the float32 file, the same file gzipped and by zstd (what

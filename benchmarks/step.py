@@ -1,6 +1,6 @@
 """A training step with each regularizer, with WNQ, and with TensorFlow Model Optimization's clustering.
 
-    python -m benchmarks.step --network vgg16 --out benchmarks/results     # or lenet
+    python -m benchmarks.step --network vgg16 --out results     # or lenet
 
 Steps of all models run in turn, on a batch of 128 random images, compiled as `fit` compiles them; ratios
 are to the plain model's step of the same round. TensorFlow Model Optimization needs tf_keras, and so a

@@ -1,6 +1,6 @@
 """Long tails and the quantization error: what normalization changes, layer by layer.
 
-    python -m benchmarks.wnq_error --out benchmarks/results
+    python -m benchmarks.wnq_error --out results
 
 For each kernel of a CNN, trained on scikit-learn's digits with 2-bit LQ-Nets (no normalization) and with
 WNQ, and for synthetic weights of normal, Laplace and Student's t distribution: how heavy the tails are

@@ -1,6 +1,6 @@
 """What WNQ adds to a training step: time against the plain layer's, in one run.
 
-    python -m benchmarks.wnq_step --out benchmarks/results
+    python -m benchmarks.wnq_step --out results
 
 Trains one layer at a time, a 3x3 convolution from 256 to 256 channels on a batch of 32 images of 16x16
 by default, with the plain layer and the WNQ layers in turn, round after round. Prints the median and the

@@ -218,7 +218,7 @@ def draw_errors(rows: list[Row], file: Path) -> None:
 
 def exported(experiment: Quantizers, cell: Row, folder: Path) -> Row:
     """Bytes of a network as a file against float32, and its accuracy there and in Keras."""
-    from keras_qareg.export.runtime import run_litert
+    from keras_qareg.export.litert.runtime import run_litert
 
     model = qareg.strip(experiment.trained(cell))
     path = folder / f"{cell['method'].replace(' ', '_')}_{cell['bits']}_bits.tflite"

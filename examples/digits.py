@@ -187,7 +187,7 @@ _AVERAGED = ("float", "shared", "tuned", "entropy", "tflite", "gzip")
 
 def export_best(model: keras.Model, out: Path) -> None:
     """Writes the best model, and compares its accuracy in LiteRT with that in Keras."""
-    from keras_qareg.export.runtime import run_litert
+    from keras_qareg.export.litert.runtime import run_litert
 
     _, (images, labels) = load()
     print(qareg.export.litert(model, out / "best.tflite", representative_data=images))

@@ -10,9 +10,9 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_qareg.centroids import METHODS
 from keras_qareg.layers import QuantizationAware
-from keras_qareg.selection import check_built, wrappers
+from keras_qareg.models.selection import check_built, wrappers
+from keras_qareg.numerics.clustering import METHODS
 
 # How often the strength is raised in an epoch, at most.
 _UPDATES = 20

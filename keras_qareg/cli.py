@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from keras_qareg import __version__
+
 EXIT_ERROR = 2
 
 
@@ -36,6 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="keras-qareg", description="Make Keras models small: share weights, export, inspect."
     )
+    parser.add_argument("--version", action="version", version=f"keras-qareg {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for add in (_add_compress, _add_export, _add_archive, _add_verify, _add_inspect):
         add(commands)
@@ -130,7 +133,7 @@ def _add_weights(parser: argparse.ArgumentParser) -> None:
 
 def _compress(options: argparse.Namespace) -> None:
     from keras_qareg.export.files import check_target
-    from keras_qareg.export.litert import litert
+    from keras_qareg.export.litert.convert import litert
     from keras_qareg.models import compress
     from keras_qareg.report import summary
 
@@ -154,7 +157,7 @@ def _compress(options: argparse.Namespace) -> None:
 
 def _export(options: argparse.Namespace) -> None:
     from keras_qareg.export.files import check_target
-    from keras_qareg.export.litert import litert
+    from keras_qareg.export.litert.convert import litert
 
     check_target(options.out, ".tflite")
     samples = None if options.data is None else _load_arrays(options.data, "x")[0]
@@ -163,7 +166,7 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _archive(options: argparse.Namespace) -> None:
-    from keras_qareg.export.archive import describe, save_archive
+    from keras_qareg.export.archive.archive import describe, save_archive
     from keras_qareg.export.files import check_target
 
     check_target(options.out)
@@ -171,7 +174,7 @@ def _archive(options: argparse.Namespace) -> None:
 
 
 def _unarchive(options: argparse.Namespace) -> None:
-    from keras_qareg.export.archive import load_archive
+    from keras_qareg.export.archive.archive import load_archive
     from keras_qareg.export.files import check_target
 
     check_target(options.out, ".keras")
@@ -186,9 +189,9 @@ def _verify(options: argparse.Namespace) -> None:
 
 
 def _inspect(options: argparse.Namespace) -> None:
-    from keras_qareg.export.archive import describe
-    from keras_qareg.export.container import is_archive
-    from keras_qareg.export.inspection import describe_litert, is_litert
+    from keras_qareg.export.archive.archive import describe
+    from keras_qareg.export.archive.container import is_archive
+    from keras_qareg.export.litert.inspection import describe_litert, is_litert
     from keras_qareg.report import summary
 
     if options.model.is_file() and is_archive(options.model):
@@ -226,7 +229,3 @@ def _load_arrays(path: Path, *names: str) -> tuple[Any, ...]:
         raise ValueError(
             f"Expected a .npz file with arrays {wanted}. Received: {path} ({error})"
         ) from error
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -9,8 +9,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_qareg.codebook import Codebook
 from keras_qareg.models import kernel_codebooks
+from keras_qareg.numerics.codebook import Codebook
 from keras_qareg.regularizers import Cosine, NearestExponential, NearestSquared, Sine
 
 if TYPE_CHECKING:

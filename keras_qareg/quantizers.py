@@ -6,7 +6,7 @@ weights, of v_i or nothing for activations. The basis is learned by quantization
 (Zhang et al., "LQ-Nets", ECCV 2018): each value takes its nearest level, and least squares then finds
 the basis that fits these choices best. Training moves the basis by a share of the way at each step.
 
-`levels.py` has the arithmetic: nothing there builds a tensor of weights x levels.
+`numerics/basis.py` has the arithmetic: nothing there builds a tensor of weights x levels.
 
 Source: Cai, Li, "Weight Normalization based Quantization for Deep Neural Network Compression"
 (arXiv 1907.00593), called WNQ.
@@ -22,10 +22,10 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_qareg import replicas
-from keras_qareg.codebook import Codebook
-from keras_qareg.levels import Grid, best_change, grid_of, nearest
-from keras_qareg.serialization import deserialized, find
+from keras_qareg.config import deserialized, find
+from keras_qareg.numerics import replicas
+from keras_qareg.numerics.basis import Grid, best_change, grid_of, nearest
+from keras_qareg.numerics.codebook import Codebook
 
 MAX_WEIGHT_BITS, MAX_ACTIVATION_BITS = 4, 8
 # Rounds of least squares from where a new basis starts.

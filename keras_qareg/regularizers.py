@@ -14,10 +14,10 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_qareg import penalties
-from keras_qareg.centroids import check_levels
-from keras_qareg.grids import grid_codes
-from keras_qareg.serialization import deserialized, find
+from keras_qareg.config import deserialized, find
+from keras_qareg.numerics import penalties
+from keras_qareg.numerics.clustering import check_levels
+from keras_qareg.numerics.grids import grid_codes
 
 
 class QuantizationRegularizer(keras.regularizers.Regularizer):

@@ -9,9 +9,9 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_qareg.codebook import Codebook
 from keras_qareg.models import kernel_codebooks
-from keras_qareg.selection import quantized_layers
+from keras_qareg.models.selection import quantized_layers
+from keras_qareg.numerics.codebook import Codebook
 
 FLOAT_BYTES = 4
 

@@ -1,4 +1,11 @@
-"""What several test modules need: gradients on either backend, and small models."""
+"""What several test modules need: gradients on any backend, small models, and programs that run."""
+
+import contextlib
+import io
+import runpy
+import subprocess
+import sys
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -7,6 +14,7 @@ from keras import layers, ops
 from sklearn.datasets import load_digits
 
 BACKEND = keras.backend.backend()
+ROOT = Path(__file__).parent.parent
 
 
 def gradients(function, *arrays, graph=False):
@@ -73,3 +81,18 @@ def error_of(function, *arguments, **keywords):
     with pytest.raises(ValueError) as error:
         function(*arguments, **keywords)
     return str(error.value)
+
+
+def run(*words):
+    """What a program prints: a module in this process, all else in one of its own."""
+    words = list(map(str, words))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        patch.setenv("KERAS_BACKEND", BACKEND)
+        if words[0] != "-m":
+            settings = {"capture_output": True, "text": True, "check": True}
+            return subprocess.run([sys.executable, *words], **settings).stdout
+        patch.setattr(sys, "argv", words[1:])
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+    return out.getvalue()

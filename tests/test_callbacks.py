@@ -7,8 +7,9 @@ from keras import ops
 
 import keras_qareg as qareg
 from keras_qareg.callbacks import CentroidHistory, PenaltySchedule
+from keras_qareg.models.selection import wrappers
+from keras_qareg.numerics.clustering import kmeans
 from keras_qareg.regularizers import NearestExponential, NearestSquared, Sine
-from keras_qareg.selection import wrappers
 from tests.helpers import compiled, digits, small_cnn, snapshot
 
 IMAGES, LABELS = digits(64)
@@ -113,7 +114,7 @@ def test_centroids_are_placed_once_from_the_weights_after_the_warm_up(regularize
     )
     train(model, 4, PenaltySchedule(2, 1), history, weights)
     for place, layer in enumerate(wrappers(model)):
-        found = qareg.centroids.kmeans(weights.seen[1][place], 4)
+        found = kmeans(weights.seen[1][place], 4)
         expected = regularizer.fit_basins(found)
         path = layer.kernel_paths[0]
         for epoch in (2, 3):  # with strength 0, no loss moves them afterwards

@@ -7,7 +7,7 @@ from keras import layers, ops
 
 import keras_qareg as qareg
 from keras_qareg import regularizers
-from keras_qareg.grids import grid_codes
+from keras_qareg.numerics.grids import grid_codes
 from keras_qareg.regularizers import Cosine, NearestExponential, NearestSquared, Sine
 
 ALL = [

@@ -11,16 +11,16 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_qareg.codebook import Codebook
-from keras_qareg.export import flatbuffer
-from keras_qareg.export.archive import load_archive
-from keras_qareg.export.container import is_archive
-from keras_qareg.export.inspection import describe_litert, stored_constants
-from keras_qareg.export.micro import expanded, recognized
-from keras_qareg.export.proof import TOLERANCES, prove
-from keras_qareg.export.recognition import recognize
-from keras_qareg.export.runtime import tensor_values
+from keras_qareg.export.archive.archive import load_archive
+from keras_qareg.export.archive.container import is_archive
+from keras_qareg.export.litert import flatbuffer
+from keras_qareg.export.litert.inspection import describe_litert, stored_constants
+from keras_qareg.export.litert.micro import expanded, recognized
+from keras_qareg.export.litert.proof import TOLERANCES, prove
+from keras_qareg.export.litert.recognition import recognize
+from keras_qareg.export.litert.runtime import tensor_values
 from keras_qareg.models import codebooks, quantizes_inputs, strip
+from keras_qareg.numerics.codebook import Codebook
 
 
 def verify(

@@ -1,4 +1,9 @@
-"""Layers that hold the variables of quantization."""
+"""Layers that hold the variables of quantization.
+
+What belongs here: one layer at a time: its variables, its build, its call, its configuration. What does
+not: the formulas (`numerics`), what a user chooses (`regularizers`, `quantizers`), and anything that
+walks through a model (`models`).
+"""
 
 from keras_qareg.layers.kernel_wrapper import KernelWrapper, channel_axes, kernels
 from keras_qareg.layers.quantization_aware import QuantizationAware

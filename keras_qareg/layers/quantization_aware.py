@@ -7,10 +7,10 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_qareg import centroids as initial
-from keras_qareg import penalties, regularizers
-from keras_qareg.codebook import Codebook
+from keras_qareg import regularizers
 from keras_qareg.layers.kernel_wrapper import KernelWrapper
+from keras_qareg.numerics import clustering, penalties
+from keras_qareg.numerics.codebook import Codebook
 
 
 @keras.saving.register_keras_serializable(package="keras_qareg")
@@ -128,16 +128,17 @@ class QuantizationAware(KernelWrapper):
         Raises:
             ValueError: If the method is unknown, or a kernel has NaN or infinite weights.
         """
-        if method not in initial.METHODS:
+        if method not in clustering.METHODS:
             raise ValueError(
-                f"Expected `method` to be one of {sorted(initial.METHODS)}. Received: method={method!r}"
+                f"Expected `method` to be one of {sorted(clustering.METHODS)}. "
+                f"Received: method={method!r}"
             )
         for kernel, path, centroids in zip(
             self.kernels, self.kernel_paths, self.centroids, strict=True
         ):
             weights = ops.convert_to_numpy(kernel)
             try:
-                found = initial.METHODS[method](weights, self.regularizer.levels)
+                found = clustering.METHODS[method](weights, self.regularizer.levels)
             except ValueError as error:
                 raise ValueError(f"Kernel '{path}': {error}") from error
             centroids.assign(self.regularizer.fit_basins(found))

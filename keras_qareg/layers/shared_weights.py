@@ -8,10 +8,10 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_qareg.centroids import check_levels
-from keras_qareg.codebook import Codebook, lookup
-from keras_qareg.grids import grid_codes
 from keras_qareg.layers.kernel_wrapper import KernelWrapper, channel_axes
+from keras_qareg.numerics.clustering import check_levels
+from keras_qareg.numerics.codebook import Codebook, lookup
+from keras_qareg.numerics.grids import grid_codes
 
 
 @keras.saving.register_keras_serializable(package="keras_qareg")

@@ -17,8 +17,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_qareg.centroids import check_finite
-from keras_qareg.codebook import Codebook
+from keras_qareg.numerics.clustering import check_finite
+from keras_qareg.numerics.codebook import Codebook
 from keras_qareg.quantizers import (
     MAX_ACTIVATION_BITS,
     ActivationQuantizer,

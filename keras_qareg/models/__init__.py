@@ -4,6 +4,10 @@ Each takes a built model and returns a new one with the same weights and names; 
 passed stays as it is (`recalibrate` alone changes it). All results can be saved as `.keras` and
 loaded again, except where a subclassed model was changed: its own code says what it is made of, so
 save its weights (`save_weights`), or `strip` it and save that.
+
+What belongs here: everything that walks through a model. `cloning` rebuilds one with some layers
+changed, and `selection` finds the layers that are meant; each transform is a file of its own. What
+does not: the mathematics (`numerics`), files (`export`), and what is done to one layer (`layers`).
 """
 
 from keras_qareg.models.converting import wnq

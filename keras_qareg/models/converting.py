@@ -9,10 +9,10 @@ from typing import Any
 import keras
 from keras.layers import Layer
 
-from keras_qareg.cloning import clone, fresh
 from keras_qareg.layers import WeightNormalized, WNQConv2D, WNQDense, WNQDepthwiseConv2D
+from keras_qareg.models.cloning import clone, fresh
+from keras_qareg.models.selection import Layers, check_built, check_plain, select
 from keras_qareg.quantizers import MAX_ACTIVATION_BITS, MAX_WEIGHT_BITS, check_bits
-from keras_qareg.selection import Layers, check_built, check_plain, select
 
 _KINDS: dict[type[Layer], type[WeightNormalized]] = {
     kind.base: kind for kind in (WNQConv2D, WNQDepthwiseConv2D, WNQDense)

@@ -8,8 +8,6 @@ import keras
 from keras import ops
 from keras.layers import Layer
 
-from keras_qareg.cloning import leaf_layers
-from keras_qareg.codebook import Codebook
 from keras_qareg.layers import (
     KernelWrapper,
     QuantizationAware,
@@ -18,7 +16,9 @@ from keras_qareg.layers import (
     channel_axes,
     kernels,
 )
-from keras_qareg.selection import check_built
+from keras_qareg.models.cloning import leaf_layers
+from keras_qareg.models.selection import check_built
+from keras_qareg.numerics.codebook import Codebook
 
 
 def codebooks(model: keras.Model) -> dict[str, Codebook]:

@@ -10,7 +10,7 @@ import numpy as np
 from keras import ops
 from keras.layers import BatchNormalization
 
-from keras_qareg.selection import check_built
+from keras_qareg.models.selection import check_built
 
 
 def recalibrate(model: keras.Model, data: Any, batch_size: int = 256) -> None:

@@ -11,14 +11,11 @@ import numpy as np
 from keras import ops
 from keras.layers import Layer
 
-from keras_qareg import centroids as initial
-from keras_qareg import grids, regularizers
-from keras_qareg.cloning import clone, containers, inner_layer, own_regularizer, own_weights
-from keras_qareg.codebook import Codebook
+from keras_qareg import regularizers
 from keras_qareg.layers import QuantizationAware, SharedWeights, channel_axes, kernels
+from keras_qareg.models.cloning import clone, containers, inner_layer, own_regularizer, own_weights
 from keras_qareg.models.recalibrating import recalibrate
-from keras_qareg.models.stripping import plain, strip, used_kernels
-from keras_qareg.selection import (
+from keras_qareg.models.selection import (
     Layers,
     check_built,
     check_choice,
@@ -26,6 +23,9 @@ from keras_qareg.selection import (
     quantized_layers,
     select,
 )
+from keras_qareg.models.stripping import plain, strip, used_kernels
+from keras_qareg.numerics import clustering, grids
+from keras_qareg.numerics.codebook import Codebook
 
 # From so many weights on a bar is shown; and layers that are clustered at a time.
 _MANY_WEIGHTS, _WORKERS = 10_000_000, min(4, os.cpu_count() or 1)
@@ -86,7 +86,7 @@ def share_weights(
     >>> [book.levels_used for book in qareg.codebooks(shared).values()]
     [4]
     """
-    levels = None if levels is None else initial.check_levels(levels)
+    levels = None if levels is None else clustering.check_levels(levels)
     _check_arguments(model, method, trainable, snap)
     sizes = {layer: _levels_of(layer, levels) for layer in select(model, layers)}
     sizes = {layer: size for layer, size in sizes.items() if large_enough(layer, size)}
@@ -257,7 +257,7 @@ def _cluster(layer: Layer, levels: int, method: str, zero_centroid: bool) -> lis
     books = []
     for kernel, weights, centroids in zip(found, used_kernels(layer), trained, strict=True):
         try:
-            initial.check_finite(ops.convert_to_numpy(kernel))
+            clustering.check_finite(ops.convert_to_numpy(kernel))
             if method == "snap":
                 books.append(_on_grid(weights, levels, channel_axes(inner_layer(layer), kernel)))
                 continue
@@ -283,9 +283,9 @@ def _on_grid(weights: np.ndarray, levels: int, axes: int) -> Codebook:
 
 def _initial(weights: np.ndarray, levels: int, method: str, zero_centroid: bool) -> np.ndarray:
     if method in ("quantile", "uniform"):
-        found = initial.METHODS[method](weights, levels)
+        found = clustering.METHODS[method](weights, levels)
         return _with_zero(found) if zero_centroid else found
-    return initial.kmeans(weights, levels, zero_centroid)
+    return clustering.kmeans(weights, levels, zero_centroid)
 
 
 def _with_zero(centroids: np.ndarray) -> np.ndarray:

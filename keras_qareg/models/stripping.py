@@ -9,9 +9,9 @@ import numpy as np
 from keras import ops
 from keras.layers import Layer
 
-from keras_qareg.cloning import clone, fresh, inner_layer
 from keras_qareg.layers import QuantizationAware, SharedWeights, WeightNormalized, kernels
-from keras_qareg.selection import check_built, quantized_layers
+from keras_qareg.models.cloning import clone, fresh, inner_layer
+from keras_qareg.models.selection import check_built, quantized_layers
 
 
 def strip(model: keras.Model) -> keras.Model:

@@ -8,9 +8,9 @@ import keras
 from keras.layers import Layer
 
 from keras_qareg import regularizers
-from keras_qareg.cloning import clone, fresh, own_regularizer
 from keras_qareg.layers import QuantizationAware
-from keras_qareg.selection import Layers, check_built, check_plain, large_enough, select
+from keras_qareg.models.cloning import clone, fresh, own_regularizer
+from keras_qareg.models.selection import Layers, check_built, check_plain, large_enough, select
 
 
 def quantization_aware(

@@ -1,0 +1,98 @@
+"""What is in a `.tflite` file, without running it."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from keras_qareg.export.litert import flatbuffer
+from keras_qareg.export.packing import unpacked
+from keras_qareg.report import table
+
+IDENTIFIER = b"TFL3"
+_NUMPY_TYPES = {"FLOAT32": "<f4", "FLOAT16": "<f2", "INT32": "<i4", "INT64": "<i8", "INT8": "i1"}
+_NUMPY_TYPES |= {"UINT8": "u1", "INT16": "<i2", "BOOL": "?", "FLOAT64": "<f8"}
+
+
+def is_litert(path: str | os.PathLike[str]) -> bool:
+    """Whether a file says that it is a `.tflite`."""
+    with Path(path).open("rb") as file:
+        return file.read(8)[4:] == IDENTIFIER
+
+
+def describe_litert(path: str | os.PathLike[str]) -> str:
+    """A table of the constants of a `.tflite` file: shape, type, distinct values, and bytes.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Text of several lines.
+
+    Raises:
+        ValueError: If the file is no `.tflite`, or is damaged.
+        FileNotFoundError: If there is no such file.
+    """
+    content = Path(path).read_bytes()
+    if content[4:8] != IDENTIFIER:
+        raise ValueError(f"Expected a .tflite file. Received: {path}, which does not begin as one")
+    try:
+        lines = _lines(content)
+    # The flatbuffer is untrusted, and its reader raises whatever it stumbles on.
+    except Exception as error:
+        raise ValueError(
+            f"Expected a readable .tflite file. Received: {path} ({type(error).__name__}: {error})"
+        ) from error
+    lines.append(("whole file", "", "", "", f"{len(content):,}"))
+    return table(("tensor", "shape", "type", "values", "bytes"), lines)
+
+
+class Stored(NamedTuple):
+    """A constant as a file holds it; `values` are `None` in types that NumPy does not have."""
+
+    name: str
+    shape: tuple[int, ...]
+    kind: str
+    values: Any
+    bytes: int
+
+
+def stored_constants(model: Any) -> Iterator[Stored]:
+    """All constants of a `ModelT`, in the order of its graphs."""
+    from ai_edge_litert.tools import flatbuffer_utils
+
+    names = {
+        value: name
+        for name, value in vars(flatbuffer_utils.TensorType).items()
+        if isinstance(value, int)
+    }
+    for graph in model.subgraphs:
+        for tensor in graph.tensors:
+            data = model.buffers[tensor.buffer].data
+            if data is None:
+                continue
+            raw, kind = np.frombuffer(bytes(data), "uint8"), names[tensor.type]
+            shape = () if tensor.shape is None else tuple(int(size) for size in tensor.shape)
+            values = _values(raw, kind, math.prod(shape))
+            name = tensor.name.decode(errors="replace")
+            yield Stored(name, shape, kind.lower(), values, raw.size)
+
+
+def _lines(content: bytes) -> list[tuple[str, ...]]:
+    lines: list[tuple[str, ...]] = []
+    for stored in stored_constants(flatbuffer.read(content)):
+        distinct = "-" if stored.values is None else str(np.unique(stored.values).size)
+        shape = "x".join(map(str, stored.shape)) or "scalar"
+        lines.append((stored.name, shape, stored.kind, distinct, f"{stored.bytes:,}"))
+    return lines
+
+
+def _values(raw: np.ndarray, kind: str, size: int) -> Any:
+    if kind in ("INT4", "INT2"):
+        return unpacked(raw, kind.lower(), size)
+    return np.frombuffer(raw.tobytes(), _NUMPY_TYPES[kind]) if kind in _NUMPY_TYPES else None

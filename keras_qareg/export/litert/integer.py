@@ -1,0 +1,162 @@
+"""Int8 files whose kernels keep the integers of their grid.
+
+The converter maps the largest weight of a channel to 127 and rounds all others, so that a grid of
+seven steps becomes 127, 109, 91, 73, ...: neither evenly spaced nor exact. Here its codes are those of
+the grid times a power of two, which loses nothing; scales and biases follow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from keras_qareg.export.litert import flatbuffer
+from keras_qareg.export.litert.flatbuffer import Constant, operator_name
+from keras_qareg.export.litert.forms import KernelForm
+from keras_qareg.export.litert.recognition import Recognized, along, recognize_codes
+from keras_qareg.numerics.codebook import Codebook
+
+_LARGEST = 127
+# Where the operators that multiply with kernels have their input, kernel and bias.
+_PLACES = {
+    "CONV_2D": (0, 1, 2),
+    "DEPTHWISE_CONV_2D": (0, 1, 2),
+    "FULLY_CONNECTED": (0, 1, 2),
+    "TRANSPOSE_CONV": (2, 1, 3),
+}
+
+
+def keep_grids(
+    content: bytes, books: Iterable[tuple[str, Codebook]]
+) -> tuple[bytes, list[KernelForm]]:
+    """An int8 file with the exact codes of each kernel that is on an evenly spaced grid.
+
+    Args:
+        content: A `.tflite` file with int8 kernels.
+        books: Paths and codebooks of the kernels of the Keras model.
+
+    Returns:
+        The content of the new file, and the form of each int8 constant of two or more axes.
+    """
+    books, forms, entries, expected = list(books), [], [], {}
+    model = flatbuffer.read(content)
+    for constant in flatbuffer.constants(model, "int8"):
+        details = model.subgraphs[constant.graph].tensors[constant.tensor].quantization
+        scales = np.array(details.scale, "float32")
+        found = recognize_codes(constant.values, scales, details.quantizedDimension, books)
+        grid, exact, reason = None, False, "no kernel with few values"
+        if found is not None:
+            grid, reason = _grid(constant, found, scales)
+        if found is not None and grid is not None:
+            _replace(model, constant, found, *grid)
+            tables = grid[0].astype("float32") * grid[1]
+            exact = np.array_equal(_values(found, tables), _values(found, _tables(found)))
+            entries.append(flatbuffer.kernel_entry(constant, found.path, "int8"))
+            expected[constant.graph, constant.name] = found, scales, exact
+        size = constant.values.nbytes + scales.nbytes
+        forms.append(KernelForm.of(constant, found, "int8", size, exact, reason))
+    if not entries:
+        return content, forms
+    flatbuffer.add_metadata(model, entries)
+    content = flatbuffer.to_bytes(model)
+    _prove(content, expected)
+    return content, forms
+
+
+def _grid(
+    constant: Constant, found: Recognized, scales: np.ndarray
+) -> tuple[tuple[np.ndarray, np.ndarray] | None, str]:
+    """Codes `(levels, channels)` and scales `(channels,)`, or why there are none."""
+    others = constant.consumers - set(_PLACES)
+    if others:
+        return None, f"rounded: used by {', '.join(sorted(others))}"
+    base = _tables(found)
+    grid = Recognized(found.path, found.indices, base, found.axis, True).grid()
+    if grid is None:
+        return None, "rounded: its values are on no evenly spaced grid"
+    codes, steps = grid
+    multiple = 2 ** int(np.log2(_LARGEST / np.abs(codes.astype("int64")).max()))
+    largest = np.abs(found.tables.astype("int64")).argmax(axis=0)
+    channels = np.arange(scales.size)
+    reached = found.tables[largest, channels].astype("int64")
+    if not np.isin(np.abs(reached), (0, _LARGEST)).all():
+        return None, "rounded: the largest weight is not at 127"
+    # What BatchNormalization made of the channel, from its largest weight: the converter's scale is
+    # that weight over 127, which is more exact than its other codes. Some channels become zeros.
+    weights = np.broadcast_to(base, found.tables.shape)[largest, channels].astype("float64")
+    factors = reached * scales.astype("float64") / np.where(reached != 0, weights, 1.0)
+    factors = np.where(np.abs(np.abs(factors) - 1) < 1e-5, np.sign(factors), factors)
+    signs = np.sign(factors * steps).astype("int64")
+    scales = np.where(factors != 0, np.abs(factors), 1.0) * np.abs(steps) / multiple
+    signed, new = codes.astype("int64")[:, None] * multiple * signs, scales.astype("float32")
+    return (signed.astype("int8"), new), ""
+
+
+def _replace(
+    model: Any, constant: Constant, found: Recognized, codes: np.ndarray, scales: np.ndarray
+) -> None:
+    """Puts codes and scales in the place of a kernel's, and scales its biases to match."""
+    graph = model.subgraphs[constant.graph]
+    tensor = graph.tensors[constant.tensor]
+    channels: Any = 0
+    if scales.size > 1:
+        axis = tensor.quantization.quantizedDimension
+        channels = along(np.arange(scales.size), axis, found.indices.ndim)
+    tensor.buffer = flatbuffer.add_buffer(model, codes[found.indices, channels])
+    before = np.array(tensor.quantization.scale, "float64")
+    tensor.quantization.scale = [float(scale) for scale in scales]
+    for operator in graph.operators:
+        where = _PLACES.get(operator_name(model, operator))
+        if where is None or operator.inputs[where[1]] != constant.tensor:
+            continue
+        given, bias = (
+            graph.tensors[operator.inputs[i]] if i < len(operator.inputs) else None
+            for i in (where[0], where[2])
+        )
+        if given is None or bias is None or operator.inputs[where[2]] < 0:
+            continue
+        data = model.buffers[bias.buffer].data
+        if data is None or bias.quantization is None or bias.quantization.scale is None:
+            continue  # float, beside int8 kernels: only weights are quantized
+        old = np.frombuffer(bytes(data), "<i4")
+        product = float(given.quantization.scale[0]) * scales.astype("float64")
+        values = np.rint(old * (before / scales))
+        bias.buffer = flatbuffer.add_buffer(model, values.astype("<i4"))
+        bias.quantization.scale = [float(np.float32(scale)) for scale in product]
+
+
+def _prove(
+    content: bytes, expected: dict[tuple[int, str], tuple[Recognized, np.ndarray, bool]]
+) -> None:
+    """Reads the new file: its kernels are the grids, and less than a code from the converter's."""
+    model = flatbuffer.read(content)
+    for constant in flatbuffer.constants(model, "int8"):
+        found, before, exact = expected.pop((constant.graph, constant.name), (None, None, False))
+        if found is None or before is None:
+            continue
+        details = model.subgraphs[constant.graph].tensors[constant.tensor].quantization
+        now, old = (
+            along(np.array(scales, "float32"), details.quantizedDimension, constant.values.ndim)
+            for scales in (details.scale, before)
+        )
+        values = constant.values.astype("float32") * now
+        kernel = _values(found, _tables(found))
+        rounded = (np.abs(values - found.values * old) > old).any()
+        if rounded or (exact and not np.array_equal(values, kernel)):
+            raise ValueError(
+                f"Expected '{constant.name}' to hold the grid of kernel '{found.path}'. Received: "
+                "other values. Nothing was written; please report the model."
+            )
+    if expected:
+        raise ValueError(f"Expected all kernels in the file. Received: none of {list(expected)}")
+
+
+def _tables(found: Recognized) -> np.ndarray:
+    """The levels of the Keras kernel: `(levels, 1)`, or a column for each channel."""
+    return np.asarray(found.centroids).reshape(len(found.tables), -1)
+
+
+def _values(found: Recognized, tables: np.ndarray) -> np.ndarray:
+    return Recognized(found.path, found.indices, tables, found.axis, True).values

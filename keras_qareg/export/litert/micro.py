@@ -1,0 +1,241 @@
+"""Files for TFLite Micro: kernels behind its `TFLM_DECODE` operator, which looks indices up.
+
+LiteRT does not know this operator. `expanded` puts the kernels back, so that LiteRT can run the file;
+and where the package `tflite-micro` is installed, the file itself is run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from keras_qareg.export.litert import flatbuffer
+from keras_qareg.export.litert.flatbuffer import Constant
+from keras_qareg.export.litert.forms import KernelForm
+from keras_qareg.export.litert.recognition import Recognized, along, recognize, recognize_codes
+from keras_qareg.export.packing import bits_of, packed_bits, unpacked_bits
+from keras_qareg.numerics.codebook import Codebook
+
+OPERATOR = b"TFLM_DECODE"
+MAX_LEVELS = 128
+_HEADER_BYTES = 16
+_OVERHEAD = 500  # bytes of an operator and its tensors
+_ARENA_BYTES = 64 << 20
+
+
+def rewrite_micro(
+    content: bytes, books: Iterable[tuple[str, Codebook]]
+) -> tuple[bytes, list[KernelForm]]:
+    """A file, float32 or int8, with its kernels behind `TFLM_DECODE` where that makes it smaller.
+
+    Args:
+        content: A `.tflite` file.
+        books: Paths and codebooks of the kernels of the Keras model.
+
+    Returns:
+        The content of the new file, and the form of each constant of two or more axes.
+    """
+    books, forms, entries, tables = list(books), [], [], {}
+    model = flatbuffer.read(content)
+    for constant in [c for kind in ("float32", "int8") for c in flatbuffer.constants(model, kind)]:
+        found = recognized(model, constant, books)
+        reason = "no kernel with few values" if found is None else _obstacle(constant, found)
+        size, kind = constant.values.nbytes, str(constant.values.dtype)
+        if found is not None and not reason:
+            size, kind = _bytes(found), _form(found)
+            tables[constant.graph, constant.tensor] = found
+            entries.append(flatbuffer.kernel_entry(constant, found.path, kind))
+        exact = found is not None and found.exact
+        forms.append(KernelForm.of(constant, found, kind, size, exact, reason))
+    if not entries:
+        return content, forms
+    _insert(model, tables)
+    flatbuffer.add_metadata(model, entries)
+    return flatbuffer.to_bytes(model), forms
+
+
+def recognized(
+    model: Any, constant: Constant, books: list[tuple[str, Codebook]]
+) -> Recognized | None:
+    """The Keras kernel that a constant is, of float32 or of int8 codes; else `None`."""
+    if constant.values.dtype == "float32":
+        return recognize(constant.values, books)
+    details = model.subgraphs[constant.graph].tensors[constant.tensor].quantization
+    scales = np.array(details.scale, "float32")
+    return recognize_codes(constant.values, scales, details.quantizedDimension, books)
+
+
+def _bits(found: Recognized) -> int:
+    return max(1, bits_of(len(found.tables)))
+
+
+def _form(found: Recognized) -> str:
+    return f"tflm-{_bits(found)}bit"
+
+
+def _bytes(found: Recognized) -> int:
+    """Bytes of the indices, the header and the tables."""
+    return -(-found.indices.size * _bits(found) // 8) + _HEADER_BYTES + found.tables.nbytes
+
+
+def _obstacle(constant: Constant, found: Recognized) -> str:
+    """Why a constant stays as it is, or an empty text."""
+    levels = len(found.tables)
+    if levels > MAX_LEVELS:
+        return f"more than {MAX_LEVELS} values"
+    if found.axis not in (None, 0, constant.values.ndim - 1):
+        return f"its channels are on axis {found.axis}"
+    smaller = _bytes(found) + _OVERHEAD < constant.values.nbytes
+    return "" if smaller else f"{_form(found)} would take more bytes"
+
+
+def _insert(model: Any, tables: dict[tuple[int, int], Recognized]) -> None:
+    """An operator immediately before each that takes such a constant, with outputs of its own."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    code = schema.OperatorCodeT()
+    code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.CUSTOM
+    code.customCode, code.version = OPERATOR, 1
+    model.operatorCodes.append(code)
+    for number, graph in enumerate(model.subgraphs):
+        operators = []
+        for operator in graph.operators:
+            held = [int(i) for i in dict.fromkeys(operator.inputs) if (number, int(i)) in tables]
+            if held:
+                decode = schema.OperatorT()
+                decode.opcodeIndex = len(model.operatorCodes) - 1
+                decode.inputs, decode.outputs = [], []
+                for place in held:
+                    inputs, output = _encoded(model, number, place, tables[number, place])
+                    decode.inputs += inputs
+                    decode.outputs.append(output)
+                taken = dict(zip(held, decode.outputs, strict=True))
+                operator.inputs = [taken.get(int(i), int(i)) for i in operator.inputs]
+                operators.append(decode)
+            operators.append(operator)
+        graph.operators = operators
+        for place in (tensor for where, tensor in tables if where == number):
+            graph.tensors[place].buffer = 0
+
+
+def _encoded(model: Any, number: int, place: int, found: Recognized) -> tuple[list[int], int]:
+    """The indices and the tables of a constant as tensors, and the tensor to decode into."""
+    graph = model.subgraphs[number]
+    constant = graph.tensors[place]
+    chain = flatbuffer.Chain(model, number, constant.name.decode())
+    bits, levels = _bits(found), len(found.tables)
+    header = np.zeros(_HEADER_BYTES, "uint8")
+    header[[1, 4, 5, 6]] = 1, 1, bits, levels
+    tables = np.frombuffer(np.ascontiguousarray(found.tables.T).tobytes(), "uint8")
+    inputs = [
+        chain.constant("indices", packed_bits(found.indices, bits), "uint8"),
+        chain.constant("tables", np.concatenate([header, tables]), "uint8"),
+    ]
+    kind = "float32" if found.tables.dtype == "float32" else "int8"
+    output = graph.tensors[chain.tensor("decoded", constant.shape, kind)]
+    output.quantization = constant.quantization
+    if kind == "float32":
+        # The number of scales tells the runtime how many tables there are; a float has no other use.
+        channels, axis = found.tables.shape[1], found.axis or 0
+        several = channels > 1
+        output.quantization = flatbuffer.quantization(np.ones(channels), axis) if several else None
+    return inputs, len(graph.tensors) - 1
+
+
+def expanded(content: bytes) -> bytes:
+    """The same file without `TFLM_DECODE`: its kernels are constants again.
+
+    Args:
+        content: A `.tflite` file; one without this operator is returned as it is.
+
+    Returns:
+        A file that LiteRT runs.
+    """
+    model = flatbuffer.read(content)
+    decoding = {i for i, c in enumerate(model.operatorCodes) if c.customCode == OPERATOR}
+    if not decoding:
+        return content
+    for graph in model.subgraphs:
+        for operator in graph.operators:
+            if operator.opcodeIndex not in decoding:
+                continue
+            for i, place in enumerate(operator.outputs):
+                stored = [graph.tensors[t].buffer for t in operator.inputs[2 * i : 2 * i + 2]]
+                indices, tables = (
+                    np.frombuffer(bytes(model.buffers[b].data), "uint8") for b in stored
+                )
+                values = _decoded(graph.tensors[place], indices, tables)
+                graph.tensors[place].buffer = flatbuffer.add_buffer(model, values)
+        graph.operators = [o for o in graph.operators if o.opcodeIndex not in decoding]
+    return flatbuffer.to_bytes(model)
+
+
+def _decoded(tensor: Any, indices: np.ndarray, encoded: np.ndarray) -> np.ndarray:
+    from ai_edge_litert.schema_py_generated import TensorType
+
+    kind = "float32" if tensor.type == TensorType.FLOAT32 else "int8"
+    shape = tuple(tensor.shape)
+    bits, levels = int(encoded[5]), int(encoded[6])
+    tables = np.frombuffer(encoded[_HEADER_BYTES:].tobytes(), kind).reshape(-1, levels)
+    flat = unpacked_bits(indices, bits, int(np.prod(shape))).reshape(shape)
+    if len(tables) == 1:
+        return tables[0][flat]
+    axis = tensor.quantization.quantizedDimension
+    return tables[along(np.arange(len(tables)), axis, len(shape)), flat]
+
+
+def prove_micro(content: bytes) -> str:
+    """Runs a file in TFLite Micro, and the same without `TFLM_DECODE`: they must agree to the bit.
+
+    Args:
+        content: A `.tflite` file of `rewrite_micro`.
+
+    Returns:
+        What was found, for the report: also where the package `tflite-micro` is not installed, or has
+        no operator for some layer of the model.
+
+    Raises:
+        ValueError: If the outputs are not the same.
+    """
+    try:
+        from tflite_micro import runtime
+    except ImportError:
+        return "not run in TFLite Micro (`pip install tflite-micro` to have it done)"
+    outputs = []
+    try:
+        for file in (expanded(content), content):
+            interpreter = runtime.Interpreter.from_bytes(file, arena_size=_ARENA_BYTES)
+            for place, array in enumerate(_random_inputs(file)):
+                interpreter.set_input(array, place)
+            interpreter.invoke()
+            count = len(flatbuffer.read(file).subgraphs[0].outputs)
+            outputs.append([interpreter.get_output(place) for place in range(count)])
+    except RuntimeError as error:
+        if outputs:
+            raise ValueError(
+                f"Expected TFLite Micro to run the file as it runs the plain one. Received: {error}"
+            ) from error
+        return "TFLite Micro has no operator for some layer of this model"
+    if not all(np.array_equal(plain, decoded) for plain, decoded in zip(*outputs, strict=True)):
+        raise ValueError(
+            "Expected the outputs of the plain file in TFLite Micro. Received: other ones. Nothing "
+            "was written; please report the model."
+        )
+    return "equal in TFLite Micro, to the bit"
+
+
+def _random_inputs(content: bytes) -> list[np.ndarray]:
+    from ai_edge_litert.schema_py_generated import TensorType
+
+    graph, random = flatbuffer.read(content).subgraphs[0], np.random.default_rng(0)
+    arrays = []
+    for place in graph.inputs:
+        tensor = graph.tensors[place]
+        if tensor.type == TensorType.FLOAT32:
+            arrays.append(random.normal(size=tensor.shape).astype("float32"))
+        else:  # within any vocabulary
+            kind = "int8" if tensor.type == TensorType.INT8 else "int32"
+            arrays.append(random.integers(0, 2, tensor.shape).astype(kind))
+    return arrays

@@ -1,0 +1,220 @@
+"""Which constant of a LiteRT file is which Keras kernel, and what grid its values lie on.
+
+The converter transposes kernels, and folds the scale of a BatchNormalization into the kernel before it:
+each output channel is then multiplied by a factor of its own. A constant is recognized by its values,
+all of them: it is a Keras kernel with its axes in some order, times one factor, or one a channel.
+Nothing is clustered again.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from keras_qareg.numerics.codebook import Codebook
+from keras_qareg.numerics.grids import integer_grid
+
+# A folded value is the product of two float32 numbers, rounded once.
+_ROUNDING = 1e-6
+
+
+@dataclass(frozen=True)
+class Recognized:
+    """A constant of a file that is a Keras kernel.
+
+    Attributes:
+        path: The path of the kernel in the Keras model.
+        indices: Uint8 array in the shape of the constant: the level of each value.
+        tables: Float32 array `(levels, channels)`: what the levels are in the constant, one table or
+            one for each slice along `axis`.
+        axis: The axis of the constant that counts channels; `None` with one table.
+        exact: Whether these are the values of the Keras kernel bit for bit: so wherever nothing was
+            folded in.
+        centroids: Float32 array `(levels,)`: the levels of the Keras kernel, where each channel has
+            these times a factor of its own; else `None`.
+        factors: Float32 array `(channels,)`, these factors; else `None`.
+    """
+
+    path: str
+    indices: np.ndarray
+    tables: np.ndarray
+    axis: int | None
+    exact: bool
+    centroids: np.ndarray | None = None
+    factors: np.ndarray | None = None
+
+    @property
+    def values(self) -> np.ndarray:
+        """The constant, float32."""
+        if self.axis is None:
+            return self.tables[:, 0][self.indices]
+        channels = along(np.arange(self.tables.shape[1]), self.axis, self.indices.ndim)
+        return self.tables[self.indices, channels]
+
+    @property
+    def parts(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Float32 levels and a factor a channel whose products are the tables, if there are such.
+
+        The levels of the Keras kernel and what was folded in; or whole numbers and steps.
+        """
+        if self.axis is None:
+            return None
+        if self.centroids is not None and self.factors is not None:
+            return self.centroids, self.factors
+        grid = self.grid()
+        return None if grid is None else (grid[0].astype("float32"), grid[1])
+
+    def grid(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Integer codes of the levels and a float32 step a channel, whose products are the tables.
+
+        Returns:
+            As `grids.integer_grid`.
+        """
+        return integer_grid(self.tables, self.exact)
+
+
+def recognize(constant: np.ndarray, books: Iterable[tuple[str, Codebook]]) -> Recognized | None:
+    """The Keras kernel that a constant of a file is.
+
+    Args:
+        constant: Float32 array.
+        books: Paths and codebooks of the kernels of the Keras model.
+
+    Returns:
+        A `Recognized`, or `None` where no kernel has these values.
+    """
+    found = None
+    for path, book, order in _arrangements(constant.shape, books):
+        found = _as_it_is(path, book, order, constant) or found
+        if found is not None and found.exact:
+            return found
+        found = found or _folded(path, book, order, constant)
+    return found
+
+
+def recognize_codes(
+    codes: np.ndarray, scales: np.ndarray, axis: int, books: Iterable[tuple[str, Codebook]]
+) -> Recognized | None:
+    """The Keras kernel that int8 codes stand for, where each level became one code a channel.
+
+    Args:
+        codes: Int8 array.
+        scales: Float32 array `(channels,)` or `(1,)`: what the codes are multiplied by.
+        axis: The axis of the channels.
+        books: Paths and codebooks of the kernels of the Keras model.
+
+    Returns:
+        A `Recognized` whose tables are int8, with the factor that each channel has beside the Keras
+        kernel; or `None` where no kernel has these codes.
+    """
+    for path, book, order in _arrangements(codes.shape, books):
+        indices = book.indices.transpose(order).reshape(codes.shape)
+        levels, channels = book.centroids.shape[0], scales.size
+        base = book.centroids.reshape(levels, -1).astype("float64")
+        if base.shape[1] not in (1, channels):
+            continue
+        cells = _cells(codes, indices, levels, axis, channels)
+        if cells is None:
+            continue
+        tables, used = cells
+        values, base = tables * scales.astype("float64"), np.where(used, base, 0.0)
+        squares = np.square(base).sum(axis=0)
+        factors = (base * values).sum(axis=0) / np.where(squares > 0, squares, 1.0)
+        if (np.abs(base * factors - values) <= scales).all():
+            place = axis if channels > 1 else None
+            factors = factors.astype("float32")
+            return Recognized(path, indices, tables, place, False, book.centroids, factors)
+    return None
+
+
+def _arrangements(
+    shape: tuple[int, ...], books: Iterable[tuple[str, Codebook]]
+) -> Iterator[tuple[str, Codebook, tuple[int, ...]]]:
+    """The kernels that have this shape with their axes in some order, and the orders."""
+    for path, book in books:
+        if book.indices.size != math.prod(shape):
+            continue
+        for order in itertools.permutations(range(book.indices.ndim)):
+            if _same_shape([book.indices.shape[i] for i in order], shape):
+                yield path, book, order
+
+
+def _same_shape(shape: list[int], other: Any) -> bool:
+    """Whether one is the other but for axes of size 1 and joined neighbours."""
+    left = [n for n in shape if n > 1]
+    for size in (n for n in other if n > 1):
+        joined = 1
+        while left and joined < size:
+            joined *= left.pop(0)
+        if joined != size:
+            return False
+    return not left
+
+
+def _as_it_is(
+    path: str, book: Codebook, order: tuple[int, ...], constant: np.ndarray
+) -> Recognized | None:
+    weights = book.weights.transpose(order).reshape(constant.shape)
+    if not np.array_equal(weights, constant):
+        return None
+    indices = book.indices.transpose(order).reshape(constant.shape)
+    if book.centroids.ndim == 1:
+        return Recognized(path, indices, book.centroids[:, None], None, True)
+    tables = book.centroids.reshape(book.centroids.shape[0], -1)
+    for axis, size in enumerate(constant.shape):
+        if size % tables.shape[1]:
+            continue
+        # Axes before the channels may have been joined with them, as those of attention heads are.
+        repeated = np.tile(tables, size // tables.shape[1])
+        candidate = Recognized(path, indices, repeated, axis, True)
+        if np.array_equal(candidate.values, constant):
+            return candidate
+    return None
+
+
+def _folded(
+    path: str, book: Codebook, order: tuple[int, ...], constant: np.ndarray
+) -> Recognized | None:
+    """Whether each channel of the constant is a multiple of the kernel's."""
+    weights = book.weights.transpose(order).reshape(constant.shape).astype("float64")
+    indices = book.indices.transpose(order).reshape(constant.shape)
+    tolerance = _ROUNDING * np.abs(constant).max()
+    for axis in dict.fromkeys((0, constant.ndim - 1)):
+        others = tuple(i for i in range(constant.ndim) if i != axis)
+        squares = np.square(weights).sum(axis=others)
+        factors = (weights * constant).sum(axis=others) / np.where(squares > 0, squares, 1.0)
+        scaled = weights * along(factors, axis, constant.ndim)
+        if np.abs(scaled - constant).max() > tolerance:
+            continue
+        tables = book.centroids.reshape(book.centroids.shape[0], -1)
+        cells = _cells(constant, indices, len(tables), axis, factors.size)
+        if tables.shape[1] not in (1, factors.size) or cells is None:
+            continue
+        tables = np.where(cells[1], cells[0], (tables * factors).astype("float32"))
+        base = (book.centroids, factors.astype("float32")) if book.centroids.ndim == 1 else ()
+        return Recognized(path, indices, tables, axis, False, *base)
+    return None
+
+
+def _cells(
+    values: np.ndarray, indices: np.ndarray, levels: int, axis: int, channels: int
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """The value of each level in each channel, and which there are; None where one has several."""
+    keys = indices.astype("int32")
+    if channels > 1:
+        keys = keys * channels + along(np.arange(channels), axis, values.ndim)
+    tables, used = np.zeros(levels * channels, values.dtype), np.zeros(levels * channels, "bool")
+    tables[keys], used[keys] = values, True
+    if not np.array_equal(tables[keys], values):
+        return None
+    return tables.reshape(levels, channels), used.reshape(levels, channels)
+
+
+def along(values: np.ndarray, axis: int, axes: int) -> np.ndarray:
+    """A vector shaped so that it broadcasts along one of so many axes."""
+    return values.reshape([-1 if i == axis else 1 for i in range(axes)])

@@ -1,0 +1,299 @@
+"""Rebuilding a model with some of its layers changed: the mechanics below the transforms.
+
+Keras's `clone_model` rebuilds Sequential and Functional models, nested ones too, but copies no
+weights and never enters a subclassed model or a layer made of layers. Those are made again from
+their configuration, and the layers in their attributes are then replaced.
+"""
+
+from __future__ import annotations
+
+import inspect
+import operator
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+from keras import ops
+from keras.layers import Layer
+
+from keras_qareg.layers import QUANTIZED, KernelWrapper
+
+# For a layer, the function that makes its successor; None for an ordinary copy.
+Change = Callable[[Layer], Callable[[Layer], Layer] | None]
+
+_PACKAGE = "keras_qareg>"
+
+
+def children(layer: Layer) -> list[Layer]:
+    """The layers directly inside a layer or model."""
+    return list(layer._flatten_layers(include_self=False, recursive=False))
+
+
+def leaf_layers(layer: Layer) -> list[Layer]:
+    """The layers that transforms act on, each once: models are entered, other layers are not.
+
+    A layer that holds layers of this package is entered too.
+    """
+    return [found for found in _walk(layer) if not _is_entered(found)]
+
+
+def containers(layer: Layer) -> list[Layer]:
+    """A model, and all models and layers inside that `leaf_layers` enters."""
+    return [layer, *(found for found in _walk(layer) if _is_entered(found))]
+
+
+def _walk(layer: Layer) -> list[Layer]:
+    seen: dict[int, Layer] = {}
+
+    def visit(layer: Layer) -> None:
+        for child in children(layer):
+            if id(child) not in seen:
+                seen[id(child)] = child
+                if _is_entered(child):
+                    visit(child)
+
+    visit(layer)
+    return list(seen.values())
+
+
+def _is_entered(layer: Layer) -> bool:
+    if isinstance(layer, QUANTIZED):
+        return False
+    return isinstance(layer, keras.Model) or any(
+        isinstance(inner, QUANTIZED) for inner in layer._flatten_layers(include_self=False)
+    )
+
+
+def fresh(
+    layer: Layer,
+    clean: bool = False,
+    into: type[Layer] | None = None,
+    config: dict[str, Any] | None = None,
+) -> Layer:
+    """A copy of a layer without its weights.
+
+    Args:
+        layer: The layer to copy.
+        clean: Whether to leave out this package's regularizers.
+        into: The class of the copy; by default that of `layer`.
+        config: The configuration of the copy; by default that of `layer`.
+
+    Returns:
+        An unbuilt layer.
+    """
+    config = layer.get_config() if config is None else config
+    config = _without_regularizers(config) if clean else config
+    if isinstance(layer, keras.layers.Lambda):
+        # A Python lambda of a model in memory is no more foreign than the model itself.
+        serialized = {"class_name": "Lambda", "module": "keras.layers", "config": config}
+        return keras.saving.deserialize_keras_object(serialized, safe_mode=False)
+    for name, value in config.items():  # a function that Keras could not find by its name
+        if not isinstance(value, str) and inspect.isfunction(getattr(layer, name, None)):
+            config[name] = getattr(layer, name)
+    return (into or type(layer)).from_config(config)
+
+
+def own_regularizer(layer: Layer) -> Any:
+    """The first regularizer of this package in a layer's configuration, or None."""
+    if isinstance(layer, KernelWrapper):
+        return None
+    config = next(_regularizer_configs(layer.get_config()), None)
+    return None if config is None else keras.saving.deserialize_keras_object(config)
+
+
+def _is_ours(value: Any) -> bool:
+    return isinstance(value, dict) and str(value.get("registered_name")).startswith(_PACKAGE)
+
+
+def _regularizer_configs(config: Any) -> Iterator[dict[str, Any]]:
+    values = config.items() if isinstance(config, dict) else enumerate(config)
+    for key, value in values:
+        if str(key).endswith("regularizer") and _is_ours(value):
+            yield value
+        elif isinstance(value, dict | list | tuple):
+            yield from _regularizer_configs(value)
+
+
+def _without_regularizers(config: Any) -> Any:
+    if isinstance(config, dict):
+        return {
+            key: None
+            if str(key).endswith("regularizer") and _is_ours(value)
+            else _without_regularizers(value)
+            for key, value in config.items()
+        }
+    if isinstance(config, list | tuple):
+        return type(config)(_without_regularizers(value) for value in config)
+    return config
+
+
+def clone(model: keras.Model, change: Change) -> keras.Model:
+    """A copy of a model, with its weights, in which some layers have a successor.
+
+    Args:
+        model: A built model; it stays as it is.
+        change: For each leaf layer, the function that makes its successor, or None.
+
+    Returns:
+        A built model with the weights of `model`, compiled like it where it was compiled.
+    """
+    pairs: list[tuple[Layer, Layer]] = []
+    cache: dict[int, Layer] = {}
+
+    def copy(layer: Layer) -> Layer:
+        """A sublayer of any kind; one that stands in several places stays one."""
+        if id(layer) not in cache:
+            is_graph = _is_graph(layer)
+            cache[id(layer)] = copy_graph(layer) if is_graph else copy_leaf(layer)
+        return cache[id(layer)]
+
+    def copy_graph(graph: keras.Model) -> keras.Model:
+        return keras.models.clone_model(
+            graph, clone_function=copy_leaf, recursive=True, cache=cache
+        )
+
+    def copy_leaf(layer: Layer) -> Layer:
+        if not isinstance(layer, Layer):  # an operation such as keras.ops.relu
+            return type(layer).from_config(layer.get_config())
+        make = None if _is_entered(layer) else change(layer)
+        successor = make(layer) if make else fresh(layer)
+        pairs.append((layer, successor))
+        if _is_entered(layer):
+            _replace_children(layer, successor, copy)
+        return successor
+
+    with _not_compiled(model):
+        copied = copy_graph(model) if _is_graph(model) else copy_leaf(model)
+    if not copied.built:
+        _build_like(copied, model)
+    for old, new in pairs:
+        _copy_weights(old, new)
+        _copy_adapted_state(old, new)
+    _rename_inputs(copied, model)
+    if model.compiled:
+        _compile_like(copied, model)
+    return copied
+
+
+def _rename_inputs(copied: Layer, model: Layer) -> None:
+    """Gives input layers their names back: `clone_model` names them after their tensors."""
+    names = {
+        layer.output.name: layer.name
+        for layer in model._flatten_layers()
+        if isinstance(layer, keras.layers.InputLayer)
+    }
+    for layer in copied._flatten_layers():
+        if isinstance(layer, keras.layers.InputLayer):
+            layer.name = names.get(layer.output.name, layer.name)
+
+
+def _build_like(copied: keras.Model, model: keras.Model) -> None:
+    """Builds a subclassed model by a call, as Keras asks for before an export."""
+    config = model.get_build_config() or {}
+    if "input_shape" in config:
+        copied(
+            keras.tree.map_shape_structure(
+                lambda shape: ops.zeros([size or 1 for size in shape]), config["input_shape"]
+            )
+        )
+    else:
+        copied.build_from_config(config)
+        copied.built = True
+
+
+def _is_graph(layer: Layer) -> bool:
+    """Whether `clone_model` knows the layers inside: Sequential and Functional models."""
+    return isinstance(layer, keras.Sequential) or hasattr(layer, "_run_through_graph")
+
+
+def _replace_children(old: Layer, new: Layer, copy: Callable[[Layer], Layer]) -> None:
+    """Puts copies of the layers in the attributes of `old` where `new` has its own."""
+    replaced: set[int] = set()
+
+    def swap(before: Any, after: Any) -> Any:
+        """`after` with its layers replaced; the very same object where it holds none."""
+        if isinstance(before, Layer) and isinstance(after, Layer):
+            replaced.add(id(after))
+            return copy(before)
+        if isinstance(before, list | tuple) and isinstance(after, list | tuple):
+            pairs = zip(before, after, strict=True)
+            swapped = type(before)(swap(*pair) for pair in pairs)
+            return after if all(map(operator.is_, swapped, after)) else swapped
+        if isinstance(before, dict) and isinstance(after, dict):
+            by_key = {key: swap(before[key], after[key]) for key in before}
+            return after if all(by_key[key] is after[key] for key in after) else by_key
+        return after
+
+    for name in [name for name in vars(old) if not name.startswith("_") and hasattr(new, name)]:
+        after = getattr(new, name)
+        swapped = swap(getattr(old, name), after)
+        if swapped is not after:
+            setattr(new, name, swapped)
+    # Keras keeps tracking a layer whose attribute was assigned anew.
+    new._layers[:] = [layer for layer in new._layers if id(layer) not in replaced]
+
+
+def _copy_weights(old: Layer, new: Layer) -> None:
+    if _is_entered(old):
+        pairs = own_weights(old), own_weights(new)
+    elif type(old) is type(new):
+        pairs = old.weights, new.weights
+    else:
+        pairs = _plain_weights(old), _plain_weights(new)
+    for before, after in zip(*pairs, strict=True):
+        # A copy: JAX gives the memory of a trained model's variables away at each step.
+        after.assign(ops.copy(before))
+
+
+def _plain_weights(layer: Layer) -> list[keras.Variable]:
+    if not isinstance(layer, QUANTIZED):
+        return layer.weights
+    added = {id(weight) for weight in layer.quantization_weights}
+    return [weight for weight in layer.weights if id(weight) not in added]
+
+
+def _copy_adapted_state(old: Layer, new: Layer) -> None:
+    """What preprocessing layers learned by `adapt` and keep beside their weights."""
+    if type(old) is type(new) and hasattr(old, "save_assets"):
+        with tempfile.TemporaryDirectory() as folder:
+            old.save_assets(folder)
+            new.load_assets(folder)
+    elif hasattr(new, "finalize_state"):
+        new.finalize_state()
+
+
+def inner_layer(layer: Layer) -> Layer:
+    """The layer inside a wrapper of this package, or the layer itself."""
+    return layer.layer if isinstance(layer, KernelWrapper) else layer
+
+
+def own_weights(layer: Layer) -> list[keras.Variable]:
+    """The weights of a layer or model itself, less those of the layers inside."""
+    inside = {id(weight) for child in children(layer) for weight in child.weights}
+    return [weight for weight in layer.weights if id(weight) not in inside]
+
+
+class _not_compiled:
+    """Keeps `clone_model` from compiling, which fails where a loss cannot be made from its name."""
+
+    def __init__(self, model: keras.Model):
+        self.model, self.compiled = model, model.compiled
+
+    def __enter__(self) -> None:
+        self.model.compiled = False
+
+    def __exit__(self, *_: Any) -> None:
+        self.model.compiled = self.compiled
+
+
+def _compile_like(copied: keras.Model, model: keras.Model) -> None:
+    try:
+        copied.compile_from_config(model.get_compile_config())
+    except (TypeError, ValueError) as error:
+        warnings.warn(
+            f"The new model is not compiled, because the loss, metrics or optimizer of "
+            f"'{model.name}' could not be copied ({error}). Call `compile()` on it.",
+            stacklevel=3,
+        )

@@ -1,0 +1,118 @@
+"""Which layers of a model are meant: by kind, by name, by a function, or because they are wrapped."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import keras
+from keras.layers import Layer
+
+from keras_qareg.layers import QUANTIZED, KernelWrapper, kernels
+from keras_qareg.models.cloning import inner_layer, leaf_layers
+
+Layers = str | Iterable[str] | Callable[[Layer], bool]
+
+_CONVOLUTIONS = tuple(
+    getattr(keras.layers, name)
+    for name in [
+        *(f"Conv{n}D" for n in (1, 2, 3)),
+        *(f"Conv{n}DTranspose" for n in (1, 2, 3)),
+        *(f"{kind}Conv{n}D" for kind in ("Depthwise", "Separable") for n in (1, 2)),
+    ]
+)
+_DENSE = (
+    keras.layers.Dense,
+    keras.layers.EinsumDense,
+    keras.layers.MultiHeadAttention,
+    keras.layers.GroupQueryAttention,
+)
+
+
+def wrappers(model: keras.Model) -> list[KernelWrapper]:
+    """The layers of a model that wrap another: `QuantizationAware` and `SharedWeights`."""
+    return [layer for layer in leaf_layers(model) if isinstance(layer, KernelWrapper)]
+
+
+def quantized_layers(model: keras.Model) -> list[Layer]:
+    """All layers of this package in a model: the wrappers, and those of WNQ."""
+    return [layer for layer in leaf_layers(model) if isinstance(layer, QUANTIZED)]
+
+
+def select(model: keras.Model, layers: Layers = "all") -> list[Layer]:
+    """The layers with kernels that `layers` names.
+
+    Args:
+        model: A built model.
+        layers: As in `quantization_aware`.
+
+    Returns:
+        List of layers, wrapped or not, in the order of the model.
+
+    Raises:
+        ValueError: If `layers` is none of what is accepted, or a name is unknown.
+    """
+    candidates = [layer for layer in leaf_layers(model) if kernels(inner_layer(layer))]
+    if callable(layers):
+        return [layer for layer in candidates if layers(inner_layer(layer))]
+    if isinstance(layers, str):
+        check_choice("layers", layers, ("all", "conv", "dense"))
+        kinds = {"all": Layer, "conv": _CONVOLUTIONS, "dense": _DENSE}[layers]
+        return [layer for layer in candidates if isinstance(_base(layer), kinds)]
+    names = list(layers)
+    known = [layer.name for layer in candidates]
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ValueError(
+            f"Expected `layers` to be names of layers with kernels, {known}. "
+            f"Received unknown names: {unknown}"
+        )
+    return [layer for layer in candidates if layer.name in names]
+
+
+def check_built(model: Any) -> None:
+    """Raises a `ValueError` unless `model` is a Keras model that has its weights."""
+    if not isinstance(model, keras.Model):
+        raise ValueError(f"Expected a keras.Model. Received: {type(model).__name__}")
+    if not model.built:
+        raise ValueError(
+            f"Expected a built model. Received: model '{model.name}' without weights. "
+            "Call it on a batch, or begin it with keras.Input."
+        )
+
+
+def check_plain(model: keras.Model) -> None:
+    """Raises a `ValueError` where a model has layers of this package already."""
+    names = [layer.name for layer in quantized_layers(model)]
+    if names:
+        raise ValueError(
+            f"Expected a plain model. Received: a model with quantized layers already ({names}). "
+            "Take keras_qareg.strip(model) first."
+        )
+
+
+def large_enough(layer: Layer, levels: int) -> bool:
+    """Whether some kernel of a layer has more weights than levels; warns if not."""
+    largest = max(math.prod(kernel.shape) for kernel in kernels(inner_layer(layer)))
+    if largest <= levels:
+        warnings.warn(
+            f"Layer '{layer.name}' is left as it is: its largest kernel has {largest} weights, "
+            f"no more than levels={levels}.",
+            stacklevel=3,
+        )
+    return largest > levels
+
+
+def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    """Raises a `ValueError` unless `value` is one of `choices`."""
+    if value not in choices:
+        raise ValueError(f"Expected `{name}` to be one of {choices}. Received: {name}={value!r}")
+
+
+def _base(layer: Layer) -> Layer:
+    """What is inside all wrappers: the Dense of a TimeDistributed(Dense)."""
+    while isinstance(layer, keras.layers.Wrapper):
+        layer = layer.layer
+    return layer

@@ -1,0 +1,237 @@
+"""Codebook: the few values of a tensor, and which of them each weight takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from keras import ops
+
+from keras_qareg.numerics.clustering import MAX_LEVELS
+from keras_qareg.numerics.compiled import segment_sums
+from keras_qareg.numerics.grids import integer_grid, integer_weights
+
+# Fewer midpoints than this are compared with, one after the other; so many weights at a time.
+_COMPARED, _CHUNK = 32, 1 << 15
+
+
+@dataclass(frozen=True, eq=False)
+class Codebook:
+    """Centroids and indices of one tensor: `weights = centroids[indices]`.
+
+    A tensor may have one table, or one for each of its channels, which its last axes count.
+
+    Attributes:
+        centroids: Float32 array of shape `(levels,)`, at most 256 values; or `(levels, *channels)`,
+            where `channels` are the last sizes in the shape of the tensor.
+        indices: Uint8 array in the shape of the tensor.
+
+    Raises:
+        ValueError: If there are no centroids or more than 256, their channels are not those of the
+            tensor, or an index has no centroid.
+
+    Example:
+
+    >>> book = Codebook.nearest([[0.1, 0.9], [1.2, -0.1]], centroids=[0.0, 1.0])
+    >>> book.indices.tolist(), book.entropy
+    ([[0, 1], [1, 0]], 1.0)
+    """
+
+    centroids: np.ndarray
+    indices: np.ndarray
+
+    def __post_init__(self) -> None:
+        # A copy: an array of a JAX variable is a view of memory that training reuses.
+        centroids = np.array(self.centroids, "float32")
+        indices = np.asarray(self.indices)
+        levels, *channels = centroids.shape or (0,)
+        if not 1 <= levels <= MAX_LEVELS or indices.shape[indices.ndim - len(channels) :] != (
+            *channels,
+        ):
+            raise ValueError(
+                f"Expected `centroids` of shape (levels,) or (levels, *channels) with 1 to "
+                f"{MAX_LEVELS} levels and the last sizes of indices of shape {indices.shape}. "
+                f"Received: shape={centroids.shape}"
+            )
+        if indices.size and (indices.min() < 0 or indices.max() >= levels):
+            raise ValueError(
+                f"Expected `indices` from 0 to {levels - 1}. "
+                f"Received: indices from {indices.min()} to {indices.max()}"
+            )
+        object.__setattr__(self, "centroids", centroids)
+        object.__setattr__(self, "indices", indices.astype("uint8"))
+
+    @classmethod
+    def nearest(cls, weights: Any, centroids: Any) -> Codebook:
+        """Each weight with its nearest centroid (at a tie, the lower one); centroids are sorted.
+
+        Args:
+            weights: Array of any shape.
+            centroids: Array of at most 256 values, in any order; equal values become one.
+
+        Returns:
+            A `Codebook`.
+        """
+        weights = np.asarray(weights, "float32")
+        centroids = np.unique(np.asarray(centroids, "float32"))
+        midpoints = 0.5 * centroids[:-1] + 0.5 * centroids[1:]
+        if midpoints.size >= _COMPARED:
+            return cls(centroids, np.searchsorted(midpoints, weights, side="left"))
+        # Few comparisons of weights that stay in the cache beat a search.
+        flat, indices = weights.reshape(-1), np.zeros(weights.size, "uint8")
+        for start in range(0, flat.size, _CHUNK):
+            part, index = flat[start : start + _CHUNK], indices[start : start + _CHUNK]
+            for midpoint in midpoints:
+                index += part > midpoint
+        return cls(centroids, indices.reshape(weights.shape))
+
+    @classmethod
+    def exact(cls, weights: Any, channel_axes: int = 0) -> Codebook | None:
+        """The codebook of a tensor that has few distinct values already, else None.
+
+        Args:
+            weights: Array of any shape.
+            channel_axes: How many of its last axes count channels: then a tensor that has whole
+                multiples of a step in each channel has a table for each. Defaults to 0.
+
+        Returns:
+            A `Codebook` with one table where at most 256 values are in all channels, unless tables of
+            the channels need fewer levels; or `None`.
+        """
+        weights = np.asarray(weights, "float32")
+        whole = cls._of_values(weights)
+        if not channel_axes or (whole is not None and len(whole.centroids) <= 2):
+            return whole
+        found = integer_weights(weights, channel_axes)
+        if found is None:
+            return whole
+        codes = np.unique(found[0])
+        if whole is not None and len(whole.centroids) <= codes.size:
+            return whole
+        table = np.multiply.outer(codes.astype("float32"), found[1])
+        return cls(table, np.searchsorted(codes, found[0]))
+
+    @classmethod
+    def _of_values(cls, weights: np.ndarray) -> Codebook | None:
+        # A look at a few thousand weights spares most tensors the sort.
+        if np.unique(weights.reshape(-1)[: 16 * MAX_LEVELS]).size > MAX_LEVELS:
+            return None
+        centroids, indices = np.unique(weights, return_inverse=True)
+        if not 1 <= centroids.size <= MAX_LEVELS:
+            return None
+        return cls(centroids, indices.reshape(weights.shape))
+
+    def with_member_means(self, weights: Any, keep_zero: bool = False) -> Codebook:
+        """The same indices, each centroid the mean of the weights that it stands for.
+
+        Args:
+            weights: Array in the shape of `indices`.
+            keep_zero: Whether a centroid that is exactly 0 stays so.
+
+        Returns:
+            A `Codebook`; a centroid without members stays where it is.
+
+        Raises:
+            ValueError: If there is a table for each channel.
+        """
+        if self.centroids.ndim != 1:
+            raise ValueError(
+                f"Expected one table of shape (levels,). Received: shape={self.centroids.shape}"
+            )
+        sums = np.bincount(
+            self.indices.reshape(-1),
+            weights=np.asarray(weights, "float64").reshape(-1),
+            minlength=self.centroids.size,
+        )
+        counts = self.counts
+        means = np.where(counts > 0, sums / np.maximum(counts, 1), self.centroids)
+        if keep_zero:
+            means[self.centroids == 0] = 0.0
+        return Codebook(means, self.indices)
+
+    @property
+    def weights(self) -> np.ndarray:
+        """The tensor itself, float32: `centroids[indices]`, or so in each channel."""
+        if self.centroids.ndim == 1:
+            return self.centroids[self.indices]
+        tables = self.centroids.reshape(self.centroids.shape[0], -1)
+        indices = self.indices.reshape(-1, tables.shape[1])
+        return np.take_along_axis(tables, indices, axis=0).reshape(self.indices.shape)
+
+    @property
+    def counts(self) -> np.ndarray:
+        """How many weights each centroid stands for, over all channels; shape `(levels,)`."""
+        return np.bincount(self.indices.reshape(-1), minlength=self.centroids.shape[0])
+
+    @property
+    def levels_used(self) -> int:
+        """How many distinct values the tensor has, or the channel that has most."""
+        if self.centroids.ndim == 1:
+            return int(np.unique(self.centroids[self.counts > 0]).size)
+        ordered = np.sort(self.weights.reshape(-1, self.centroids[0].size), axis=0)
+        return int(1 + (ordered[1:] != ordered[:-1]).sum(axis=0).max())
+
+    @property
+    def grid(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Int8 codes `(levels,)` and a float32 step a channel whose products are the centroids.
+
+        `None` where the centroids are no whole multiples of a step.
+        """
+        return integer_grid(self.centroids.reshape(len(self.centroids), -1))
+
+    @property
+    def table_bytes(self) -> int:
+        """Bytes of the centroids: as float32, or as codes and steps where that is less."""
+        grid = self.grid if self.centroids.ndim > 1 else None
+        if grid is None:
+            return self.centroids.nbytes
+        return min(self.centroids.nbytes, grid[0].nbytes + grid[1].nbytes)
+
+    @property
+    def entropy(self) -> float:
+        """Zeroth-order entropy of the indices in bits a weight: what an entropy coder needs."""
+        counts = self.counts[self.counts > 0]
+        probabilities = counts / counts.sum()
+        return float(max(0.0, -(probabilities * np.log2(probabilities)).sum()))
+
+    def relative_error(self, weights: Any) -> float:
+        """Relative quantization error `||w - w_q||^2 / ||w||^2` (WNQ, arXiv 1907.00593).
+
+        Args:
+            weights: The tensor before quantization, in the shape of `indices`.
+
+        Returns:
+            A float; 0 where all weights are 0 and stay so.
+        """
+        weights = np.asarray(weights, "float64")
+        error = float(np.square(weights - self.weights).sum())
+        return error / (float(np.square(weights).sum()) or 1.0)
+
+
+def lookup(centroids: Any, indices: Any) -> Any:
+    """`centroids[indices]`, differentiable in the centroids.
+
+    The gradient of a centroid is the sum of the gradients of its members (Han et al., "Deep
+    Compression", ICLR 2016), computed as a segment sum.
+
+    Args:
+        centroids: Tensor of shape `(levels,)`.
+        indices: Integer tensor of any shape.
+
+    Returns:
+        A tensor in the shape of `indices` and the dtype of `centroids`.
+    """
+    levels = centroids.shape[0]
+    indices = ops.cast(indices, "int32")
+
+    @ops.custom_gradient
+    def take(centroids: Any) -> Any:
+        def grad(*args: Any, upstream: Any = None) -> Any:
+            upstream = args[0] if upstream is None else upstream
+            return segment_sums(upstream, indices, levels)
+
+        return ops.take(centroids, indices), grad
+
+    # A copy: a variable itself is not differentiated through by `custom_gradient`.
+    return take(ops.copy(centroids))

@@ -1,0 +1,225 @@
+"""Evenly spaced values that integer formats hold exactly: small whole numbers times a float32 step.
+
+A grid has one step, or one for each channel, which the last axes of a kernel count. Each value is one
+product, rounded once, as runtimes compute it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from keras_qareg.numerics.clustering import check_finite, check_levels, flat
+
+_HISTOGRAM_BINS, _STEP_ROUNDS = 65_536, 40
+_STARTS = (1.0, 0.7, 0.5, 0.35, 0.25)
+_CHANNEL_ROUNDS = 12
+# How far from whole multiples of a step values may be before the last bits of the step are looked for.
+_ROUNDING = 1e-6
+_LARGEST_CODE = 127
+
+
+def grid_codes(levels: int) -> np.ndarray:
+    """The whole numbers of a grid that integer formats hold: int16 array of shape `(levels,)`.
+
+    From `-(levels // 2)` up, zero among them, as the integers of log2(levels) bits; -1 and 1 for two.
+
+    Example:
+
+    >>> grid_codes(4).tolist(), grid_codes(2).tolist()
+    ([-2, -1, 0, 1], [-1, 1])
+    """
+    if check_levels(levels) == 2:
+        return np.array([-1, 1], "int16")
+    return np.arange(levels, dtype="int16") - levels // 2
+
+
+def snapped(weights: Any, levels: int, channel_axes: int = 0) -> np.ndarray:
+    """The steps of the grids with the least squared error that an integer format holds exactly.
+
+    A grid is `grid_codes(levels)` times a step. Steps are found by least squares, nearest code and
+    step in turn, from several starts.
+
+    Args:
+        weights: Array of any shape, finite.
+        levels: Integer from 2 to 256.
+        channel_axes: How many of the last axes count channels, each with a step of its own; 0
+            (default) for one step.
+
+    Returns:
+        Float32 array in the shape of these axes; of shape `(1,)` where there is one step.
+
+    Raises:
+        ValueError: If `levels` is out of range, or the weights are empty or not finite.
+
+    Example:
+
+    >>> [round(float(step), 2) for step in snapped([-2.1, -1.0, 0.0, 0.9], levels=4)]
+    [1.02]
+    """
+    codes = grid_codes(levels).astype("float64")
+    if not channel_axes:
+        values, counts = _histogram(flat(weights))
+        steps = _best_steps(values[:, None], counts[:, None], codes, _STEP_ROUNDS)
+        return steps.astype("float32")
+    weights = np.asarray(weights, "float32")
+    check_finite(weights)
+    channels = weights.shape[-channel_axes:]
+    steps = _best_steps(weights.reshape(-1, int(np.prod(channels))), 1, codes, _CHANNEL_ROUNDS)
+    return steps.astype("float32").reshape(channels)
+
+
+def nearest_codes(weights: np.ndarray, steps: np.ndarray, levels: int) -> np.ndarray:
+    """The place in `grid_codes(levels)` of the code nearest to each weight: uint8 array."""
+    codes = grid_codes(levels)
+    if codes.size == 2:
+        return (weights > 0).astype("uint8")
+    return (np.rint(weights / steps).clip(codes[0], codes[-1]) - codes[0]).astype("uint8")
+
+
+def integer_grid(tables: np.ndarray, exact: bool = True) -> tuple[np.ndarray, np.ndarray] | None:
+    """Integer codes of levels and a step a channel, whose products are the levels.
+
+    Args:
+        tables: Float32 array `(levels, channels)`.
+        exact: Whether the products must be the levels to the last bit, not just to rounding.
+
+    Returns:
+        `(codes, steps)`: int8 array `(levels,)` and float32 array `(channels,)`, which has negative
+        steps where channels have their levels turned; or `None` where the levels are no whole
+        multiples of a step, or of one too small for int8.
+    """
+    wide = tables.astype("float64")
+    reference = wide[:, np.abs(wide).max(axis=0).argmax()]
+    least = _least_gaps(reference[:, None])[0]
+    if not np.isfinite(least):
+        return None
+    for parts in (1, 2):  # half a gap is the step where no level is zero
+        codes = np.rint(reference * parts / least)
+        if codes.min() < -_LARGEST_CODE - 1 or codes.max() > _LARGEST_CODE:
+            return None
+        steps = ((codes @ wide) / (codes @ codes)).astype("float32")
+        if not exact:
+            error = np.abs(codes.astype("float32")[:, None] * steps - tables).max()
+            if error <= _ROUNDING * np.abs(tables).max():
+                return _turned(codes, steps)
+            continue
+        found = _exact_steps(tables, np.broadcast_to(codes[:, None], tables.shape), steps)
+        if found is not None:
+            return _turned(codes, found)
+    return None
+
+
+def _turned(codes: np.ndarray, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Codes and steps, or the negatives of both: the codes of fewer bits, else more positive steps."""
+
+    def cost(codes: np.ndarray, steps: np.ndarray) -> tuple[int, float]:
+        reach = max(-codes.min(), codes.max() + 1)
+        return int(np.searchsorted([2, 8], reach)), float((steps < 0).mean())
+
+    if cost(-codes, -steps) < cost(codes, steps):
+        codes, steps = -codes, -steps
+    return codes.astype("int8"), steps
+
+
+def integer_weights(weights: np.ndarray, channel_axes: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """The codes and steps of a kernel that is on a grid in each channel.
+
+    Args:
+        weights: Float32 array.
+        channel_axes: How many of its last axes count channels.
+
+    Returns:
+        Int8 codes in the shape of the weights, and float32 steps in that of the channels; `None` where
+        some channel is on no grid, or has fewer than two weights for each code in use.
+    """
+    channels = weights.shape[weights.ndim - channel_axes :]
+    columns = np.asarray(weights, "float32").reshape(-1, int(np.prod(channels)))
+    if len(columns) < 4 or not columns.any() or _columns_on_grid(columns[:, :1]) is None:
+        return None
+    found = _columns_on_grid(columns)
+    if found is None or 2 * np.unique(found[0]).size > len(columns):
+        return None
+    return found[0].reshape(weights.shape), found[1].reshape(channels)
+
+
+def _columns_on_grid(columns: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    wide = columns.astype("float64")
+    steps = _least_gaps(wide)
+    steps[~np.isfinite(steps)] = 1.0  # zeros alone
+    codes = np.rint(wide / steps)
+    if np.abs(codes).max() > _LARGEST_CODE:
+        return None
+    if (np.abs(codes * steps - wide) > 1e-4 * np.abs(wide).max(axis=0)).any():
+        return None
+    squares = np.square(codes).sum(axis=0)
+    steps = np.where(squares > 0, (codes * wide).sum(axis=0) / np.maximum(squares, 1), 1.0)
+    found = _exact_steps(columns, codes, steps.astype("float32"))
+    return None if found is None else (codes.astype("int8"), found)
+
+
+def _least_gaps(columns: np.ndarray) -> np.ndarray:
+    """The least gap between magnitudes, zero among them, in each column; infinite if there is none."""
+    ordered = np.sort(np.abs(np.vstack([columns, np.zeros(columns.shape[1])])), axis=0)
+    gaps = np.diff(ordered, axis=0)
+    return np.where(gaps > 1e-5 * ordered[-1], gaps, np.inf).min(axis=0)
+
+
+def _exact_steps(columns: np.ndarray, codes: np.ndarray, steps: np.ndarray) -> np.ndarray | None:
+    """The steps, to the last bit, whose products with the codes are the columns; None if not all are."""
+    codes = codes.astype("float32")
+    largest = np.abs(codes).argmax(axis=0)[None]
+    numerators = np.take_along_axis(columns, largest, axis=0)[0]
+    divisors = np.take_along_axis(codes, largest, axis=0)[0]
+    guess = np.where(divisors != 0, numerators / np.where(divisors != 0, divisors, 1), steps)
+    candidates = [steps, guess.astype("float32")]
+    for toward in (-np.inf, np.inf):
+        value = steps
+        for _ in range(4):
+            value = np.nextafter(value, np.float32(toward))
+            candidates.append(value)
+    found, missing = steps.copy(), np.ones(steps.shape, "bool")
+    for candidate in candidates:
+        fits = missing & (codes * candidate == columns).all(axis=0)
+        found[fits] = candidate[fits]
+        missing &= ~fits
+        if not missing.any():
+            return found
+    return None
+
+
+def _histogram(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Values and how many weights they stand for."""
+    if weights.size <= _HISTOGRAM_BINS:
+        values, counts = np.unique(weights.astype("float64"), return_counts=True)
+        return values, counts
+    largest = float(np.abs(weights).max())
+    counts, edges = np.histogram(weights, _HISTOGRAM_BINS, range=(-largest, largest))
+    used = counts > 0
+    return 0.5 * (edges[:-1] + edges[1:])[used], counts[used]
+
+
+def _best_steps(values: np.ndarray, counts: Any, codes: np.ndarray, rounds: int) -> np.ndarray:
+    """The step of each column of values `(n, channels)`, for the least squared error."""
+    largest = np.abs(values).max(axis=0)
+    # Any step will do for a channel of zeros.
+    largest = np.where(largest > 0, largest, np.finfo("float32").tiny * 256).astype(values.dtype)
+    best, best_errors = largest, np.full(largest.shape, np.inf)
+    for share in _STARTS:
+        steps = share * largest / np.abs(codes).max()
+        for _ in range(rounds):
+            chosen = _nearest_code(values / steps, codes)
+            squares = (counts * chosen * chosen).sum(axis=0)
+            sums = np.abs((counts * chosen * values).sum(axis=0))
+            steps = np.where((squares > 0) & (sums > 0), sums / np.maximum(squares, 1e-30), steps)
+        errors = (counts * np.square(_nearest_code(values / steps, codes) * steps - values)).sum(0)
+        best = np.where(errors < best_errors, steps, best)
+        best_errors = np.minimum(errors, best_errors)
+    return best
+
+
+def _nearest_code(values: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    if codes.size == 2:
+        return np.where(values > 0, values.dtype.type(1), values.dtype.type(-1))
+    return np.rint(values).clip(codes[0], codes[-1])

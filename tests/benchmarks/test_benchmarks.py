@@ -1,0 +1,64 @@
+"""The benchmarks of speed, made tiny: they run and write what they say. No time is asserted."""
+
+import json
+
+import psutil
+import pytest
+
+from benchmarks.timing import interleaved, peak_bytes, ratios
+from tests.helpers import BACKEND, run
+
+
+def rows_of(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_functions_are_timed_in_turn():
+    order = []
+    seconds = interleaved({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 3)
+    assert order == ["a", "a", "b", "b", *["a", "b"] * 3]
+    assert {len(times) for times in seconds.values()} == {3}
+    found = ratios({"a": [1.0, 2.0, 4.0], "b": [2.0, 2.0, 12.0]}, "a")
+    assert found["b"] == {"ratio": 2.0, "low": 1.5, "high": 2.5}
+    before, in_use = peak_bytes(), psutil.Process().memory_info().rss
+    block = bytearray(64 << 20)
+    # The peak may have been higher before.
+    assert peak_bytes() >= max(before, in_use + (len(block) >> 1))
+
+
+def test_the_penalty_benchmark_runs(tmp_path):
+    words = ["--sizes", 2000, "--levels", 4, "--rounds", 2, "--out", tmp_path]
+    printed = run("-m", "benchmarks.penalty", *words)
+    rows = rows_of(tmp_path / f"penalty_{BACKEND}.jsonl")
+    names = ["L2", "Sine", "Cosine", "NearestSquared", "NearestExponential", "naive"]
+    assert [row["penalty"] for row in rows] == names and rows[0]["ratio"] == 1.0
+    assert (
+        "2,000 4 NearestExponential" in printed and (tmp_path / f"penalty_{BACKEND}.txt").exists()
+    )
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="NumPy alone: once is enough")
+def test_the_kmeans_and_archive_benchmarks_run(tmp_path):
+    run("-m", "benchmarks.kmeans", "--sizes", 3000, "--levels", 4, "--out", tmp_path)
+    rows = rows_of(tmp_path / "kmeans.jsonl")
+    assert rows[0]["method"] == "keras_qareg" and rows[0]["excess"] <= 1e-6
+    assert all(row["excess"] >= 0 for row in rows) and (tmp_path / "kmeans.png").exists()
+    run("-m", "benchmarks.archive", "--weights", 20_000, "--levels", 4, 16, "--out", tmp_path)
+    for row in rows_of(tmp_path / "archive.jsonl"):
+        assert 1.0 < row["to_bound"] <= 1.02 and row["coding"] == "ans"
+
+
+def test_the_scaling_benchmark_runs(tmp_path):
+    words = ["--sizes", 1000, 2000, 4000, 8000, "--rounds", 1, "--out", tmp_path]
+    run("-m", "benchmarks.scaling", *words)
+    rows = rows_of(tmp_path / "scaling.jsonl")
+    assert {"L2", "NearestSquared", "k-means", "archive coding"} <= {row["what"] for row in rows}
+    assert all(len(row["points"]) == 4 for row in rows) and (tmp_path / "scaling.png").exists()
+
+
+@pytest.mark.slow
+def test_the_step_benchmark_of_networks_runs(tmp_path):
+    printed = run("-m", "benchmarks.step", "--rounds", 2, "--out", tmp_path)
+    rows = rows_of(tmp_path / f"step_lenet_{BACKEND}.jsonl")
+    assert {"plain", "L2", "NearestSquared", "WNQ, 2 bits"} <= {row["model"] for row in rows}
+    assert "share_weights" in printed and (tmp_path / f"step_lenet_{BACKEND}.png").exists()

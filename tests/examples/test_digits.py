@@ -1,0 +1,91 @@
+"""The demo and the studies, made small: every step runs, and what they write can be read."""
+
+import json
+
+import pytest
+
+from tests.helpers import BACKEND, run
+
+
+def test_the_demo_runs(tmp_path):
+    printed = run("examples/digits.py", "--epochs", 3, "--tuning-epochs", 1, "--out", tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "digits.jsonl").read_text().splitlines()]
+    methods = ["k-means", "Sine", "Cosine", "NearestSquared", "NearestExponential"]
+    assert [row["method"] for row in rows] == methods
+    for row in rows:
+        assert row["levels"] == 4 and 0 < row["entropy"] <= 2.0
+        assert all(5 < row[key] <= 100 for key in ("float", "shared", "tuned"))
+    assert "[5/5] method NearestExponential: tuned" in printed
+    assert (tmp_path / "digits.txt").read_text() in printed
+    for name in ("histograms.png", "penalties.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    if BACKEND == "tensorflow":
+        assert all(row["gzip"] < row["tflite"] for row in rows)
+        assert "in LiteRT" in printed and (tmp_path / "best.tflite").stat().st_size > 100_000
+
+
+def test_the_wnq_study_runs(tmp_path):
+    printed = run("examples/wnq_digits.py", "--epochs", 2, "--out", tmp_path)
+    lines = (tmp_path / "wnq_digits.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert [row["method"] for row in rows] == ["float", *["LQ-Nets", "WNQ"] * 4]
+    for row in rows[1:]:
+        assert 0 < row["entropy"] <= row["bits"] and 0 < row["error"] < 0.5
+        assert 50 < row["accuracy"] <= 100
+    assert "[9/9] layers inner, bits 2, inputs 2, method WNQ: accuracy" in printed
+    assert (tmp_path / "wnq_digits.txt").read_text() in printed
+    assert (tmp_path / "wnq_histograms.png").read_bytes().startswith(b"\x89PNG")
+    assert BACKEND != "tensorflow" or "in LiteRT" in printed
+
+
+def test_the_analysis_of_errors_runs(tmp_path):
+    words = ["--bits", 1, "--seeds", 1, "--epochs", 1, "--out", tmp_path]
+    printed = run("-m", "benchmarks.wnq_error", *words)
+    rows = [json.loads(line) for line in (tmp_path / "wnq_error.jsonl").read_text().splitlines()]
+    assert len(rows) == 2 * (4 + 4 + 4)
+    errors = {(row["when"], row["kernel"], row["method"]): row["error"] for row in rows}
+    for when, kernel, _ in errors:
+        if when != "trained":  # what is only divided has the same error
+            assert errors[when, kernel, "WNQ"] == pytest.approx(
+                errors[when, kernel, "LQ-Nets"], rel=1e-3
+            )
+    kurtosis = {row["kernel"]: row["kurtosis"] for row in rows if row["when"] == "synthetic"}
+    assert kurtosis["normal"] == pytest.approx(3.0, abs=0.1)
+    assert kurtosis["Laplace"] == pytest.approx(6.0, abs=0.5)
+    assert (tmp_path / "wnq_error.png").exists()
+    assert "1 bits, trained: logits" in printed
+
+
+def test_the_step_benchmark_runs(tmp_path):
+    printed = run("-m", "benchmarks.wnq_step", "--rounds", 2, "--channels", 8, "--out", tmp_path)
+    assert "WNQConv2D, 2 bits" in printed
+    record = json.loads((tmp_path / f"wnq_step_{BACKEND}.json").read_text())
+    assert {len(times) for times in record["seconds"].values()} == {2}
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="LiteRT export needs TensorFlow")
+def test_the_size_benchmark_runs(tmp_path):
+    run("-m", "benchmarks.size", "--levels", 4, "--out", tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "size.jsonl").read_text().splitlines()]
+    assert [(row["normalized"], row["grid"]) for row in rows] == [
+        (False, True),
+        (False, False),
+        (True, True),
+        (True, False),
+    ]
+    for row in rows:
+        assert row["bound"] < row["archive"] < min(0.85 * row["gzip"], 0.85 * row["zstd"])
+        assert row["archive"] < row["smallest"] <= row["auto"] <= row["float32"] < 1.2e6
+        if row["grid"]:
+            assert row["auto"] <= 94_000 + 5000 * row["normalized"]
+
+
+@pytest.mark.slow
+def test_the_recipe_resumes(tmp_path):
+    words = ["-m", "benchmarks.recipe", "--levels", 4, "--out", tmp_path]
+    run(*words, "--seeds", 1)
+    first = (tmp_path / "recipe.jsonl").read_text()
+    assert len(first.splitlines()) == 1 + 4 * 7
+    printed = run(*words, "--seeds", 1)
+    assert (tmp_path / "recipe.jsonl").read_text() == first
+    assert "4 NearestExponential" in printed

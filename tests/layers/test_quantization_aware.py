@@ -1,0 +1,205 @@
+"""Computing with quantized kernels while the penalty rises: outputs, gradients, and the way out."""
+
+import keras
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from keras import layers, ops
+
+import keras_qareg as qareg
+from keras_qareg.layers import QuantizationAware
+from keras_qareg.numerics import penalties
+from keras_qareg.numerics.codebook import Codebook
+from keras_qareg.regularizers import NearestExponential, NearestSquared, Sine
+from tests.helpers import BACKEND, compiled, digits, gradients, predict, small_cnn, snapshot
+from tests.kinds import MODELS, assert_same_outputs
+from tests.layers.test_layers import KINDS, Block, conformance_test, inputs_of
+
+RNG = np.random.default_rng(0)
+# Eighths: there are ties among them, and nothing so small that a processor takes it for zero.
+EIGHTHS = st.integers(-999, 999).map(lambda count: count / 8)
+WEIGHTS = hnp.arrays("float32", 40, elements=EIGHTHS)
+CENTROIDS = hnp.arrays("float32", st.sampled_from([2, 5]), elements=EIGHTHS)
+
+
+@settings(max_examples=40, deadline=None)
+@given(WEIGHTS, CENTROIDS, st.booleans())
+@example(np.linspace(-1, 1, 40, dtype="float32"), np.array([1.0, 1.0], "float32"), True)
+@example(
+    np.linspace(-1, 1, 40, dtype="float32"), np.array([0, 1e-7, 2e-7, 0.5, 1], "float32"), True
+)
+def test_each_weight_takes_its_nearest_centroid(weights, centroids, graph):
+    slopes = np.arange(40, dtype="float32")
+    _, (of_weights, of_centroids) = gradients(
+        lambda w, c: ops.sum(penalties.nearest(w, c) * slopes), weights, centroids, graph=graph
+    )
+    found = ops.convert_to_numpy(penalties.nearest(weights, centroids))
+    book = Codebook.nearest(weights, centroids)
+    np.testing.assert_array_equal(found, book.weights)
+    np.testing.assert_array_equal(of_weights, slopes)
+    # Of equal centroids, any may have the members.
+    for value in np.unique(centroids):
+        assert of_centroids[centroids == value].sum() == slopes[book.weights == value].sum()
+
+
+def test_a_large_kernel_keeps_its_shape():
+    weights = RNG.normal(size=(3, 70_001, 2)).astype("float32")
+    centroids = np.sort(RNG.normal(size=256)).astype("float32")
+    found = ops.convert_to_numpy(penalties.nearest(weights, centroids))
+    np.testing.assert_array_equal(found, Codebook.nearest(weights, centroids).weights)
+
+
+def test_it_conforms_to_keras():
+    conformance_test(
+        QuantizationAware,
+        {"layer": layers.Dense(3), "regularizer": NearestSquared(4)},
+        input_shape=(2, 5),
+        expected_output_shape=(2, 3),
+        expected_num_trainable_weights=3,
+        expected_num_non_trainable_weights=3,
+        expected_num_seed_generators=0,
+        supports_masking=True,
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_kernels_of_every_layer_are_quantized_once_the_centroids_are_placed(kind):
+    make, shapes, _ = KINDS[kind]
+    inputs = inputs_of(shapes)
+    wrapped = QuantizationAware(make(), NearestSquared(4))
+    before = ops.convert_to_numpy(wrapped(*inputs))
+    np.testing.assert_array_equal(before, wrapped.layer(*inputs))
+    assert not wrapped.quantizes
+    wrapped.place_centroids()
+    assert wrapped.quantizes
+    found = ops.convert_to_numpy(wrapped(*inputs))
+    for kernel, book in zip(wrapped.kernels, wrapped.codebooks(), strict=True):
+        assert len(np.unique(ops.convert_to_numpy(kernel))) > 4, "the weights themselves stay"
+        kernel.assign(book.weights)
+    np.testing.assert_allclose(found, wrapped.layer(*inputs), rtol=1e-5, atol=1e-6)
+    assert not np.allclose(found, before)
+
+
+def test_gradients_are_those_at_the_quantized_kernel():
+    layer = QuantizationAware(layers.Dense(3), NearestSquared(2))
+    inputs = RNG.normal(size=(4, 5)).astype("float32")
+    layer(inputs)
+    layer.place_centroids()
+    trainable = [layer.kernels[0], layer.centroids[0]]
+    values = snapshot(trainable)
+
+    def loss(kernel, centroids):
+        given = dict(zip(map(id, trainable), (kernel, centroids), strict=True))
+        order = [given.get(id(v), v.value) for v in layer.trainable_variables]
+        rest = [v.value for v in layer.non_trainable_variables]
+        outputs, _ = layer.stateless_call(order, rest, inputs)
+        return ops.sum(ops.square(outputs))
+
+    _, (of_kernel, of_centroids) = gradients(loss, *values)
+    quantized = Codebook.nearest(*values)
+    expected = 2 * inputs.T @ (inputs @ quantized.weights)
+    np.testing.assert_allclose(of_kernel, expected, rtol=1e-4, atol=1e-5)
+    sums = [expected[quantized.weights == value].sum() for value in values[1]]
+    np.testing.assert_allclose(of_centroids, sums, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("regularizer", [Sine(4), NearestExponential(4)], ids=["Sine", "Nearest"])
+@pytest.mark.parametrize("initialize", ["kmeans", None])
+def test_a_schedule_starts_it_and_sharing_then_changes_nothing(regularizer, initialize, tmp_path):
+    images, labels = digits()
+    model = qareg.quantization_aware(small_cnn(normalize=True), regularizer)
+    seen = []
+    watch = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: seen.append(model.get_layer("fc").quantizes)
+    )
+    schedule = qareg.callbacks.PenaltySchedule(initialize=initialize)
+    compiled(model).fit(images, labels, epochs=3, verbose=0, callbacks=[schedule, watch])
+    assert seen == [False, True, True]
+    outputs = predict(model, images)
+    shared, plain = qareg.share_weights(model), qareg.strip(model)
+    for other in (shared, plain, qareg.strip(shared)):
+        np.testing.assert_allclose(predict(other, images), outputs, rtol=1e-5, atol=1e-5)
+    assert len(np.unique(ops.convert_to_numpy(plain.get_layer("fc").kernel))) <= 4
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    assert again.get_layer("fc").quantizes
+    np.testing.assert_array_equal(predict(again, images), outputs)
+
+
+def test_what_is_shared_is_what_the_model_computes_with():
+    model = qareg.quantization_aware(small_cnn(), Sine(4), ["fc", "out"])
+    for layer in qareg.selection.wrappers(model):
+        layer.place_centroids()
+    images, _ = digits(8)
+    outputs = predict(model, images)
+    for levels, method in ((4, "auto"), (4, "kmeans"), (8, "auto")):
+        shared = qareg.share_weights(model, levels, ["fc", "out"], method)
+        np.testing.assert_allclose(predict(shared, images), outputs, rtol=1e-5, atol=1e-6)
+    model.get_layer("fc").kernels[0].assign(np.full((54, 16), np.nan))
+    with pytest.raises(ValueError, match="fc.*Expected finite weights"):
+        qareg.share_weights(model, layers=["fc", "out"])
+
+
+def test_without_it_a_model_computes_with_its_float_kernels_to_the_end():
+    images, labels = digits(64)
+    model = qareg.quantization_aware(small_cnn(), NearestSquared(4), straight_through=False)
+    schedule = qareg.callbacks.PenaltySchedule(warmup_epochs=0)
+    compiled(model).fit(images, labels, epochs=1, verbose=0, callbacks=[schedule])
+    assert not model.get_layer("fc").quantizes
+    plain = qareg.strip(model)
+    np.testing.assert_allclose(predict(plain, images), predict(model, images), rtol=1e-5, atol=1e-6)
+    assert len(np.unique(ops.convert_to_numpy(plain.get_layer("fc").kernel))) > 4
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_every_kind_of_model_is_stripped_to_what_it_computes(kind):
+    make, inputs, _ = MODELS[kind]
+    model = qareg.quantization_aware(make(), NearestSquared(3))
+    assert_same_outputs(model, make(), inputs)
+    for layer in qareg.selection.wrappers(model):
+        layer.place_centroids()
+    assert_same_outputs(qareg.strip(model), model, inputs)
+
+
+def test_training_mode_and_statistics_of_the_layer_inside_go_on():
+    layer = QuantizationAware(Block(6), NearestSquared(4))
+    model = keras.Sequential([keras.Input((5,)), layer])
+    layer.place_centroids()
+    before = snapshot([layer.layer.norm.moving_mean])[0]
+    model.compile("sgd", "mse")
+    model.fit(RNG.normal(1, 1, (64, 5)), np.zeros((64, 6)), epochs=2, verbose=0)
+    assert not np.allclose(snapshot([layer.layer.norm.moving_mean])[0], before)
+    inputs = np.ones((4, 5), "float32")
+    assert not np.allclose(model(inputs, training=True), model(inputs, training=False))
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_mixed_precision(policy):
+    images, labels = digits(64)
+    model = small_cnn()
+    config = model.get_config()
+    for entry in config["layers"][1:]:
+        entry["config"]["dtype"] = policy
+    model = keras.Sequential.from_config(config)
+    model = qareg.quantization_aware(model, NearestSquared(4, strength=0.1))
+    schedule = qareg.callbacks.PenaltySchedule(warmup_epochs=0)
+    history = compiled(model).fit(images, labels, epochs=2, verbose=0, callbacks=[schedule])
+    assert np.isfinite(history.history["loss"]).all()
+    layer = model.get_layer("fc")
+    assert layer.quantizes and layer.codebooks()[0].levels_used <= 4
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="a strategy of TensorFlow")
+def test_it_trains_on_two_replicas():
+    import tensorflow as tf
+
+    images, labels = digits(64)
+    devices = [device.name for device in tf.config.list_logical_devices("CPU")]
+    with tf.distribute.MirroredStrategy(devices).scope():
+        model = compiled(qareg.quantization_aware(small_cnn(), NearestSquared(4, strength=0.1)))
+    schedule = qareg.callbacks.PenaltySchedule(warmup_epochs=0)
+    history = model.fit(images, labels, batch_size=32, epochs=2, verbose=0, callbacks=[schedule])
+    assert np.isfinite(history.history["loss"]).all()
+    assert model.get_layer("fc").quantizes
