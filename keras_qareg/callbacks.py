@@ -72,6 +72,7 @@ class PenaltySchedule(keras.callbacks.Callback):
         self,
         warmup_epochs: int | None = None,
         ramp_epochs: int | None = None,
+        *,
         initialize: str | None = "kmeans",
         power: float = 6.0,
         balance: int | str | None = "auto",
@@ -101,6 +102,10 @@ class PenaltySchedule(keras.callbacks.Callback):
         self.warmup_epochs, self.ramp_epochs = warmup_epochs, ramp_epochs
         self.initialize, self.power, self.balance = initialize, power, balance
         self._epoch = 0
+
+    def __repr__(self) -> str:
+        names = ("warmup_epochs", "ramp_epochs", "initialize", "power", "balance")
+        return f"PenaltySchedule({', '.join(f'{name}={getattr(self, name)!r}' for name in names)})"
 
     def ramp(self, epoch: float, balance: float = 1.0) -> float:
         """The share of the full strength at the end of an epoch (counted from 0), in [0, 1].
@@ -190,6 +195,9 @@ class CentroidHistory(keras.callbacks.Callback):
         self.strengths: dict[str, list[float]] = {}
         self._open = None if log_dir is None else functools.partial(_writer_class(), log_dir)
         self._writer: Any = None
+
+    def __repr__(self) -> str:
+        return f"<CentroidHistory of {len(self.centroids)} kernels, {len(self.epochs)} epochs>"
 
     def on_train_begin(self, logs: Any = None) -> None:
         self.on_train_end()  # of a training that was interrupted

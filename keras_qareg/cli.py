@@ -148,11 +148,22 @@ def _compress(options: argparse.Namespace) -> None:
             )
         model.compile(loss=options.loss)
     print(f"Sharing weights: at most {options.levels} values a kernel", flush=True)
-    small = compress(model, options.levels, options.layers, data, options.epochs, snap=options.snap)
+    small = compress(
+        model,
+        options.levels,
+        options.layers,
+        data=data,
+        epochs=options.epochs,
+        snap=options.snap,
+    )
     print(summary(small), flush=True)
     print("Exporting and comparing with Keras", flush=True)
     samples = None if data is None else data[0]
-    print(litert(small, options.out, options.weights, samples, not options.decode_each_run))
+    print(
+        litert(
+            small, options.out, options.weights, samples, decode_once=not options.decode_each_run
+        )
+    )
 
 
 def _export(options: argparse.Namespace) -> None:
@@ -162,7 +173,11 @@ def _export(options: argparse.Namespace) -> None:
     check_target(options.out, ".tflite")
     samples = None if options.data is None else _load_arrays(options.data, "x")[0]
     model = _load_model(options.model)
-    print(litert(model, options.out, options.weights, samples, not options.decode_each_run))
+    print(
+        litert(
+            model, options.out, options.weights, samples, decode_once=not options.decode_each_run
+        )
+    )
 
 
 def _archive(options: argparse.Namespace) -> None:
@@ -170,7 +185,11 @@ def _archive(options: argparse.Namespace) -> None:
     from keras_qareg.export.files import check_target
 
     check_target(options.out)
-    print(describe(save_archive(_load_model(options.model), options.out, options.float_dtype)))
+    print(
+        describe(
+            save_archive(_load_model(options.model), options.out, float_dtype=options.float_dtype)
+        )
+    )
 
 
 def _unarchive(options: argparse.Namespace) -> None:

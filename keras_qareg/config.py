@@ -1,4 +1,4 @@
-"""Finding a regularizer or a quantizer from what a user may pass for one."""
+"""What a user chooses, as objects: from a name, a class or a configuration, and as text."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ def deserialized(config: dict[str, Any], kinds: dict[str, type]) -> Any:
 
 
 def find(identifier: Any, base: Any, kinds: dict[str, type], what: str, **defaults: Any) -> Any:
-    """An object of this package from `None`, its name, its configuration, or itself.
+    """An object of this package from `None`, its name, its class, its configuration, or itself.
 
     Args:
         identifier: What the user passed.
         base: The class, or union of classes, of what may be passed as it is.
         kinds: The classes that a name or a configuration may mean, by name.
         what: What is looked for, as errors say it.
-        **defaults: Arguments of a class that was named.
+        **defaults: Arguments of a class that was named or passed.
 
     Returns:
         An instance of `base`, or `None`.
@@ -31,12 +31,29 @@ def find(identifier: Any, base: Any, kinds: dict[str, type], what: str, **defaul
     """
     if identifier is None or isinstance(identifier, base):
         return identifier
+    classes = {kind.__name__: kind for kind in kinds.values()}
     if isinstance(identifier, dict):
-        if identifier.get("class_name") in {kind.__name__ for kind in kinds.values()}:
+        if identifier.get("class_name") in classes:
             return deserialized(identifier, kinds)
-    elif isinstance(identifier, str) and identifier in kinds:
-        return kinds[identifier](**defaults)
+    elif isinstance(identifier, str):
+        kind = {**kinds, **classes}.get(identifier)
+        if kind is not None:
+            return kind(**defaults)
+    elif isinstance(identifier, type) and identifier is not base and issubclass(identifier, base):
+        return identifier(**defaults)
     raise ValueError(
-        f"Expected a {what} of keras_qareg, None, or one of {sorted(kinds)}. "
+        f"Expected a {what} of keras_qareg, its class, None, or one of {sorted(kinds)}. "
         f"Received: {identifier!r}"
     )
+
+
+class Described:
+    """Shows an object as the call that makes it, from its configuration."""
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments of the object."""
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        arguments = ", ".join(f"{name}={value!r}" for name, value in self.get_config().items())
+        return f"{type(self).__name__}({arguments})"

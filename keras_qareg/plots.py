@@ -22,7 +22,7 @@ WEIGHTS, CENTROIDS = "#0072B2", "#D55E00"
 
 
 def weight_histograms(
-    model: keras.Model | Mapping[str, keras.Model], max_kernels: int = 8
+    model: keras.Model | Mapping[str, keras.Model], *, max_kernels: int = 8
 ) -> Figure:
     """Each kernel's weights before quantization, with its centroids, and what they become after.
 
@@ -107,7 +107,7 @@ def _draw_counts(axis: Any, book: Codebook) -> None:
 
 
 def penalty_curves(
-    levels: int = 4, weight_range: tuple[float, float] = (-1.0, 1.0), sharpness: float = 5.0
+    levels: int = 4, weight_range: tuple[float, float] = (-1.0, 1.0), *, sharpness: float = 5.0
 ) -> Figure:
     """The four penalties over a range of weights (Figures 1 and 2 of arXiv 2602.03614).
 
@@ -149,7 +149,7 @@ def penalty_curves(
 
 
 def accuracy_size(
-    series: Mapping[str, Sequence[tuple[float, float]]], size_label: str = "bytes"
+    series: Mapping[str, Sequence[tuple[float, float]]], *, size_label: str = "bytes"
 ) -> Figure:
     """Accuracy against size, a line a method.
 

@@ -22,7 +22,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_qareg.config import deserialized, find
+from keras_qareg.config import Described, deserialized, find
 from keras_qareg.numerics import replicas
 from keras_qareg.numerics.basis import Grid, best_change, grid_of, nearest
 from keras_qareg.numerics.codebook import Codebook
@@ -35,7 +35,7 @@ ITERATIONS = 20
 _NORMAL_STEP = {1: 1.596, 2: 0.996, 3: 0.586, 4: 0.335}
 
 
-class _LearnedLevels:
+class _LearnedLevels(Described):
     """What both quantizers share: bits, momentum, and least squares."""
 
     def __init__(self, bits: int, most: int, momentum: float):
@@ -84,6 +84,7 @@ class WeightNormalizationQuantizer(_LearnedLevels):
     def __init__(
         self,
         bits: int = 2,
+        *,
         normalize: bool = True,
         per_channel: bool = True,
         momentum: float = 0.9,
@@ -237,7 +238,7 @@ class ActivationQuantizer(_LearnedLevels):
     [0.0, 0.0, 2.0, 3.0]
     """
 
-    def __init__(self, bits: int, momentum: float = 0.9):
+    def __init__(self, bits: int, *, momentum: float = 0.9):
         super().__init__(bits, MAX_ACTIVATION_BITS, momentum)
 
     def basis_shape(self) -> tuple[int]:
@@ -309,8 +310,8 @@ def get(identifier: Any) -> Quantizer | None:
     """A quantizer from what a user may pass for one.
 
     Args:
-        identifier: `None`; `"weight_normalization"` or `"activation"` (2 bits); a configuration as
-            made by `serialize`; or an instance.
+        identifier: `None`; a class of this module, its name, `"weight_normalization"` or
+            `"activation"` (2 bits); a configuration as made by `serialize`; or an instance.
 
     Returns:
         A quantizer, or `None`.

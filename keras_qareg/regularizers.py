@@ -14,13 +14,13 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_qareg.config import deserialized, find
+from keras_qareg.config import Described, deserialized, find
 from keras_qareg.numerics import penalties
 from keras_qareg.numerics.clustering import check_levels
 from keras_qareg.numerics.grids import grid_codes
 
 
-class QuantizationRegularizer(keras.regularizers.Regularizer):
+class QuantizationRegularizer(Described, keras.regularizers.Regularizer):
     """Base of the four: a number of levels, a strength, and a penalty over given basins.
 
     Args:
@@ -35,7 +35,7 @@ class QuantizationRegularizer(keras.regularizers.Regularizer):
     # Default strength at 2, 4, 8 and 16 levels or more; between them it is interpolated (log-log).
     _strengths: tuple[float, float, float, float]
 
-    def __init__(self, levels: int = 16, strength: float | None = None):
+    def __init__(self, levels: int = 16, *, strength: float | None = None):
         self.levels = check_levels(levels)
         if strength is None:
             strength = self.default_strength
@@ -73,11 +73,12 @@ class _FixedBasins(QuantizationRegularizer):
         self,
         levels: int = 16,
         weight_range: tuple[float, float] = (-0.5, 0.5),
+        *,
         strength: float | None = None,
         outside: str = "linear",
         snap: bool = False,
     ):
-        super().__init__(levels, strength)
+        super().__init__(levels, strength=strength)
         self.snap = snap
         self.weight_range = _check_range(weight_range)
         if outside not in penalties.OUTSIDE:
@@ -105,7 +106,9 @@ class _FixedBasins(QuantizationRegularizer):
         return codes * np.float32(step)
 
     def penalty(self, weights: Any, basins: Any) -> Any:
-        return penalties.evenly_spaced(weights, basins[0], basins[-1], self.levels, self.outside)
+        return penalties.evenly_spaced(
+            weights, basins[0], basins[-1], self.levels, outside=self.outside
+        )
 
     def get_config(self) -> dict[str, Any]:
         config = {"weight_range": list(self.weight_range), "outside": self.outside}
@@ -255,8 +258,8 @@ class NearestExponential(_LearnedBasins):
 
     _strengths = (3.0, 0.2, 2e-2, 5e-3)
 
-    def __init__(self, levels: int = 16, strength: float | None = None, sharpness: float = 1.0):
-        super().__init__(levels, strength)
+    def __init__(self, levels: int = 16, *, strength: float | None = None, sharpness: float = 1.0):
+        super().__init__(levels, strength=strength)
         if not (np.isfinite(sharpness) and sharpness > 0):
             raise ValueError(
                 f"Expected `sharpness` to be a positive number. Received: sharpness={sharpness!r}"
@@ -292,8 +295,8 @@ def get(identifier: Any) -> QuantizationRegularizer | None:
     """A regularizer from what a user may pass for one.
 
     Args:
-        identifier: `None`; `"sine"`, `"cosine"`, `"nearest_squared"` or `"nearest_exponential"`
-            (16 levels); a configuration as made by `serialize`; or an instance.
+        identifier: `None`; a class of this module or its name, as `"Sine"` or `"sine"` (16 levels); a
+            configuration as made by `serialize`; or an instance.
 
     Returns:
         A `QuantizationRegularizer`, or `None`.
@@ -303,8 +306,8 @@ def get(identifier: Any) -> QuantizationRegularizer | None:
 
     Example:
 
-    >>> get("sine").levels
-    16
+    >>> get("Sine").levels, get(NearestSquared).levels
+    (16, 16)
     """
     return find(identifier, QuantizationRegularizer, _BY_NAME, "regularizer")
 

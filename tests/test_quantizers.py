@@ -239,7 +239,9 @@ def test_the_gradient_of_activations_is_clipped():
 
 def test_configurations():
     for quantizer in (
-        WeightNormalizationQuantizer(3, False, False, 0.5, True),
+        WeightNormalizationQuantizer(
+            3, normalize=False, per_channel=False, momentum=0.5, uniform=True
+        ),
         ActivationQuantizer(8, momentum=0.99),
     ):
         config = quantizers.serialize(quantizer)
@@ -253,7 +255,7 @@ def test_configurations():
     with pytest.raises(ValueError) as error:
         quantizers.get("binary")
     assert str(error.value) == (
-        "Expected a quantizer of keras_qareg, None, or one of ['activation', "
+        "Expected a quantizer of keras_qareg, its class, None, or one of ['activation', "
         "'weight_normalization']. Received: 'binary'"
     )
 

@@ -47,7 +47,7 @@ def test_get():
         assert type(regularizers.get(name)) is kind
     for wrong in ("l2", 3, {"class_name": "L2", "config": {}}, keras.regularizers.L2()):
         with pytest.raises(
-            ValueError, match="Expected a regularizer of keras_qareg, None, or one of"
+            ValueError, match="Expected a regularizer of keras_qareg, its class, None, or one of"
         ):
             regularizers.get(wrong)
 

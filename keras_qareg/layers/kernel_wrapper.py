@@ -8,6 +8,8 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_qareg.layers import keras_private
+
 
 def kernels(layer: keras.layers.Layer) -> list[keras.Variable]:
     """The kernels of a built layer, in the order of its weights.
@@ -60,13 +62,12 @@ class KernelWrapper(keras.layers.Wrapper):
         **kwargs: `name` and `trainable`, as for every Keras layer.
     """
 
-    def __init__(self, layer: keras.layers.Layer, dtype: Any = None, **kwargs: Any):
+    def __init__(self, layer: keras.layers.Layer, *, dtype: Any = None, **kwargs: Any):
         # Kernels and centroids are read in full precision: only the layer inside casts.
         policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
         super().__init__(layer, dtype=policy.variable_dtype, autocast=False, **kwargs)
         self.supports_masking = layer.supports_masking
-        # Keras binds masks, shapes and `training` by the names of this signature.
-        self._call_signature = inspect.signature(layer.call)
+        keras_private.take_call_signature(self, layer)
 
     @property
     def kernels(self) -> list[keras.Variable]:

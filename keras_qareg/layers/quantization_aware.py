@@ -59,6 +59,7 @@ class QuantizationAware(KernelWrapper):
         self,
         layer: keras.layers.Layer,
         regularizer: Any,
+        *,
         straight_through: bool = True,
         **kwargs: Any,
     ):

@@ -56,6 +56,7 @@ class SharedWeights(KernelWrapper):
         self,
         layer: keras.layers.Layer,
         levels: int,
+        *,
         zero_centroid: bool = False,
         snap: bool = False,
         **kwargs: Any,

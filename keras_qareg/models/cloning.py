@@ -19,16 +19,18 @@ from keras import ops
 from keras.layers import Layer
 
 from keras_qareg.layers import QUANTIZED, KernelWrapper
+from keras_qareg.layers.keras_private import (
+    children,
+    forget_children,
+    is_graph,
+    layers_inside,
+    uncompiled,
+)
 
 # For a layer, the function that makes its successor; None for an ordinary copy.
 Change = Callable[[Layer], Callable[[Layer], Layer] | None]
 
 _PACKAGE = "keras_qareg>"
-
-
-def children(layer: Layer) -> list[Layer]:
-    """The layers directly inside a layer or model."""
-    return list(layer._flatten_layers(include_self=False, recursive=False))
 
 
 def leaf_layers(layer: Layer) -> list[Layer]:
@@ -62,7 +64,7 @@ def _is_entered(layer: Layer) -> bool:
     if isinstance(layer, QUANTIZED):
         return False
     return isinstance(layer, keras.Model) or any(
-        isinstance(inner, QUANTIZED) for inner in layer._flatten_layers(include_self=False)
+        isinstance(inner, QUANTIZED) for inner in layers_inside(layer)
     )
 
 
@@ -140,19 +142,20 @@ def clone(model: keras.Model, change: Change) -> keras.Model:
         A built model with the weights of `model`, compiled like it where it was compiled.
     """
     pairs: list[tuple[Layer, Layer]] = []
+    compiled: list[tuple[keras.Model, keras.Model]] = []
     cache: dict[int, Layer] = {}
 
     def copy(layer: Layer) -> Layer:
         """A sublayer of any kind; one that stands in several places stays one."""
         if id(layer) not in cache:
-            is_graph = _is_graph(layer)
-            cache[id(layer)] = copy_graph(layer) if is_graph else copy_leaf(layer)
+            cache[id(layer)] = copy_graph(layer) if is_graph(layer) else copy_leaf(layer)
         return cache[id(layer)]
 
     def copy_graph(graph: keras.Model) -> keras.Model:
-        return keras.models.clone_model(
-            graph, clone_function=copy_leaf, recursive=True, cache=cache
-        )
+        copied = keras.models.clone_model(uncompiled(graph), clone_function=copy)
+        if graph.compiled:
+            compiled.append((graph, copied))
+        return copied
 
     def copy_leaf(layer: Layer) -> Layer:
         if not isinstance(layer, Layer):  # an operation such as keras.ops.relu
@@ -162,18 +165,19 @@ def clone(model: keras.Model, change: Change) -> keras.Model:
         pairs.append((layer, successor))
         if _is_entered(layer):
             _replace_children(layer, successor, copy)
+        if getattr(layer, "compiled", False):
+            compiled.append((layer, successor))
         return successor
 
-    with _not_compiled(model):
-        copied = copy_graph(model) if _is_graph(model) else copy_leaf(model)
+    copied = copy(model)
     if not copied.built:
         _build_like(copied, model)
     for old, new in pairs:
         _copy_weights(old, new)
         _copy_adapted_state(old, new)
     _rename_inputs(copied, model)
-    if model.compiled:
-        _compile_like(copied, model)
+    for old, new in compiled:
+        _compile_like(new, old)
     return copied
 
 
@@ -181,10 +185,10 @@ def _rename_inputs(copied: Layer, model: Layer) -> None:
     """Gives input layers their names back: `clone_model` names them after their tensors."""
     names = {
         layer.output.name: layer.name
-        for layer in model._flatten_layers()
+        for layer in layers_inside(model)
         if isinstance(layer, keras.layers.InputLayer)
     }
-    for layer in copied._flatten_layers():
+    for layer in layers_inside(copied):
         if isinstance(layer, keras.layers.InputLayer):
             layer.name = names.get(layer.output.name, layer.name)
 
@@ -203,19 +207,14 @@ def _build_like(copied: keras.Model, model: keras.Model) -> None:
         copied.built = True
 
 
-def _is_graph(layer: Layer) -> bool:
-    """Whether `clone_model` knows the layers inside: Sequential and Functional models."""
-    return isinstance(layer, keras.Sequential) or hasattr(layer, "_run_through_graph")
-
-
 def _replace_children(old: Layer, new: Layer, copy: Callable[[Layer], Layer]) -> None:
     """Puts copies of the layers in the attributes of `old` where `new` has its own."""
-    replaced: set[int] = set()
+    replaced: list[Layer] = []
 
     def swap(before: Any, after: Any) -> Any:
         """`after` with its layers replaced; the very same object where it holds none."""
         if isinstance(before, Layer) and isinstance(after, Layer):
-            replaced.add(id(after))
+            replaced.append(after)
             return copy(before)
         if isinstance(before, list | tuple) and isinstance(after, list | tuple):
             pairs = zip(before, after, strict=True)
@@ -232,7 +231,7 @@ def _replace_children(old: Layer, new: Layer, copy: Callable[[Layer], Layer]) ->
         if swapped is not after:
             setattr(new, name, swapped)
     # Keras keeps tracking a layer whose attribute was assigned anew.
-    new._layers[:] = [layer for layer in new._layers if id(layer) not in replaced]
+    forget_children(new, replaced)
 
 
 def _copy_weights(old: Layer, new: Layer) -> None:
@@ -273,19 +272,6 @@ def own_weights(layer: Layer) -> list[keras.Variable]:
     """The weights of a layer or model itself, less those of the layers inside."""
     inside = {id(weight) for child in children(layer) for weight in child.weights}
     return [weight for weight in layer.weights if id(weight) not in inside]
-
-
-class _not_compiled:
-    """Keeps `clone_model` from compiling, which fails where a loss cannot be made from its name."""
-
-    def __init__(self, model: keras.Model):
-        self.model, self.compiled = model, model.compiled
-
-    def __enter__(self) -> None:
-        self.model.compiled = False
-
-    def __exit__(self, *_: Any) -> None:
-        self.model.compiled = self.compiled
 
 
 def _compile_like(copied: keras.Model, model: keras.Model) -> None:

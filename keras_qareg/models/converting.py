@@ -22,6 +22,7 @@ _KINDS: dict[type[Layer], type[WeightNormalized]] = {
 def wnq(
     model: keras.Model,
     bits: int = 2,
+    *,
     activation_bits: int | None = None,
     layers: Layers = "all",
     skip: Iterable[str] | None = ("first", "last"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import keras
@@ -10,10 +10,11 @@ import numpy as np
 from keras import ops
 from keras.layers import BatchNormalization
 
+from keras_qareg.layers.keras_private import layers_inside, normalizing_by_batches
 from keras_qareg.models.selection import check_built
 
 
-def recalibrate(model: keras.Model, data: Any, batch_size: int = 256) -> None:
+def recalibrate(model: keras.Model, data: Any, *, batch_size: int = 256) -> None:
     """Measures the moving means and variances of all `BatchNormalization` layers anew, in place.
 
     In training these are averages over the last steps, in which weights of few levels still jump
@@ -48,14 +49,14 @@ def recalibrate(model: keras.Model, data: Any, batch_size: int = 256) -> None:
     check_built(model)
     if batch_size < 1:
         raise ValueError(f"Expected a positive `batch_size`. Received: batch_size={batch_size!r}")
-    found = [layer for layer in model._flatten_layers() if isinstance(layer, BatchNormalization)]
+    found = [layer for layer in layers_inside(model) if isinstance(layer, BatchNormalization)]
     if not found:
         return
-    settings = [(layer, layer.momentum, layer.trainable) for layer in found]
     statistics = [v for layer in found for v in (layer.moving_mean, layer.moving_variance)]
     before = [ops.convert_to_numpy(v).copy() for v in statistics]
     try:
-        _measure(model, found, _batches(data, batch_size))
+        with normalizing_by_batches(found):
+            _measure(model, found, _batches(data, batch_size))
         if not all(np.isfinite(ops.convert_to_numpy(v)).all() for v in statistics):
             raise ValueError(
                 "Expected inputs with finite statistics. Received NaN or infinite ones."
@@ -64,15 +65,9 @@ def recalibrate(model: keras.Model, data: Any, batch_size: int = 256) -> None:
         for variable, value in zip(statistics, before, strict=True):
             variable.assign(value)
         raise
-    finally:
-        for layer, momentum, trainable in settings:
-            layer.momentum, layer.trainable = momentum, trainable
-            vars(layer).pop("call", None)
 
 
 def _measure(model: keras.Model, found: list[BatchNormalization], batches: Iterator[Any]) -> None:
-    for layer in found:
-        layer.trainable, layer.call = True, _as_in_training(layer.call)
     seen = 0
     for batch in batches:
         size = keras.tree.flatten(batch)[0].shape[0]
@@ -82,13 +77,6 @@ def _measure(model: keras.Model, found: list[BatchNormalization], batches: Itera
         seen += size
     if not seen:
         raise ValueError("Expected `data` with inputs. Received none.")
-
-
-def _as_in_training(call: Callable[..., Any]) -> Callable[..., Any]:
-    def measuring(inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
-        return call(inputs, training=True, mask=mask)
-
-    return measuring
 
 
 def _batches(data: Any, batch_size: int) -> Iterator[Any]:

@@ -40,6 +40,7 @@ def share_weights(
     model: keras.Model,
     levels: int | None = None,
     layers: Layers = "all",
+    *,
     method: str = "auto",
     zero_centroid: bool = False,
     trainable: str = "centroids",
@@ -101,7 +102,9 @@ def share_weights(
     def share(layer: Layer) -> Layer:
         inner = plain(layer)
         inner.trainable = trainable == "centroids+rest" and layer.trainable
-        wrapper = SharedWeights(inner, sizes[layer], zero_centroid, snap, name=layer.name)
+        wrapper = SharedWeights(
+            inner, sizes[layer], zero_centroid=zero_centroid, snap=snap, name=layer.name
+        )
         made.append((layer, wrapper))
         return wrapper
 
@@ -142,12 +145,13 @@ def compress(
     model: keras.Model,
     levels: int | None = 16,
     layers: Layers = "all",
+    *,
     data: tuple[Any, Any] | None = None,
     epochs: int = 5,
     batch_size: int = 32,
     learning_rate: float = 1e-3,
-    verbose: str | int = "auto",
     snap: bool = False,
+    verbose: str | int = "auto",
 ) -> keras.Model:
     """Shares the weights of a trained model and tunes the centroids: the whole job in one call.
 
@@ -163,8 +167,8 @@ def compress(
         epochs: Epochs of tuning. Defaults to 5.
         batch_size: Examples a step of tuning. Defaults to 32.
         learning_rate: Of Adam, for tuning. Defaults to 1e-3.
-        verbose: Progress of tuning, as in `keras.Model.fit`.
-        snap: Whether values are whole multiples of a step, as in `share_weights`.
+        snap: Whether values are whole multiples of a step, as in `share_weights`. Defaults to `False`.
+        verbose: Progress of tuning, as in `keras.Model.fit`. Defaults to `"auto"`.
 
     Returns:
         An ordinary model (see `strip`) whose chosen kernels have at most `levels` values.
@@ -285,7 +289,7 @@ def _initial(weights: np.ndarray, levels: int, method: str, zero_centroid: bool)
     if method in ("quantile", "uniform"):
         found = clustering.METHODS[method](weights, levels)
         return _with_zero(found) if zero_centroid else found
-    return clustering.kmeans(weights, levels, zero_centroid)
+    return clustering.kmeans(weights, levels, zero_centroid=zero_centroid)
 
 
 def _with_zero(centroids: np.ndarray) -> np.ndarray:

@@ -17,6 +17,7 @@ def quantization_aware(
     model: keras.Model,
     regularizer: Any = None,
     layers: Layers = "all",
+    *,
     straight_through: bool = True,
 ) -> keras.Model:
     """The model with its layers wrapped for quantization-aware training (arXiv 2602.03614).
@@ -72,7 +73,7 @@ def quantization_aware(
             QuantizationAware(
                 fresh(layer, clean=True),
                 chosen[id(layer)],
-                straight_through,
+                straight_through=straight_through,
                 name=layer.name,
                 trainable=layer.trainable,
             )

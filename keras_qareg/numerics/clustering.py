@@ -64,7 +64,7 @@ def quantile(weights: Any, levels: int) -> np.ndarray:
     return np.quantile(weights, (np.arange(levels) + 0.5) / levels).astype("float32")
 
 
-def kmeans(weights: Any, levels: int, zero_centroid: bool = False) -> np.ndarray:
+def kmeans(weights: Any, levels: int, *, zero_centroid: bool = False) -> np.ndarray:
     """Centroids with the least sum of squared distances, exactly (1-D k-means).
 
     Globally optimal wherever there are at most `BINS` distinct weights. Above that, optimal over

@@ -150,6 +150,14 @@ class Codebook:
             means[self.centroids == 0] = 0.0
         return Codebook(means, self.indices)
 
+    def __repr__(self) -> str:
+        shape = "x".join(map(str, self.indices.shape))
+        tables = f", a table for each of {self.centroids[0].size} channels"
+        return (
+            f"<Codebook of {shape} weights: {len(self.centroids)} levels"
+            f"{tables if self.centroids.ndim > 1 else ''}, {self.entropy:.2f} bits a weight>"
+        )
+
     @property
     def weights(self) -> np.ndarray:
         """The tensor itself, float32: `centroids[indices]`, or so in each channel."""

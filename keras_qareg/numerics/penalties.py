@@ -40,7 +40,9 @@ _SINE = [(-1) ** n / math.factorial(2 * n + 1) for n in range(6)]
 _COSINE = [(-1) ** n / math.factorial(2 * n) for n in range(7)]
 
 
-def evenly_spaced(weights: Any, low: Any, high: Any, levels: int, outside: str = "linear") -> Any:
+def evenly_spaced(
+    weights: Any, low: Any, high: Any, levels: int, *, outside: str = "linear"
+) -> Any:
     """Penalty of basins at `levels` evenly spaced values from `low` to `high`, both included.
 
     With `u = (levels - 1) (w - low) / (high - low)` and `d` the distance of `u` to its closest

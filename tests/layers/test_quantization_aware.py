@@ -135,7 +135,7 @@ def test_what_is_shared_is_what_the_model_computes_with():
     images, _ = digits(8)
     outputs = predict(model, images)
     for levels, method in ((4, "auto"), (4, "kmeans"), (8, "auto")):
-        shared = qareg.share_weights(model, levels, ["fc", "out"], method)
+        shared = qareg.share_weights(model, levels, ["fc", "out"], method=method)
         np.testing.assert_allclose(predict(shared, images), outputs, rtol=1e-5, atol=1e-6)
     model.get_layer("fc").kernels[0].assign(np.full((54, 16), np.nan))
     with pytest.raises(ValueError, match="fc.*Expected finite weights"):

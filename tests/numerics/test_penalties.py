@@ -104,7 +104,7 @@ def test_values_and_gradients_are_finite_and_non_negative(w, c):
     low, high = float(c.min()), float(c.max())
     for outside in penalties.OUTSIDE:
         value, (by_w,) = gradients(
-            lambda w, o=outside: penalties.evenly_spaced(w, low, high, 4, o), w
+            lambda w, o=outside: penalties.evenly_spaced(w, low, high, 4, outside=o), w
         )
         assert np.isfinite(value) and value >= 0
         assert np.isfinite(by_w).all()
@@ -232,7 +232,7 @@ def test_weights_are_cut_into_equal_chunks_where_they_can_be():
 def test_compiled_sines_are_the_sine(outside):
     w = RNG.laplace(scale=0.3, size=50_000).astype("float32")
     value, (by_w,) = gradients(
-        lambda w: penalties.evenly_spaced(w, -0.4, 0.5, 10, outside), w, graph=True
+        lambda w: penalties.evenly_spaced(w, -0.4, 0.5, 10, outside=outside), w, graph=True
     )
     turns = np.pi * 10 * (w.astype("float64") + 0.4)
     inside = (w > -0.4) & (w < 0.5) if outside == "linear" else np.ones(w.shape, "bool")

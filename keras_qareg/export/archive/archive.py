@@ -37,6 +37,7 @@ from keras_qareg.export.archive.container import (
 )
 from keras_qareg.export.files import check_target
 from keras_qareg.export.packing import bits_of
+from keras_qareg.layers.keras_private import layers_inside
 from keras_qareg.models import codebooks, strip
 from keras_qareg.numerics.clustering import MAX_LEVELS
 from keras_qareg.numerics.codebook import Codebook
@@ -50,7 +51,7 @@ _DTYPES = re.compile("float(16|32|64)|bfloat16|u?int(8|16|32|64)|bool")
 
 
 def save_archive(
-    model: keras.Model, path: str | os.PathLike[str], float_dtype: str = "float32"
+    model: keras.Model, path: str | os.PathLike[str], *, float_dtype: str = "float32"
 ) -> Path:
     """Writes a model to one small file: the plain model, its shared weights entropy-coded.
 
@@ -106,6 +107,7 @@ def save_archive(
 
 def load_archive(
     path: str | os.PathLike[str],
+    *,
     custom_objects: Mapping[str, Any] | None = None,
     safe_mode: bool = True,
 ) -> keras.Model:
@@ -155,7 +157,7 @@ def _rebuilt(archive: Archive, custom_objects: dict[str, Any], safe_mode: bool) 
     try:
         with keras.saving.custom_object_scope(custom_objects):
             model = keras.saving.deserialize_keras_object(config, safe_mode=safe_mode)
-        layers = model._flatten_layers()
+        layers = layers_inside(model)
         for entry in archive.manifest["assets"]:
             _load_asset(layers[entry["layer"]], entry["name"], archive.sections[entry["section"]])
     except Exception as error:
@@ -309,7 +311,7 @@ def _little_dtype(dtype: Any) -> np.dtype:
 
 def _assets(model: keras.Model) -> Iterator[tuple[int, str, bytes]]:
     """What preprocessing layers keep beside their weights: place of the layer, file name, content."""
-    for place, layer in enumerate(model._flatten_layers()):
+    for place, layer in enumerate(layers_inside(model)):
         if hasattr(layer, "save_assets"):
             with tempfile.TemporaryDirectory() as folder:
                 layer.save_assets(folder)

@@ -21,7 +21,7 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ class Archive:
     """
 
     manifest: dict[str, Any]
-    sections: list[bytes]
+    sections: list[bytes] = field(repr=False)
     size: int
 
 

@@ -41,6 +41,7 @@ def litert(
     path: str | os.PathLike[str],
     weights: str = "auto",
     representative_data: Any = None,
+    *,
     decode_once: bool = True,
 ) -> ExportReport:
     """Writes a model as a LiteRT file, after running the file and comparing it with Keras.

@@ -1,0 +1,108 @@
+"""Each private part of Keras that the package uses: these fail where Keras changes it."""
+
+import threading
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from keras import layers, ops
+
+import keras_qareg as qareg
+from keras_qareg.layers import keras_private
+from tests.helpers import compiled, digits, small_cnn
+from tests.kinds import Subclassed, functional, subclassed
+
+PACKAGE = Path(qareg.layers.__file__).parent.parent
+
+
+def test_children_and_layers_inside():
+    model = functional()
+    inside = model.get_layer("inside")
+    assert inside in keras_private.children(model)
+    assert inside.get_layer("deep") not in keras_private.children(model)
+    assert inside.get_layer("deep") in keras_private.layers_inside(model)
+    assert model in keras_private.layers_inside(model)
+
+
+def test_forgotten_children_are_tracked_no_more():
+    model = Subclassed()
+    old = model.entry
+    model.entry = layers.Dense(10, name="entry")
+    keras_private.forget_children(model, [old])
+    model(np.ones((1, 8), "float32"))
+    assert old not in model.layers and model.entry in model.layers
+    assert not old.built and model.entry.built
+
+
+def test_graphs_are_told_from_other_models():
+    assert keras_private.is_graph(small_cnn()) and keras_private.is_graph(functional())
+    assert not keras_private.is_graph(subclassed())
+    assert not keras_private.is_graph(layers.Dense(3))
+
+
+def test_a_wrapper_takes_the_call_signature():
+    """Without it Keras does not pass a mask on, nor `training`."""
+    seen = {}
+
+    class Masked(layers.Dense):
+        def call(self, inputs, training=None, mask=None):
+            seen.update(training=training, mask=mask)
+            return super().call(inputs)
+
+    wrapped = qareg.layers.SharedWeights(Masked(3), 4)
+    wrapped(layers.Masking()(np.ones((2, 4, 5), "float32")), training=True)
+    assert seen["training"] is True and tuple(seen["mask"].shape) == (2, 4)
+
+
+@pytest.mark.parametrize("make", [small_cnn, functional])
+def test_a_view_is_not_compiled_and_the_model_stays_so(make):
+    model = make()
+    model.compile("sgd", "mse")
+    view = keras_private.uncompiled(model)
+    assert model.compiled and not view.compiled
+    assert isinstance(view, type(model)) and view.layers == model.layers
+    assert not keras.models.clone_model(view).compiled
+
+
+def test_threads_leave_a_compiled_model_as_it_was():
+    model = compiled(small_cnn())
+    results, errors = [], []
+
+    def share():
+        try:
+            results.append(qareg.share_weights(model, 4))
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=share) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors and model.compiled
+    assert all(shared.compiled for shared in results) and len(results) == 6
+    images = digits(8)[0]
+    for shared in results[1:]:
+        np.testing.assert_array_equal(shared(images), results[0](images))
+
+
+def test_normalization_by_batches_and_back():
+    """The patched `call`, `trainable` and `momentum` are as they were, also after an error."""
+    layer = layers.BatchNormalization(trainable=False, momentum=0.9)
+    layer.build((None, 2))
+    data = np.array([[1.0, 5.0], [3.0, 5.0]], "float32")
+    with pytest.raises(KeyError), keras_private.normalizing_by_batches([layer]):
+        layer.momentum = 0.0
+        layer(data, training=False)
+        raise KeyError
+    np.testing.assert_allclose(ops.convert_to_numpy(layer.moving_mean), [2.0, 5.0])
+    assert (layer.momentum, layer.trainable, "call" in vars(layer)) == (0.9, False, False)
+
+
+def test_private_names_are_used_in_this_module_alone():
+    private = ("._flatten_layers", "._layers", "_run_through_graph", "._call_signature", ".call = ")
+    for path in PACKAGE.rglob("*.py"):
+        if path.name != "keras_private.py":
+            text = path.read_text()
+            assert not [name for name in private if name in text], path.name
