@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import math
 import operator
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, SupportsIndex
 
 import keras
 import numpy as np
@@ -94,7 +95,7 @@ class WeightNormalizationQuantizer(_LearnedLevels):
         self.normalize, self.per_channel, self.uniform = normalize, per_channel, uniform
         self._powers = 2.0 ** np.arange(self.bits, dtype="float32")
 
-    def basis_shape(self, shape: Any, channel_axes: int = 1) -> tuple[int, ...]:
+    def basis_shape(self, shape: Sequence[int], channel_axes: int = 1) -> tuple[int, ...]:
         """The shape of the basis of a kernel.
 
         Args:
@@ -294,6 +295,7 @@ _BY_NAME: dict[str, type] = {
     "activation": ActivationQuantizer,
 }
 Quantizer = WeightNormalizationQuantizer | ActivationQuantizer
+Identifier = Quantizer | type[Quantizer] | str | dict[str, Any] | None
 
 
 def serialize(quantizer: Quantizer) -> dict[str, Any]:
@@ -306,7 +308,7 @@ def deserialize(config: dict[str, Any]) -> Quantizer:
     return deserialized(config, _BY_NAME)
 
 
-def get(identifier: Any) -> Quantizer | None:
+def get(identifier: Identifier) -> Quantizer | None:
     """A quantizer from what a user may pass for one.
 
     Args:
@@ -327,7 +329,7 @@ def get(identifier: Any) -> Quantizer | None:
     return find(identifier, Quantizer, _BY_NAME, "quantizer", bits=2)
 
 
-def check_bits(name: str, bits: Any, most: int) -> int:
+def check_bits(name: str, bits: SupportsIndex, most: int) -> int:
     """`bits` as an `int`; raises a `ValueError` unless it is an integer from 1 to `most`."""
     try:
         value = 0 if isinstance(bits, bool) else operator.index(bits)

@@ -58,7 +58,7 @@ class QuantizationAware(KernelWrapper):
     def __init__(
         self,
         layer: keras.layers.Layer,
-        regularizer: Any,
+        regularizer: regularizers.Identifier,
         *,
         straight_through: bool = True,
         **kwargs: Any,

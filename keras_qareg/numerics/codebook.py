@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from keras import ops
+from numpy.typing import ArrayLike
 
 from keras_qareg.numerics.clustering import MAX_LEVELS
 from keras_qareg.numerics.compiled import segment_sums
@@ -63,7 +64,7 @@ class Codebook:
         object.__setattr__(self, "indices", indices.astype("uint8"))
 
     @classmethod
-    def nearest(cls, weights: Any, centroids: Any) -> Codebook:
+    def nearest(cls, weights: ArrayLike, centroids: ArrayLike) -> Codebook:
         """Each weight with its nearest centroid (at a tie, the lower one); centroids are sorted.
 
         Args:
@@ -87,7 +88,7 @@ class Codebook:
         return cls(centroids, indices.reshape(weights.shape))
 
     @classmethod
-    def exact(cls, weights: Any, channel_axes: int = 0) -> Codebook | None:
+    def exact(cls, weights: ArrayLike, channel_axes: int = 0) -> Codebook | None:
         """The codebook of a tensor that has few distinct values already, else None.
 
         Args:
@@ -122,7 +123,7 @@ class Codebook:
             return None
         return cls(centroids, indices.reshape(weights.shape))
 
-    def with_member_means(self, weights: Any, keep_zero: bool = False) -> Codebook:
+    def with_member_means(self, weights: ArrayLike, keep_zero: bool = False) -> Codebook:
         """The same indices, each centroid the mean of the weights that it stands for.
 
         Args:
@@ -203,7 +204,7 @@ class Codebook:
         probabilities = counts / counts.sum()
         return float(max(0.0, -(probabilities * np.log2(probabilities)).sum()))
 
-    def relative_error(self, weights: Any) -> float:
+    def relative_error(self, weights: ArrayLike) -> float:
         """Relative quantization error `||w - w_q||^2 / ||w||^2` (WNQ, arXiv 1907.00593).
 
         Args:
