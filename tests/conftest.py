@@ -4,6 +4,8 @@ import os
 import tempfile
 
 import keras
+import numpy as np
+import pytest
 
 if keras.backend.backend() == "tensorflow":
     import tensorflow as tf
@@ -11,7 +13,7 @@ if keras.backend.backend() == "tensorflow":
     # Two logical devices, for the tests of tf.distribute.
     _cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(_cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-elif "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+elif keras.backend.backend() == "jax" and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     import jax
 
     # Most tests train the same small networks: each program is compiled once, for all processes.
@@ -23,3 +25,18 @@ elif "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     ):
         jax.config.update(_name, _value)
         os.environ[_name.upper()] = str(_value)
+
+
+@pytest.fixture(autouse=True)
+def arrays_of_tensors(request, monkeypatch):
+    """Lets NumPy read tensors that have a gradient, as it does on the other backends.
+
+    Not in the examples of docstrings, which must run as users have PyTorch.
+    """
+    if keras.backend.backend() == "torch" and "docstrings" not in request.node.name:
+        import torch
+
+        def read(tensor, dtype=None, copy=None):
+            return np.asarray(tensor.detach().cpu().numpy(), dtype)
+
+        monkeypatch.setattr(torch.Tensor, "__array__", read)

@@ -103,9 +103,10 @@ def test_files_load_after_a_mere_import(saved, imports):
         f"import {imports}, pathlib;"
         f"files = sorted(pathlib.Path({str(saved)!r}).iterdir());"
         "models = [keras.saving.load_model(file) for file in files];"
-        "print(*(type(model.layers[0]).__name__ for model in models))"
+        "print(*(type(model.layers[0]).__name__ for model in models));"
+        "print(*(len(model.weights) for model in models))"
     )
-    assert fresh(program) == ["QuantizationAware", "SharedWeights", "WNQConv2D"]
+    assert fresh(program) == ["QuantizationAware", "SharedWeights", "WNQConv2D", "18", "12", "9"]
 
 
 def test_every_serializable_class_is_known_before_it_is_imported():
