@@ -23,11 +23,10 @@ import numpy as np
 
 import keras_qareg as qareg
 from benchmarks.timing import draw_bars, in_subprocess, interleaved, peak_bytes, ratios, save
-from examples.architectures import NETWORKS
+from examples.training import NETWORKS, REGULARIZERS
 
 BATCH, LEVELS = 128, 16
 BASELINE, TFMOT = "plain", "TFMOT cluster_weights"
-REGULARIZERS = ("Sine", "Cosine", "NearestSquared", "NearestExponential")
 SHARING, STRAIGHT = "share_weights", ", straight through"
 
 
