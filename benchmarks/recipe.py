@@ -13,12 +13,12 @@ can share the work.
 import argparse
 import functools
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import keras
 
 import keras_qareg as qareg
+from benchmarks import results
 from examples.study import Row, Study, mean_and_deviation
 from examples.training import BASELINE, METHODS, digits, share_and_tune, train
 from keras_qareg.report import table
@@ -90,11 +90,10 @@ def results_table(rows: list[Row]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = results.parser(__doc__)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--levels", type=int, nargs="+", default=[2, 4, 8])
     parser.add_argument("--shard", type=int, nargs=2, default=[0, 1], metavar=("I", "N"))
-    parser.add_argument("--out", type=Path, default=Path("output"))
     arguments = parser.parse_args()
 
     train_data, validation = digits(validation=0.25)

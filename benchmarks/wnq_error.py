@@ -12,10 +12,8 @@ Dividing weights by max|w| cannot change the error of levels that are fitted to 
 divided too. The rows "synthetic" and "initial" check this. What WNQ changes, it changes in training.
 """
 
-import argparse
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -23,6 +21,7 @@ import numpy as np
 from keras import ops
 
 import keras_qareg as qareg
+from benchmarks import results
 from examples.study import mean_and_deviation
 from examples.training import EPOCHS, NORMALIZE, digits, digits_network, fit
 from keras_qareg.models import kernel_codebooks
@@ -185,11 +184,10 @@ def figure(rows: list[dict[str, Any]]) -> Any:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = results.parser(__doc__)
     parser.add_argument("--bits", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=EPOCHS)
-    parser.add_argument("--out", type=Path, default=Path("output"))
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     rows = []
