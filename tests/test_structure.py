@@ -55,6 +55,9 @@ HEAVY = (
     "torch",
 )
 FILES = sorted(PACKAGE.rglob("*.py"))
+# What a folder of programs may import from the other one.
+SHARED = {"examples": set(), "benchmarks": {"examples.study", "examples.training"}}
+PROGRAMS = [path for folder in SHARED for path in sorted(ROOT.glob(f"{folder}/*.py"))]
 
 
 def imports_of(path):
@@ -102,6 +105,14 @@ def test_imports_point_one_way(path):
             assert points_down(mine, rest.split(".")), f"{'/'.join(mine)} imports {rest}"
 
 
+@pytest.mark.parametrize("path", PROGRAMS, ids=lambda p: f"{p.parent.name}/{p.name}")
+def test_examples_know_no_benchmarks_and_benchmarks_little_of_examples(path):
+    folder = path.parent.name
+    imported = {".".join(name.split(".")[:2]) for name, _ in imports_of(path)}
+    other = {name for name in imported if name.split(".")[0] in SHARED.keys() - {folder}}
+    assert other <= SHARED[folder]
+
+
 def test_there_is_no_circle():
     modules = {".".join(("keras_qareg", *parts_of(path))): path for path in FILES}
     graph = {
@@ -117,7 +128,7 @@ def test_there_is_no_circle():
 
 
 @pytest.mark.parametrize(
-    "path", [*FILES, *sorted(ROOT.glob("tests/**/*.py"))], ids=lambda p: p.name
+    "path", [*FILES, *PROGRAMS, *sorted(ROOT.glob("tests/**/*.py"))], ids=lambda p: p.name
 )
 def test_files_and_functions_stay_short(path):
     text = path.read_text()
