@@ -47,6 +47,18 @@ def runner(function: Callable[[Any, Any], Any], weights: Any, centroids: Any) ->
 
         run = jax.jit(jax.value_and_grad(function, argnums=(0, 1)))
         return lambda: jax.block_until_ready(run(weights.value, centroids.value))
+    if keras.backend.backend() == "torch":
+        import torch
+
+        kernel, table = weights.value, centroids.value
+
+        def step() -> None:
+            found = torch.autograd.grad(function(kernel, table), (kernel, table), allow_unused=True)
+            if kernel.device.type == "cuda":
+                torch.cuda.synchronize()
+            del found
+
+        return step
     import tensorflow as tf
 
     kernel, table = weights.value, centroids.value

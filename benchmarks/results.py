@@ -51,7 +51,7 @@ def draw(
     """Writes `name.png`: a line a series, both axes logarithmic."""
     from keras_qareg import plots
 
-    figure = plots.accuracy_size(series, x)
+    figure = plots.accuracy_size(series, size_label=x)
     (axis,) = figure.axes
     axis.set_xscale("log")
     axis.set_yscale("log")

@@ -23,6 +23,7 @@ import keras_qareg as qareg
 from benchmarks import results
 from benchmarks.timing import in_subprocess, interleaved, peak_bytes, ratios
 from examples.training import NETWORKS, REGULARIZERS
+from keras_qareg.models.selection import wrappers
 
 BATCH, LEVELS = 128, 16
 BASELINE, TFMOT = "plain", "TFMOT cluster_weights"
@@ -42,7 +43,7 @@ def variants(name: str) -> dict[str, Callable[[], keras.Model]]:
         model = qareg.quantization_aware(
             network(name), regularizer, straight_through=straight_through
         )
-        for layer in qareg.selection.wrappers(model):
+        for layer in wrappers(model):
             layer.place_centroids()
         return model
 

@@ -73,7 +73,10 @@ class Regularizers(Experiment):
             regularizer = getattr(qareg.regularizers, method)(cell["levels"])
             regularizer.strength *= cell["strength"]
             model = qareg.quantization_aware(
-                self.warm(seed), regularizer, cell["layers"], cell["straight_through"]
+                self.warm(seed),
+                regularizer,
+                cell["layers"],
+                straight_through=cell["straight_through"],
             )
             schedule = qareg.callbacks.PenaltySchedule(
                 warmup_epochs=0, power=cell["power"], balance=cell["balance"] or None
