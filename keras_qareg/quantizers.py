@@ -27,6 +27,7 @@ from keras_qareg.config import Described, deserialized, find
 from keras_qareg.numerics import replicas
 from keras_qareg.numerics.basis import Grid, best_change, grid_of, nearest
 from keras_qareg.numerics.codebook import Codebook
+from keras_qareg.numerics.compiled import constant, custom_gradient
 
 MAX_WEIGHT_BITS, MAX_ACTIVATION_BITS = 4, 8
 # Rounds of least squares from where a new basis starts.
@@ -133,19 +134,17 @@ class WeightNormalizationQuantizer(_LearnedLevels):
         # The levels lie evenly on both sides of zero, so only those of magnitudes are compared.
         midpoints, values = grid.midpoints, self._scaled_levels(grid, basis, scale)
 
-        @ops.custom_gradient
         def quantize(normalized: Any) -> Any:
-            def grad(*args: Any, upstream: Any = None) -> Any:
-                return scale * (args[0] if upstream is None else upstream)
-
             found = nearest(ops.abs(normalized), midpoints, values)
-            return ops.where(normalized > 0, found, -found), grad
+            found = ops.where(normalized > 0, found, -found)
+            return found, lambda upstream: (scale * upstream,)
 
         flat = ops.reshape(normalized, (-1, grid.levels.shape[1]))
-        return ops.reshape(quantize(flat), ops.shape(weights))
+        return ops.reshape(custom_gradient(quantize)(flat), ops.shape(weights))
 
     def update(self, weights: Any, basis: Any) -> Any:
         """The basis after one training step: `momentum` of the old, the rest by least squares."""
+        basis = ops.convert_to_tensor(basis)
         flat = self._flat(weights, basis)
         return basis + (1.0 - self.momentum) * self._correction(flat, basis)
 
@@ -164,7 +163,8 @@ class WeightNormalizationQuantizer(_LearnedLevels):
         normalized, _ = self.normalized(weights)
         flat = ops.reshape(normalized, (-1, math.prod(shape[1:])))
         spread = ops.sqrt(ops.mean(ops.square(flat), axis=0))
-        basis = 0.5 * _NORMAL_STEP[self.bits] * powers * ops.reshape(spread, shape[1:])
+        powers = constant(0.5 * _NORMAL_STEP[self.bits] * powers, spread)
+        basis = powers * ops.reshape(spread, shape[1:])
         # A loop of the backend, which JAX compiles as one program.
         return ops.fori_loop(
             0, ITERATIONS, lambda _, basis: basis + self._correction(flat, basis), basis
@@ -192,12 +192,12 @@ class WeightNormalizationQuantizer(_LearnedLevels):
         return {**super().get_config(), **config}
 
     def _flat(self, weights: Any, basis: Any) -> Any:
-        normalized, _ = self.normalized(ops.stop_gradient(weights))
+        normalized, _ = self.normalized(ops.stop_gradient(ops.convert_to_tensor(weights)))
         return ops.reshape(normalized, (-1, math.prod(basis.shape[1:])))
 
     def _grid(self, basis: Any) -> Grid:
         """The levels above zero."""
-        levels, codes = grid_of(ops.stop_gradient(basis), (-1.0, 1.0))
+        levels, codes = grid_of(ops.stop_gradient(ops.convert_to_tensor(basis)), (-1.0, 1.0))
         half = 2 ** (self.bits - 1)
         return Grid(levels[half:], codes[half:])
 
@@ -206,7 +206,8 @@ class WeightNormalizationQuantizer(_LearnedLevels):
             return scale * grid.levels
         # An odd integer times one step, rounded once, as integer formats compute it.
         step = ops.reshape(scale * basis[0], (1, -1))
-        return ops.sum(grid.codes * self._powers, axis=-1) * step
+        powers = constant(self._powers, grid.codes)
+        return ops.sum(grid.codes * powers, axis=-1) * step
 
     def _correction(self, flat: Any, basis: Any) -> Any:
         """What least squares adds to the basis, given the nearest level of each weight."""
@@ -252,26 +253,27 @@ class ActivationQuantizer(_LearnedLevels):
         grid = self._grid(basis)
         midpoints, levels, top = grid.midpoints, grid.levels, grid.levels[-1, 0]
 
-        @ops.custom_gradient
         def quantize(flat: Any) -> Any:
-            def grad(*args: Any, upstream: Any = None) -> Any:
-                upstream = args[0] if upstream is None else upstream
+            def grad(upstream: Any) -> Any:
                 inside = ops.logical_and(flat >= 0, flat <= top)
                 passes = ops.logical_or(inside, top <= 0)
-                return ops.where(passes, upstream, ops.zeros_like(upstream))
+                return (ops.where(passes, upstream, ops.zeros_like(upstream)),)
 
             quantized = nearest(flat, midpoints, levels)
             return ops.where(top > 0, quantized, flat), grad
 
         flat = ops.reshape(ops.cast(inputs, "float32"), (-1, 1))
-        return ops.cast(ops.reshape(quantize(flat), ops.shape(inputs)), inputs.dtype)
+        found = ops.reshape(custom_gradient(quantize)(flat), ops.shape(inputs))
+        return ops.cast(found, inputs.dtype)
 
     def update(self, inputs: Any, basis: Any) -> Any:
         """The basis after one training step with these activations, of shape `(bits,)`.
 
         Where `tf.distribute` shares the batch out, it learns from the activations of all replicas.
         """
-        flat = ops.reshape(ops.cast(ops.stop_gradient(inputs), "float32"), (-1, 1))
+        flat = ops.reshape(
+            ops.cast(ops.stop_gradient(ops.convert_to_tensor(inputs)), "float32"), (-1, 1)
+        )
         flat = ops.maximum(flat, 0.0)
         unseen = ops.sum(basis) <= 0
         basis = ops.where(unseen, self._start(flat), basis)
@@ -284,10 +286,10 @@ class ActivationQuantizer(_LearnedLevels):
         largest = ops.max(replicas.gathered(ops.max(flat)))
         top = ops.minimum(largest, (1.0 + self.bits) * typical)
         powers = 2.0 ** np.arange(self.bits, dtype="float32")
-        return top * (powers / powers.sum())
+        return top * constant(powers / powers.sum(), top)
 
     def _grid(self, basis: Any) -> Grid:
-        return grid_of(ops.stop_gradient(basis), (0.0, 1.0))
+        return grid_of(ops.stop_gradient(ops.convert_to_tensor(basis)), (0.0, 1.0))
 
 
 _BY_NAME: dict[str, type] = {

@@ -11,7 +11,7 @@ if keras.backend.backend() == "tensorflow":
     # Two logical devices, for the tests of tf.distribute.
     _cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(_cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-elif "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+elif keras.backend.backend() == "jax" and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     import jax
 
     # Most tests train the same small networks: each program is compiled once, for all processes.

@@ -27,6 +27,13 @@ def gradients(function, *arrays, graph=False):
         import jax
 
         value, grads = jax.value_and_grad(function, argnums=tuple(range(len(tensors))))(*tensors)
+    elif BACKEND == "torch":
+        for tensor in tensors:
+            tensor.requires_grad_()
+        value = function(*tensors)
+        value.backward()
+        grads = [tensor.grad for tensor in tensors]
+        value = value.detach()
     else:
         import tensorflow as tf
 
@@ -69,6 +76,11 @@ def compiled(model, **kwargs):
 def predict(model, inputs):
     """Outputs in inference, without the retracing of `predict`."""
     return np.asarray(ops.convert_to_numpy(model(inputs, training=False)))
+
+
+def arrays(*tensors):
+    """Their values: PyTorch gives none to NumPy where a gradient may be asked for."""
+    return [np.asarray(ops.convert_to_numpy(tensor)) for tensor in tensors]
 
 
 def snapshot(variables):

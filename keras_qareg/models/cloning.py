@@ -225,7 +225,9 @@ def _replace_children(old: Layer, new: Layer, copy: Callable[[Layer], Layer]) ->
             return after if all(by_key[key] is after[key] for key in after) else by_key
         return after
 
-    for name in [name for name in vars(old) if not name.startswith("_") and hasattr(new, name)]:
+    # PyTorch keeps layers apart from other attributes.
+    names = [*vars(old), *getattr(old, "_modules", ())]
+    for name in [name for name in names if not name.startswith("_") and hasattr(new, name)]:
         after = getattr(new, name)
         swapped = swap(getattr(old, name), after)
         if swapped is not after:

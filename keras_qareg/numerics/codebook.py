@@ -10,7 +10,7 @@ from keras import ops
 from numpy.typing import ArrayLike
 
 from keras_qareg.numerics.clustering import MAX_LEVELS
-from keras_qareg.numerics.compiled import segment_sums
+from keras_qareg.numerics.compiled import custom_gradient, segment_sums, take
 from keras_qareg.numerics.grids import integer_grid, integer_weights
 
 # Fewer midpoints than this are compared with, one after the other; so many weights at a time.
@@ -234,13 +234,8 @@ def lookup(centroids: Any, indices: Any) -> Any:
     levels = centroids.shape[0]
     indices = ops.cast(indices, "int32")
 
-    @ops.custom_gradient
-    def take(centroids: Any) -> Any:
-        def grad(*args: Any, upstream: Any = None) -> Any:
-            upstream = args[0] if upstream is None else upstream
-            return segment_sums(upstream, indices, levels)
-
-        return ops.take(centroids, indices), grad
+    def look_up(centroids: Any) -> Any:
+        return take(centroids, indices), lambda upstream: (segment_sums(upstream, indices, levels),)
 
     # A copy: a variable itself is not differentiated through by `custom_gradient`.
-    return take(ops.copy(centroids))
+    return custom_gradient(look_up)(ops.copy(centroids))

@@ -1,6 +1,8 @@
-"""Compiling a function of `keras.ops` by XLA, whatever the backend does around it.
+"""Where backends differ: compiling, gradients of one's own, branches, chunks, and sums by place.
 
-Keras leaves TensorFlow graphs on CPUs uncompiled: there every operation is a pass over the memory.
+On TensorFlow and JAX, XLA makes one program of a function, whatever the backend does around it: Keras
+leaves TensorFlow graphs on CPUs uncompiled, where every operation is a pass over the memory. PyTorch
+runs operation by operation: there it counts how many passes there are, and how much each has to move.
 """
 
 from __future__ import annotations
@@ -10,7 +12,16 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
+
+# Elements that are worked on at a time: what lies between the operations stays in the cache.
+CHUNK = 1 << 17
+
+
+def on_torch() -> bool:
+    """Whether PyTorch is the backend."""
+    return keras.backend.backend() == "torch"
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -22,7 +33,7 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
     Returns:
         A function that does the same. On TensorFlow it is compiled in graphs alone, as in `fit`; eager
-        calls run operation by operation.
+        calls, and those of PyTorch, run operation by operation.
     """
     if keras.backend.backend() == "jax":
         import jax
@@ -41,10 +52,119 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
+def custom_gradient(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of tensors that brings its own gradient.
+
+    Args:
+        function: Takes tensors; returns a tensor, and a function from the gradient by that tensor to a
+            tuple of the gradients by all that it took, with `None` for a gradient of zero.
+
+    Returns:
+        A function that takes the same tensors and returns the first of the two. It cannot be
+        differentiated twice: gradients may be constants that were computed with the value.
+
+    Example:
+
+    >>> double = custom_gradient(lambda x: (2.0 * x, lambda upstream: (2.0 * upstream,)))
+    >>> float(double(ops.array(1.5)))
+    3.0
+    """
+    if on_torch():
+        return functools.partial(_torch_function().apply, function)
+
+    @ops.custom_gradient
+    def differentiable(*inputs: Any) -> Any:
+        value, gradients = function(*inputs)
+
+        def grad(upstream: Any) -> Any:
+            pairs = zip(gradients(upstream), inputs, strict=True)
+            found = tuple(ops.zeros_like(x) if slope is None else slope for slope, x in pairs)
+            return found if len(found) > 1 else found[0]
+
+        return value, grad
+
+    return differentiable
+
+
+@functools.lru_cache
+def _torch_function() -> Any:
+    # That of Keras runs a function that raised an error once more, and knows no gradient of zero.
+    from torch.autograd import Function
+    from torch.autograd.function import once_differentiable
+
+    class Differentiable(Function):
+        @staticmethod
+        def forward(ctx: Any, function: Callable[..., Any], *inputs: Any) -> Any:
+            value, ctx.gradients = function(*inputs)
+            return value
+
+        @staticmethod
+        @once_differentiable
+        def backward(ctx: Any, upstream: Any) -> Any:
+            return None, *ctx.gradients(upstream)
+
+    return Differentiable
+
+
+def constant(values: np.ndarray, like: Any) -> Any:
+    """A small array for computing with a tensor: on PyTorch a tensor, where that one is.
+
+    Args:
+        values: Array.
+        like: Tensor.
+    """
+    if not on_torch():
+        return values
+    return _torch_constant(values.tobytes(), values.dtype.str, values.shape, like.device)
+
+
+@functools.lru_cache(maxsize=256)
+def _torch_constant(values: bytes, dtype: str, shape: tuple[int, ...], device: Any) -> Any:
+    import torch
+
+    # Kept, so that training steps copy nothing to the device.
+    return torch.tensor(np.frombuffer(values, dtype).reshape(shape), device=device)
+
+
+def cond(condition: Any, yes: Callable[[], Any], no: Callable[[], Any]) -> Any:
+    """`yes()` where the condition holds, else `no()`: tensors of one shape, differentiable.
+
+    Args:
+        condition: Boolean scalar tensor. PyTorch looks at it on CPUs alone: elsewhere it would wait for
+            the device, so that there both are computed.
+        yes: Returns a tensor.
+        no: Returns a tensor.
+    """
+    if _is_far(condition):
+        return ops.where(condition, yes(), no())
+    return ops.cond(condition, yes, no)
+
+
+def quick_or_sure(condition: Any, quick: Callable[[], Any], sure: Callable[[], Any]) -> Any:
+    """`quick()`, which is right where the condition holds, or `sure()`, which always is.
+
+    Arguments as in `cond`; where PyTorch does not look at the condition, it is `sure()`.
+    """
+    return sure() if _is_far(condition) else ops.cond(condition, quick, sure)
+
+
+def _is_far(tensor: Any) -> bool:
+    """Whether a look at a tensor's value would hold up the program: PyTorch's on an accelerator."""
+    return on_torch() and tensor.device.type not in ("cpu", "meta")
+
+
+def take(table: Any, places: Any) -> Any:
+    """`table[places]` of a vector, for places within it: `keras.ops.take`, in one pass on PyTorch."""
+    if not on_torch():
+        return ops.take(table, places)
+    return table.index_select(0, places.reshape(-1)).reshape(places.shape)
+
+
 def segment_sums(values: Any, places: Any, count: int) -> Any:
     """The sum of the values at each place.
 
-    What `keras.ops.segment_sum` computes; in graphs of TensorFlow on CPUs that is many times slower.
+    What `keras.ops.segment_sum` computes; in graphs of TensorFlow on CPUs and on PyTorch that is many
+    times slower.
 
     Args:
         values: Tensor of any shape.
@@ -65,4 +185,62 @@ def segment_sums(values: Any, places: Any, count: int) -> Any:
 
 @functools.lru_cache
 def _segment_sums(count: int) -> Callable[..., Any]:
+    if on_torch():
+        return lambda values, places: values.new_zeros(count).index_add(0, places, values)
     return compiled(functools.partial(ops.segment_sum, num_segments=count))
+
+
+def in_chunks(
+    function: Callable[[Any], Any], weights: Any, sums: tuple[Any, ...] = (), fused: bool = False
+) -> Any:
+    """What a function finds for each weight, and in all, computed for some weights at a time.
+
+    Args:
+        function: From a vector of weights to a vector of as many elements, and a tuple of tensors that
+            are summed up.
+        weights: Tensor of any shape.
+        sums: The shapes of the latter.
+        fused: Whether XLA makes one pass of the function, so that there it needs no chunks. Otherwise
+            what it finds must be float32.
+
+    Returns:
+        A tensor in the shape of the weights, and the tuple of the sums.
+    """
+    flat = ops.reshape(weights, (-1,))
+    # Accelerators have no cache to stay in, and XLA has done what there is to do.
+    whole = _is_far(flat) if on_torch() else fused
+    if whole or flat.shape[0] <= CHUNK:
+        each, found = function(flat)
+    elif on_torch():
+        parts = [function(part) for part in flat.split(CHUNK)]
+        each = ops.concatenate([part for part, _ in parts])
+        found = tuple(map(sum, zip(*(more for _, more in parts), strict=True)))
+    else:
+        start = ops.zeros_like(flat), tuple(ops.zeros(shape, "float32") for shape in sums)
+        each, found = _in_a_loop(function, flat, start)
+    return ops.reshape(each, ops.shape(weights)), found
+
+
+def _in_a_loop(function: Callable[[Any], Any], flat: Any, start: Any) -> Any:
+    """Chunk by chunk in a loop of the backend, which is compiled as one."""
+    count, chunk, rest = chunks(flat.shape[0])
+
+    def add(carried: Any, begin: Any, part: Any) -> Any:
+        each, found = function(part)
+        sums = tuple(a + b for a, b in zip(carried[1], found, strict=True))
+        return ops.slice_update(carried[0], (begin,), each), sums
+
+    def step(i: Any, carried: Any) -> Any:
+        return add(carried, i * chunk, ops.slice(flat, (i * chunk,), (chunk,)))
+
+    carried = ops.fori_loop(0, count, step, start)
+    return add(carried, count * chunk, flat[count * chunk :]) if rest else carried
+
+
+def chunks(size: int) -> tuple[int, int, int]:
+    """How many chunks of what size, and the rest, which would be compiled once more: 0 if it can be."""
+    fewest = -(-size // CHUNK)
+    for count in range(max(1, fewest), 2 * fewest):
+        if size % count == 0:
+            return count, size // count, 0
+    return (1, size, 0) if size <= CHUNK else (size // CHUNK, CHUNK, size % CHUNK)

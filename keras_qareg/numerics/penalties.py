@@ -28,11 +28,19 @@ from typing import Any, NamedTuple
 
 from keras import ops
 
-from keras_qareg.numerics.compiled import compiled, segment_sums
+from keras_qareg.numerics.compiled import (
+    compiled,
+    custom_gradient,
+    in_chunks,
+    on_torch,
+    quick_or_sure,
+    segment_sums,
+    take,
+)
 
 OUTSIDE = ("linear", "periodic")
-# Cells of the look-up, and weights that are looked up at a time.
-_BINS, _CHUNK = 4096, 1 << 17
+# Cells of the look-up.
+_BINS = 4096
 # What basins must be apart, all together, to be told apart.
 _NARROWEST = 1e-30
 # Taylor series in the square of an angle up to pi/2: to 6e-8 and 7e-9.
@@ -125,40 +133,29 @@ def nearest(weights: Any, centroids: Any) -> Any:
     >>> np.asarray(nearest([0.1, 0.7, 3.0], [1.0, 0.0])).tolist()
     [0.0, 1.0, 1.0]
     """
-    weights, centroids = _tensor(weights), _tensor(centroids)
     levels = centroids.shape[0]
 
-    @ops.custom_gradient
     def quantize(weights: Any, centroids: Any) -> Any:
-        values, members = _nearest_values()(weights, centroids)
+        values, places, ranks = _nearest_values()(weights, centroids)
 
-        def grad(*args: Any, upstream: Any = None) -> Any:
-            upstream = args[0] if upstream is None else upstream
-            return upstream, segment_sums(upstream, members, levels)
+        def grad(upstream: Any) -> Any:
+            sums = segment_sums(upstream, places, levels)
+            return upstream, ops.take(sums, ranks)
 
         return values, grad
 
-    return quantize(weights, centroids)
+    return custom_gradient(quantize)(_tensor(weights), _tensor(centroids))
 
 
 def _differentiable(function: Callable[..., Any], *inputs: Any) -> Any:
-    """The first result of a function; the others are its gradients, `None` where there is none."""
+    """The first result of a function; the others are its gradients, of the first inputs or of all."""
 
-    @ops.custom_gradient
     def penalize(*inputs: Any) -> Any:
         value, *slopes = function(*inputs)
+        none = [None] * (len(inputs) - len(slopes))
+        return value, lambda upstream: (*(upstream * slope for slope in slopes), *none)
 
-        def grad(*args: Any, upstream: Any = None) -> Any:
-            upstream = args[0] if upstream is None else upstream
-            given = iter(slopes)
-            return tuple(
-                upstream * slope if (slope := next(given, None)) is not None else ops.zeros_like(x)
-                for x in inputs
-            )
-
-        return value, grad
-
-    return penalize(*(_tensor(x) for x in inputs))
+    return custom_gradient(penalize)(*(_tensor(x) for x in inputs))
 
 
 def _tensor(x: Any) -> Any:
@@ -168,28 +165,42 @@ def _tensor(x: Any) -> Any:
 
 @functools.lru_cache
 def _evenly_spaced(levels: int, outside: str) -> Callable[..., Any]:
+    sine, cosine = (ops.sin, ops.cos) if on_torch() else (_sine, _cosine)
+
     def penalty(weights: Any, low: Any, high: Any) -> tuple[Any, Any]:
         # A range of no width is one basin, with the slope of a range of unit width.
         wide = high - low > _NARROWEST
         scale = (levels - 1) / ops.where(wide, high - low, ops.ones_like(high))
         last = ops.where(wide, levels - 1.0, 0.0)
-        position = (weights - low) * scale
-        basin = ops.round(position)
-        if outside == "linear":
-            basin = ops.clip(basin, 0.0, last)
-        # Within float32, the offset from the basin's own weight is more exact than position - basin.
-        offset = (weights - (low + basin / scale)) * (scale * math.pi)
-        # Rounding takes weights many periods away out of the range of the series.
-        near = ops.clip(offset, -0.5 * math.pi, 0.5 * math.pi)
-        square = ops.square(near)
-        value, turn = ops.abs(near * _series(square, _SINE)), _series(square, _COSINE)
-        if outside == "linear":
-            beyond = ops.logical_or(position < 0.0, position > last)
-            value = ops.where(beyond, ops.abs(offset), value)
-            turn = ops.where(beyond, ops.ones_like(turn), turn)
-        return ops.sum(value), (math.pi * scale) * ops.sign(offset) * turn
+
+        def part_of(part: Any) -> Any:
+            position = (part - low) * scale
+            basin = ops.round(position)
+            if outside == "linear":
+                basin = ops.clip(basin, 0.0, last)
+            # Within float32, the offset from the basin's own weight is more exact than position - basin.
+            offset = (part - (low + basin / scale)) * (scale * math.pi)
+            # Rounding takes weights many periods away out of the range of the series.
+            near = ops.clip(offset, -0.5 * math.pi, 0.5 * math.pi)
+            value, turn = ops.abs(sine(near)), cosine(near)
+            if outside == "linear":
+                beyond = ops.logical_or(position < 0.0, position > last)
+                value = ops.where(beyond, ops.abs(offset), value)
+                turn = ops.where(beyond, ops.ones_like(turn), turn)
+            return (math.pi * scale) * ops.sign(offset) * turn, (ops.sum(value),)
+
+        slopes, (value,) = in_chunks(part_of, weights, fused=True)
+        return value, slopes
 
     return compiled(penalty)
+
+
+def _sine(angle: Any) -> Any:
+    return angle * _series(ops.square(angle), _SINE)
+
+
+def _cosine(angle: Any) -> Any:
+    return _series(ops.square(angle), _COSINE)
 
 
 def _series(square: Any, coefficients: list[float]) -> Any:
@@ -242,22 +253,26 @@ def _cells(centroids: Any) -> _Cells:
 
 @functools.lru_cache
 def _nearest_values() -> Callable[..., Any]:
-    def values(weights: Any, centroids: Any) -> tuple[Any, Any]:
-        """The nearest centroid of each weight, and its place among the centroids."""
+    def values(weights: Any, centroids: Any) -> tuple[Any, Any, Any]:
+        """The nearest centroid of each weight, its place in ascending order, and the places of all."""
         cells = _cells(centroids)
-        flat = ops.reshape(weights, (-1,))
+        lower, upper = take(cells.ascending, cells.below), take(cells.ascending, cells.above)
+        midpoints = 0.5 * lower + 0.5 * upper
 
-        def look_up() -> Any:
-            place = cells.bin_of(flat)
-            below, above = ops.take(cells.below, place), ops.take(cells.above, place)
-            low, high = ops.take(cells.ascending, below), ops.take(cells.ascending, above)
-            return ops.where(flat > 0.5 * low + 0.5 * high, above, below)
+        def look_up(part: Any) -> Any:
+            bins = cells.bin_of(part)
+            below, above = take(cells.below, bins), take(cells.above, bins)
+            return ops.where(part > take(midpoints, bins), above, below), ()
 
-        def search() -> Any:
-            return ops.searchsorted(cells.midpoints, flat, side="left")
+        def search(part: Any) -> Any:
+            return ops.searchsorted(cells.midpoints, part, side="left"), ()
 
-        index = ops.reshape(ops.cond(cells.tell_apart, look_up, search), ops.shape(weights))
-        return ops.take(cells.ascending, index), ops.take(cells.order, index)
+        places = quick_or_sure(
+            cells.tell_apart,
+            lambda: in_chunks(look_up, weights, fused=True)[0],
+            lambda: in_chunks(search, weights, fused=True)[0],
+        )
+        return take(cells.ascending, places), places, ops.argsort(cells.order)
 
     return compiled(values)
 
@@ -265,29 +280,44 @@ def _nearest_values() -> Callable[..., Any]:
 def _nearest_penalty(pay: Any, weights: Any, centroids: Any) -> tuple[Any, Any, Any]:
     """The total penalty, and its gradients by weights and centroids."""
     cells, levels = _cells(centroids), centroids.shape[0]
-    lower, upper = ops.take(cells.ascending, cells.below), ops.take(cells.ascending, cells.above)
+    lower, upper = take(cells.ascending, cells.below), take(cells.ascending, cells.above)
     owners = ops.reshape(ops.stack([cells.below, cells.above], axis=1), (-1,))
 
     def look_up(part: Any) -> tuple[Any, Any]:
         place = cells.bin_of(part)
-        low, high = ops.take(lower, place), ops.take(upper, place)
+        low, high = take(lower, place), take(upper, place)
         beyond = part > 0.5 * low + 0.5 * high
         return part - ops.where(beyond, high, low), 2 * place + ops.cast(beyond, "int32")
 
     def search(part: Any) -> tuple[Any, Any]:
         index = ops.searchsorted(cells.midpoints, part, side="left")
-        return part - ops.take(cells.ascending, index), index
+        return part - take(cells.ascending, index), index
 
     def looked_up() -> tuple[Any, Any, Any]:
-        value, slopes, sums = _in_chunks(weights, look_up, pay, 2 * _BINS)
-        return value, slopes, ops.segment_sum(sums, owners, num_segments=levels)
+        value, slopes, sums = _summed(weights, look_up, pay, 2 * _BINS)
+        return value, slopes, segment_sums(sums, owners, levels)
 
-    value, slopes, members = ops.cond(
+    value, slopes, members = quick_or_sure(
         cells.tell_apart,
         looked_up,
-        lambda: _in_chunks(weights, search, pay, levels),
+        lambda: _summed(weights, search, pay, levels),
     )
     return value, slopes, -ops.take(members, ops.argsort(cells.order))
+
+
+def _summed(weights: Any, locate: Any, pay: Any, places: int) -> tuple[Any, Any, Any]:
+    """The total penalty, the slope of each weight, and the sums of slopes by place.
+
+    `locate` gives the distances of weights from their centroids, and the places to sum them up at.
+    """
+
+    def part_of(part: Any) -> Any:
+        distance, place = locate(part)
+        value, slope = pay(distance)
+        return slope, (ops.sum(value), segment_sums(slope, place, places))
+
+    slopes, (value, sums) = in_chunks(part_of, weights, ((), (places,)))
+    return value, slopes, sums
 
 
 def _binning(ascending: Any) -> Callable[[Any], Any]:
@@ -296,43 +326,3 @@ def _binning(ascending: Any) -> Callable[[Any], Any]:
     # Bins so narrow that their number in a unit overflows are not told apart.
     per_unit = _BINS / ops.where(width > _NARROWEST, width, ops.ones_like(width))
     return lambda x: ops.cast(ops.clip((x - low) * per_unit, 0.0, _BINS - 1.0), "int32")
-
-
-def _in_chunks(weights: Any, locate: Any, pay: Any, places: int) -> tuple[Any, Any, Any]:
-    """The total penalty, the slope of each weight, and the sums of slopes by place.
-
-    `locate` gives the distances of weights from their centroids, and the places to sum them up at.
-    """
-
-    def part_of(part: Any) -> tuple[Any, Any, Any]:
-        distance, place = locate(part)
-        value, slope = pay(distance)
-        return ops.sum(value), slope, ops.segment_sum(slope, place, num_segments=places)
-
-    flat = ops.reshape(weights, (-1,))
-    count, chunk, rest = _chunks(flat.shape[0])
-    if count == 1 and not rest:
-        value, slopes, sums = part_of(flat)
-        return value, ops.reshape(slopes, ops.shape(weights)), sums
-
-    def step(i: Any, carried: Any) -> Any:
-        value, slopes, sums = carried
-        more, slope, further = part_of(ops.slice(flat, (i * chunk,), (chunk,)))
-        return value + more, ops.slice_update(slopes, (i * chunk,), slope), sums + further
-
-    start = ops.zeros((), "float32"), ops.zeros_like(flat), ops.zeros((places,), "float32")
-    value, slopes, sums = ops.fori_loop(0, count, step, start)
-    if rest:
-        more, slope, further = part_of(flat[count * chunk :])
-        slopes = ops.slice_update(slopes, (count * chunk,), slope)
-        value, sums = value + more, sums + further
-    return value, ops.reshape(slopes, ops.shape(weights)), sums
-
-
-def _chunks(size: int) -> tuple[int, int, int]:
-    """How many chunks of what size, and the rest, which would be compiled once more: 0 if it can be."""
-    fewest = -(-size // _CHUNK)
-    for count in range(max(1, fewest), 2 * fewest):
-        if size % count == 0:
-            return count, size // count, 0
-    return (1, size, 0) if size <= _CHUNK else (size // _CHUNK, _CHUNK, size % _CHUNK)
