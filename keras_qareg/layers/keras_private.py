@@ -25,6 +25,17 @@ def layers_inside(layer: Layer) -> list[Layer]:
     return list(layer._flatten_layers())
 
 
+def attributes(layer: Layer) -> list[str]:
+    """The names of a layer's own attributes. PyTorch keeps layers apart from others (`_modules`)."""
+    return [*vars(layer), *getattr(layer, "_modules", ())]
+
+
+def arrange_children(layer: Layer, order: list[Layer]) -> None:
+    """Puts these of the layers inside first, in this order, which that of the weights follows."""
+    places = {id(child): place for place, child in enumerate(order)}
+    layer._layers[:] = sorted(layer._layers, key=lambda child: places.get(id(child), len(places)))
+
+
 def forget_children(layer: Layer, forgotten: Collection[Layer]) -> None:
     """Stops tracking layers whose attributes were assigned anew (`Layer._layers`)."""
     identities = set(map(id, forgotten))

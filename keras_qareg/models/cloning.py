@@ -20,6 +20,8 @@ from keras.layers import Layer
 
 from keras_qareg.layers import QUANTIZED, KernelWrapper
 from keras_qareg.layers.keras_private import (
+    arrange_children,
+    attributes,
     children,
     forget_children,
     is_graph,
@@ -210,12 +212,14 @@ def _build_like(copied: keras.Model, model: keras.Model) -> None:
 def _replace_children(old: Layer, new: Layer, copy: Callable[[Layer], Layer]) -> None:
     """Puts copies of the layers in the attributes of `old` where `new` has its own."""
     replaced: list[Layer] = []
+    copies: dict[int, Layer] = {}
 
     def swap(before: Any, after: Any) -> Any:
         """`after` with its layers replaced; the very same object where it holds none."""
         if isinstance(before, Layer) and isinstance(after, Layer):
             replaced.append(after)
-            return copy(before)
+            copies[id(before)] = copy(before)
+            return copies[id(before)]
         if isinstance(before, list | tuple) and isinstance(after, list | tuple):
             pairs = zip(before, after, strict=True)
             swapped = type(before)(swap(*pair) for pair in pairs)
@@ -225,15 +229,15 @@ def _replace_children(old: Layer, new: Layer, copy: Callable[[Layer], Layer]) ->
             return after if all(by_key[key] is after[key] for key in after) else by_key
         return after
 
-    # PyTorch keeps layers apart from other attributes.
-    names = [*vars(old), *getattr(old, "_modules", ())]
-    for name in [name for name in names if not name.startswith("_") and hasattr(new, name)]:
+    names = [name for name in attributes(old) if not name.startswith("_") and hasattr(new, name)]
+    for name in names:
         after = getattr(new, name)
         swapped = swap(getattr(old, name), after)
         if swapped is not after:
             setattr(new, name, swapped)
     # Keras keeps tracking a layer whose attribute was assigned anew.
     forget_children(new, replaced)
+    arrange_children(new, [copies[id(child)] for child in children(old) if id(child) in copies])
 
 
 def _copy_weights(old: Layer, new: Layer) -> None:
