@@ -4,8 +4,6 @@ import os
 import tempfile
 
 import keras
-import numpy as np
-import pytest
 
 if keras.backend.backend() == "tensorflow":
     import tensorflow as tf
@@ -25,18 +23,3 @@ elif keras.backend.backend() == "jax" and "JAX_COMPILATION_CACHE_DIR" not in os.
     ):
         jax.config.update(_name, _value)
         os.environ[_name.upper()] = str(_value)
-
-
-@pytest.fixture(autouse=True)
-def arrays_of_tensors(request, monkeypatch):
-    """Lets NumPy read tensors that have a gradient, as it does on the other backends.
-
-    Not in the examples of docstrings, which must run as users have PyTorch.
-    """
-    if keras.backend.backend() == "torch" and "docstrings" not in request.node.name:
-        import torch
-
-        def read(tensor, dtype=None, copy=None):
-            return np.asarray(tensor.detach().cpu().numpy(), dtype)
-
-        monkeypatch.setattr(torch.Tensor, "__array__", read)
