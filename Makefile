@@ -1,13 +1,18 @@
 # Every target sets up all that it needs in .venv, from the pinned versions; `make help` lists them.
 
-# The Python that .venv is made with, 3.11 or newer: `make demo PYTHON=python3.12`.
+# Another Python, 3.11 to 3.13, has a folder of its own: `make test PYTHON=python3.13` makes .venv-3.13.
 PYTHON ?= python3
-BIN := .venv/bin
-INSTALLED := .venv/.installed
+VERSION = $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+VENV := .venv$(if $(filter file,$(origin PYTHON)),,-$(VERSION))
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+# PyTorch alone: without TensorFlow and JAX, which nothing but LiteRT export needs.
+TORCH := .venv-torch
+PIP := pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow check lint format study bench lock clean
+.PHONY: help demo test test-torch test-slow check lint format study bench lock clean
 
 # Lines `##@ Group` are headings; what follows `##` explains a target.
 help: ## this list
@@ -30,6 +35,9 @@ lint: $(INSTALLED) ## style, format and types
 test: $(INSTALLED) ## all tests but the slow ones, on the TensorFlow and the JAX backend
 	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -n 2
 	KERAS_BACKEND=jax $(BIN)/python -m pytest -n 2
+
+test-torch: $(TORCH)/.installed ## the tests on PyTorch, in .venv-torch: fetches PyTorch, gigabytes on some machines
+	KERAS_BACKEND=torch $(TORCH)/bin/python -m pytest -n 2
 
 test-slow: $(INSTALLED) ## the tests that take minutes each
 	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -m slow
@@ -58,15 +66,22 @@ format: $(INSTALLED) ## mend what the linter can, and format
 	$(BIN)/ruff format .
 
 lock: ## new pins: install the newest versions that setup.cfg admits, and write them down
-	rm -rf .venv && $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet -e '.[dev,datasets]'
+	rm -rf $(VENV) && $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet -e '.[dev]'
 	$(BIN)/pip freeze --exclude-editable > constraints.txt
 	touch $(INSTALLED)
 
-clean: ## remove .venv, builds and output/
-	rm -rf .venv build output *.egg-info
+clean: ## remove .venv and its like, builds and output/
+	rm -rf .venv .venv-* build output *.egg-info
 
 $(INSTALLED): constraints.txt setup.cfg pyproject.toml
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/$(PIP) -e '.[dev]'
+	touch $@
+
+$(TORCH)/.installed: constraints.txt setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(TORCH)
+	$(TORCH)/bin/$(PIP) torch==2.13.0 keras lazy-loader constriction zstandard \
+		matplotlib tensorboardX scikit-learn hypothesis psutil pytest pytest-xdist
+	$(TORCH)/bin/$(PIP) --no-deps -e .
 	touch $@
