@@ -7,6 +7,7 @@ changes it.
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -34,8 +35,42 @@ def track_children(layer: Layer, tracked: list[Layer]) -> None:
 
 
 def attributes(layer: Layer) -> dict[str, Any]:
-    """The attributes of a layer by name; on PyTorch the layers among them are its `_modules`."""
-    return {**vars(layer), **vars(layer).get("_modules", {})}
+    """What the author of a layer keeps in its attributes, private ones too, by name.
+
+    On PyTorch the layers among them are its `_modules`.
+    """
+    found = {**vars(layer), **vars(layer).get("_modules", {})}
+    return {name: value for name, value in found.items() if name not in _names_of_keras()}
+
+
+@functools.lru_cache
+def _names_of_keras() -> frozenset[str]:
+    """The attributes that a trained model has whoever wrote it."""
+
+    class Bare(keras.Model):
+        def __init__(self) -> None:
+            super().__init__(name="bare")
+            self.inner = keras.layers.Dense(1, kernel_initializer="zeros", name="inner")
+
+        def call(self, inputs: Any) -> Any:
+            return self.inner(inputs)
+
+    bare = Bare()
+    bare.compile("sgd", "mse")
+    bare(keras.ops.zeros((1, 1)))
+    return frozenset({*vars(bare), *vars(Layer(name="bare"))}) - {"inner"}
+
+
+@contextlib.contextmanager
+def unlocked(layer: Layer) -> Iterator[None]:
+    """Lets a built layer get other layers in its attributes (`Layer._tracker`)."""
+    was_locked = layer._tracker.locked
+    layer._tracker.unlock()
+    try:
+        yield
+    finally:
+        if was_locked:
+            layer._tracker.lock()
 
 
 def is_graph(layer: Any) -> bool:

@@ -26,6 +26,7 @@ from keras_qareg.layers.keras_private import (
     layers_inside,
     track_children,
     uncompiled,
+    unlocked,
 )
 
 # For a layer, the function that makes its successor; None for an ordinary copy.
@@ -165,17 +166,21 @@ def clone(model: keras.Model, change: Change) -> keras.Model:
         successor = make(layer) if make else fresh(layer)
         pairs.append((layer, successor))
         if _is_entered(layer):
-            _replace_children(layer, successor, copy)
+            if not attributes(layer).keys() <= attributes(successor).keys():
+                _build_like(successor, layer)  # what it makes when it is built
+            with unlocked(successor):
+                _replace_children(layer, successor, copy)
         if getattr(layer, "compiled", False):
             compiled.append((layer, successor))
         return successor
 
     copied = copy(model)
-    if not copied.built:
+    if not all(layer.built for layer in layers_inside(copied)):
         _build_like(copied, model)
+    counterparts = [found for pair in pairs for found in _copy_weights(*pair)]
     for old, new in pairs:
-        _copy_weights(old, new)
         _copy_adapted_state(old, new)
+    _account_for(model, copied, counterparts)
     _rename_inputs(copied, model)
     for old, new in compiled:
         _compile_like(new, old)
@@ -218,16 +223,19 @@ def _replace_children(old: Layer, new: Layer, copy: Callable[[Layer], Layer]) ->
             replaced[id(after)] = copy(before)
             return replaced[id(after)]
         if isinstance(before, list | tuple) and isinstance(after, list | tuple):
-            pairs = zip(before, after, strict=True)
-            swapped = type(before)(swap(*pair) for pair in pairs)
-            return after if all(map(operator.is_, swapped, after)) else swapped
+            swapped = [swap(*pair) for pair in zip(before, after, strict=True)]
+            if all(map(operator.is_, swapped, after)):
+                return after
+            if hasattr(after, "_fields"):  # a named tuple
+                return after._replace(**dict(zip(after._fields, swapped, strict=True)))
+            return tuple(swapped) if isinstance(after, tuple) else swapped
         if isinstance(before, dict) and isinstance(after, dict):
             by_key = {key: swap(before[key], after[key]) for key in before}
             return after if all(by_key[key] is after[key] for key in after) else by_key
         return after
 
     mine, theirs = attributes(old), attributes(new)
-    for name in [name for name in mine if not name.startswith("_") and name in theirs]:
+    for name in [name for name in mine if name in theirs]:
         after = getattr(new, name)
         swapped = swap(getattr(old, name), after)
         if swapped is not after:
@@ -235,16 +243,40 @@ def _replace_children(old: Layer, new: Layer, copy: Callable[[Layer], Layer]) ->
     track_children(new, [replaced.get(id(layer), layer) for layer in tracked])
 
 
-def _copy_weights(old: Layer, new: Layer) -> None:
+def _copy_weights(old: Layer, new: Layer) -> list[tuple[keras.Variable, keras.Variable]]:
+    """Copies the weights of a layer to its copy; returns which became which."""
     if _is_entered(old):
         pairs = own_weights(old), own_weights(new)
     elif type(old) is type(new):
         pairs = old.weights, new.weights
     else:
         pairs = _plain_weights(old), _plain_weights(new)
-    for before, after in zip(*pairs, strict=True):
+    counterparts = list(zip(*pairs, strict=True))
+    for before, after in counterparts:
         # A copy: JAX gives the memory of a trained model's variables away at each step.
         after.assign(ops.copy(before))
+    return counterparts
+
+
+def _account_for(
+    model: keras.Model,
+    copied: keras.Model,
+    counterparts: list[tuple[keras.Variable, keras.Variable]],
+) -> None:
+    """Raises a `ValueError` unless every weight of a model was copied, and none came from elsewhere."""
+    known = {id(weight) for pair in counterparts for weight in pair}
+    for layer in (*layers_inside(model), *layers_inside(copied)):
+        if isinstance(layer, QUANTIZED):
+            known |= {id(weight) for weight in layer.quantization_weights}
+    lost = [weight.path for weight in model.weights if id(weight) not in known]
+    new = [weight.path for weight in copied.weights if id(weight) not in known]
+    if lost or new:
+        raise ValueError(
+            f"Expected a copy of model '{model.name}' with all its weights. Received: a copy that lacks "
+            f"{lost or 'none'} and made {new or 'none'} anew, because the layers of these are not in "
+            "attributes (or lists, tuples and dicts in attributes) that the model has again when it is "
+            "made from its `get_config()`. Keep them there."
+        )
 
 
 def _plain_weights(layer: Layer) -> list[keras.Variable]:

@@ -1,0 +1,184 @@
+"""A copy accounts for every weight, however its model was written, or says what it cannot copy."""
+
+import dataclasses
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import keras_qareg as qareg
+from tests.helpers import predict
+
+INPUTS = np.random.default_rng(0).normal(size=(6, 8)).astype("float32")
+
+
+class Base(keras.Model):
+    def call(self, inputs, training=None):
+        for layer in self.stack():
+            inputs = layer(inputs)
+        return inputs
+
+
+class PrivateAttributes(Base):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self._hidden, self._out = (
+            layers.Dense(6, "relu", name="hidden"),
+            layers.Dense(3, name="out"),
+        )
+
+    def stack(self):
+        return self._hidden, self._out
+
+
+class PrivateList(Base):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self._blocks = [layers.Dense(6, "relu", name="hidden"), layers.Dense(3, name="out")]
+
+    def stack(self):
+        return self._blocks
+
+
+class PrivateDict(Base):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self._blocks = {"a": layers.Dense(6, name="hidden"), "b": [layers.Dense(3, name="out")]}
+
+    def stack(self):
+        return self._blocks["a"], *self._blocks["b"]
+
+
+class PrivateTuple(Base):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self._blocks = (layers.Dense(6, "relu", name="hidden"), layers.Dense(3, name="out"))
+
+    def stack(self):
+        return self._blocks
+
+
+class MadeInBuild(Base):
+    def build(self, input_shape):
+        self.hidden = layers.Dense(6, "relu", name="hidden")
+        self._out = layers.Dense(3, name="out")
+        self.hidden.build(input_shape)
+        self._out.build((None, 6))
+        self.built = True
+
+    def stack(self):
+        return self.hidden, self._out
+
+
+class MadeOfModels(Base):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self._inner = PrivateAttributes(name="inner")
+        self.head = keras.Sequential([keras.Input((3,)), layers.Dense(3, name="last")], name="head")
+
+    def stack(self):
+        return self._inner, self.head
+
+
+class OwnLayer(layers.Layer):
+    """A layer that holds a layer of this package is entered too."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self._dense = layers.Dense(6, name="dense")
+
+    def build(self, input_shape):
+        self._dense.build(input_shape)
+
+    def call(self, inputs):
+        return self._dense(inputs)
+
+
+class OfOwnLayers(Base):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self._first, self._second = OwnLayer(name="first"), OwnLayer(name="second")
+
+    def stack(self):
+        return self._first, self._second
+
+
+class ReadOnlyProperty(Base):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self._layer_of_mine = layers.Dense(5, name="hidden")
+
+    @property
+    def hidden(self):
+        return self._layer_of_mine
+
+    def stack(self):
+        return (self.hidden,)
+
+
+SPELLINGS = [
+    PrivateAttributes,
+    PrivateList,
+    PrivateDict,
+    PrivateTuple,
+    MadeInBuild,
+    MadeOfModels,
+    OfOwnLayers,
+    ReadOnlyProperty,
+]
+
+
+def trained(make):
+    keras.utils.set_random_seed(4)
+    model = make()
+    model.compile("sgd", "mse")
+    model(INPUTS)
+    for weight in model.trainable_variables:
+        weight.assign(np.random.default_rng(1).normal(size=weight.shape))
+    return model
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["alone", "inside"])
+@pytest.mark.parametrize("make", SPELLINGS)
+def test_every_spelling_comes_through(make, inside):
+    model = trained(make)
+    if inside:
+        entry = keras.Input((8,))
+        model = keras.Model(entry, layers.Dense(2, name="head")(model(entry)))
+    expected = predict(model, INPUTS)
+    np.testing.assert_array_equal(predict(qareg.strip(model), INPUTS), expected)
+    wrapped = qareg.quantization_aware(model, qareg.regularizers.NearestSquared(4))
+    np.testing.assert_array_equal(predict(wrapped, INPUTS), expected)
+    np.testing.assert_array_equal(predict(qareg.strip(wrapped), INPUTS), expected)
+    shared = qareg.share_weights(model, 4)
+    assert len(qareg.codebooks(shared)) == sum("kernel" in weight.path for weight in model.weights)
+    assert max(book.levels_used for book in qareg.codebooks(shared).values()) <= 4
+    np.testing.assert_array_equal(predict(qareg.strip(shared), INPUTS), predict(shared, INPUTS))
+    np.testing.assert_array_equal(predict(model, INPUTS), expected)  # it stays as it was
+
+
+@dataclasses.dataclass
+class Box:
+    layer: layers.Layer
+
+
+class InAnObject(Base):
+    """Keras does not track a layer in an object of the user's own, but this one is called."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.known = layers.Dense(4, name="known")
+        self._layers.append(dense := layers.Dense(3, name="boxed"))
+        self.box = Box(dense)
+
+    def stack(self):
+        return self.known, self.box.layer
+
+
+def test_what_cannot_be_copied_is_named():
+    model = trained(InAnObject)
+    with pytest.raises(ValueError) as error:
+        qareg.strip(model)
+    assert "Expected a copy of model 'in_an_object" in str(error.value)
+    assert "lacks ['" in str(error.value) and "boxed/kernel" in str(error.value)
