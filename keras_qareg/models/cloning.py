@@ -226,9 +226,10 @@ def _replace_children(old: Layer, new: Layer, copy: Callable[[Layer], Layer]) ->
             swapped = [swap(*pair) for pair in zip(before, after, strict=True)]
             if all(map(operator.is_, swapped, after)):
                 return after
-            if hasattr(after, "_fields"):  # a named tuple
-                return after._replace(**dict(zip(after._fields, swapped, strict=True)))
-            return tuple(swapped) if isinstance(after, tuple) else swapped
+            if isinstance(after, list):
+                return swapped
+            named = hasattr(after, "_fields")
+            return type(after)(*swapped) if named else tuple(swapped)
         if isinstance(before, dict) and isinstance(after, dict):
             by_key = {key: swap(before[key], after[key]) for key in before}
             return after if all(by_key[key] is after[key] for key in after) else by_key
