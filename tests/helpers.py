@@ -29,8 +29,8 @@ def gradients(function, *arrays, graph=False):
         # A copy, so that the array of a variable gets no gradient.
         tensors = [tensor.detach().clone().requires_grad_() for tensor in tensors]
         value = function(*tensors)
-        found = torch.autograd.grad(value, tensors, allow_unused=True)
-        return float(value), [np.asarray(ops.convert_to_numpy(grad)) for grad in found]
+        found = torch.autograd.grad(value, tensors, materialize_grads=True)
+        return float(value.detach()), [np.asarray(ops.convert_to_numpy(grad)) for grad in found]
     if BACKEND == "jax":
         import jax
 
