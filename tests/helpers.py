@@ -14,6 +14,9 @@ from keras import layers, ops
 from sklearn.datasets import load_digits
 
 BACKEND = keras.backend.backend()
+# How a step may run; Inductor of PyTorch takes a minute to compile one.
+_MARKS = [pytest.mark.slow] if BACKEND == "torch" else []
+STEPS = [pytest.param({"jit_compile": True}, marks=_MARKS), {"run_eagerly": True}]
 ROOT = Path(__file__).parent.parent
 
 
@@ -72,6 +75,17 @@ def compiled(model, **kwargs):
     """The model compiled for integer labels and logits; other optimizers take longer to trace."""
     model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True), **kwargs)
     return model
+
+
+def forget_compiled():
+    """Makes PyTorch compile for these shapes: Inductor 2.13 fails on some that it takes for dynamic.
+
+    It takes sizes for dynamic that it has seen change, in the models of other tests too.
+    """
+    if BACKEND == "torch":
+        import torch
+
+        torch.compiler.reset()
 
 
 def predict(model, inputs):
