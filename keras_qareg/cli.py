@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
+import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +14,7 @@ from typing import Any
 from keras_qareg import __version__
 
 EXIT_ERROR = 2
+BACKENDS = ("tensorflow", "jax", "torch")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,6 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     try:
+        _check_backend()
         options.run(options)
     except (ValueError, RuntimeError, OSError, ImportError) as error:
         print(f"keras-qareg: {' '.join(str(error).split())}", file=sys.stderr)
@@ -32,6 +37,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("keras-qareg: interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def _check_backend() -> None:
+    """Raises an `ImportError` where Keras is going to ask for a backend that is not installed."""
+    wanted = _wanted_backend()
+    if "keras" in sys.modules or wanted not in BACKENDS or importlib.util.find_spec(wanted):
+        return
+    found = [name for name in BACKENDS if importlib.util.find_spec(name)]
+    remedy = f"Set KERAS_BACKEND={found[0]}, or p" if found else "P"
+    raise ImportError(
+        f"Expected a backend for Keras. Received: KERAS_BACKEND={wanted}, which is not installed. "
+        f"Found: {', '.join(found) or 'none'}. {remedy}ip install {wanted}"
+    )
+
+
+def _wanted_backend() -> str:
+    """What Keras takes: the variable, else its configuration file, else TensorFlow."""
+    file = Path(os.environ.get("KERAS_HOME") or Path("~/.keras").expanduser()) / "keras.json"
+    try:
+        configured = json.loads(file.read_text()).get("backend")
+    except (OSError, ValueError, AttributeError):
+        configured = None
+    return str(os.environ.get("KERAS_BACKEND") or configured or "tensorflow")
 
 
 def _parser() -> argparse.ArgumentParser:

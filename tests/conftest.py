@@ -23,3 +23,11 @@ elif keras.backend.backend() == "jax" and "JAX_COMPILATION_CACHE_DIR" not in os.
     ):
         jax.config.update(_name, _value)
         os.environ[_name.upper()] = str(_value)
+
+
+def pytest_collection_modifyitems(config, items):
+    """What does not depend on the backend is tested once."""
+    if keras.backend.backend() != "tensorflow":
+        once = [item for item in items if item.get_closest_marker("one_backend")]
+        config.hook.pytest_deselected(items=once)
+        items[:] = [item for item in items if not item.get_closest_marker("one_backend")]

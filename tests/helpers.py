@@ -14,6 +14,9 @@ from keras import layers, ops
 from sklearn.datasets import load_digits
 
 BACKEND = keras.backend.backend()
+# How a step may run; Inductor of PyTorch takes a minute to compile one.
+_MARKS = [pytest.mark.slow] if BACKEND == "torch" else []
+STEPS = [pytest.param({"jit_compile": True}, marks=_MARKS), {"run_eagerly": True}]
 ROOT = Path(__file__).parent.parent
 
 
@@ -29,8 +32,8 @@ def gradients(function, *arrays, graph=False):
         # A copy, so that the array of a variable gets no gradient.
         tensors = [tensor.detach().clone().requires_grad_() for tensor in tensors]
         value = function(*tensors)
-        found = torch.autograd.grad(value, tensors, allow_unused=True)
-        return float(value), [np.asarray(ops.convert_to_numpy(grad)) for grad in found]
+        found = torch.autograd.grad(value, tensors, materialize_grads=True)
+        return float(value.detach()), [np.asarray(ops.convert_to_numpy(grad)) for grad in found]
     if BACKEND == "jax":
         import jax
 
@@ -72,6 +75,17 @@ def compiled(model, **kwargs):
     """The model compiled for integer labels and logits; other optimizers take longer to trace."""
     model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True), **kwargs)
     return model
+
+
+def forget_compiled():
+    """Makes PyTorch compile for these shapes: Inductor 2.13 fails on some that it takes for dynamic.
+
+    It takes sizes for dynamic that it has seen change, in the models of other tests too.
+    """
+    if BACKEND == "torch":
+        import torch
+
+        torch.compiler.reset()
 
 
 def predict(model, inputs):

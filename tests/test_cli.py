@@ -1,5 +1,8 @@
 """The command, in this process and as users start it."""
 
+import importlib.util
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -159,3 +162,39 @@ def test_as_users_start_it(saved):
     )
     usage = subprocess.run([command, "compress"], capture_output=True, text=True, check=False)
     assert usage.returncode == 2 and "--out" in usage.stderr
+
+
+def start(*words, **environment):
+    """The command in a process of its own, with other variables."""
+    settings = {"capture_output": True, "text": True, "check": False}
+    words = [sys.executable, "-m", "keras_qareg", *map(str, words)]
+    return subprocess.run(words, env={**os.environ, **environment}, **settings)
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("tensorflow") is not None, reason="TensorFlow is installed"
+)
+def test_a_backend_that_is_missing_is_named(saved):
+    """By the variable, and by the configuration that Keras writes where there is none."""
+    found = ", ".join(name for name in ("jax", "torch") if importlib.util.find_spec(name))
+    message = (
+        "keras-qareg: Expected a backend for Keras. Received: KERAS_BACKEND=tensorflow, which is "
+        f"not installed. Found: {found}. Set KERAS_BACKEND={found.split(', ')[0]}, or pip install "
+        "tensorflow\n"
+    )
+    words = ["inspect", saved / "model.keras"]
+    for environment in (
+        {"KERAS_BACKEND": "tensorflow"},
+        {"KERAS_BACKEND": "", "KERAS_HOME": str(saved)},
+    ):
+        done = start(*words, **environment)
+        assert (done.returncode, done.stdout, done.stderr) == (2, "", message)
+    (saved / "keras.json").write_text(json.dumps({"backend": BACKEND}))
+    done = start(*words, KERAS_BACKEND="", KERAS_HOME=str(saved))
+    assert (done.returncode, done.stderr) == (0, "") and "fc/kernel" in done.stdout
+
+
+@pytest.mark.one_backend
+def test_help_needs_no_backend():
+    done = start("--help", KERAS_BACKEND="none")
+    assert done.returncode == 0 and "usage: keras-qareg" in done.stdout

@@ -123,6 +123,7 @@ def test_every_serializable_class_is_known_before_it_is_imported():
         assert kind is getattr(getattr(qareg, listed[name]), name)
 
 
+@pytest.mark.one_backend
 @pytest.mark.parametrize("function", PUBLIC, ids=lambda f: f.__name__)
 def test_no_more_than_three_arguments_go_by_place(function):
     parameters = list(inspect.signature(function).parameters.values())

@@ -115,6 +115,10 @@ def constant(values: np.ndarray, like: Any) -> Any:
     """
     if not on_torch():
         return values
+    import torch
+
+    if torch.compiler.is_compiling():
+        return torch.as_tensor(values, device=like.device)
     return _torch_constant(values.tobytes(), values.dtype.str, values.shape, like.device)
 
 

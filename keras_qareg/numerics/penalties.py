@@ -130,16 +130,15 @@ def nearest(weights: Any, centroids: Any) -> Any:
 
     Example:
 
-    >>> np.asarray(nearest([0.1, 0.7, 3.0], [1.0, 0.0])).tolist()
+    >>> ops.convert_to_numpy(nearest([0.1, 0.7, 3.0], [1.0, 0.0])).tolist()
     [0.0, 1.0, 1.0]
     """
-    levels = centroids.shape[0]
 
     def quantize(weights: Any, centroids: Any) -> Any:
         values, places, ranks = _nearest_values()(weights, centroids)
 
         def grad(upstream: Any) -> Any:
-            sums = segment_sums(upstream, places, levels)
+            sums = segment_sums(upstream, places, centroids.shape[0])
             return upstream, ops.take(sums, ranks)
 
         return values, grad

@@ -57,8 +57,7 @@ def test_digits_are_those_of_the_demo():
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
 def test_data_sets_of_tensorflow_datasets(name):
-    import tensorflow_datasets as tfds
-
+    tfds = pytest.importorskip("tensorflow_datasets")
     with tfds.testing.mock_data(num_examples=12):
         train, test = data.load(name)
     for part in (train, test):
@@ -67,8 +66,7 @@ def test_data_sets_of_tensorflow_datasets(name):
 
 
 def test_imagenet_is_read_in_batches():
-    import tensorflow_datasets as tfds
-
+    tfds = pytest.importorskip("tensorflow_datasets")
     with tfds.testing.mock_data(num_examples=6):
         train, test, classes = data.imagenet(4)
         assert classes == 1000

@@ -43,6 +43,7 @@ def test_a_study_goes_on_where_it_stopped(tmp_path, capsys):
         Study(path, ("method",)).tabulated([{"method": "b"}], compute, "tuned", str, draw=True)
 
 
+@pytest.mark.one_backend
 @pytest.mark.parametrize(
     "table", sorted(ROOT.glob("results/cifar*.txt")), ids=lambda path: path.stem
 )
@@ -110,6 +111,7 @@ def test_the_regularizer_experiment_runs_and_resumes(tmp_path):
     assert table in run(*words, "--layers", "conv", "all", "dense", "--draw")
 
 
+@pytest.mark.one_backend
 def test_ratios_are_to_k_means_of_the_same_seed():
     from examples.cifar10_regularizers import relative, results_table
 
@@ -163,6 +165,7 @@ with tfds.testing.mock_data(num_examples=8):
 
 
 def test_imagenet_is_trained_on_and_written(tmp_path):
+    pytest.importorskip("tensorflow_datasets")
     words = ["--batch-size", 4, "--width", 0.05, "--epochs", 2, "--bits", 2, "--out", tmp_path]
     printed = run("-c", IMAGENET, *words)
     assert "Epoch 2/2" in printed and "val_top_5" in printed

@@ -10,7 +10,7 @@ from keras import layers, ops
 
 import keras_qareg as qareg
 from keras_qareg.layers import keras_private
-from tests.helpers import compiled, digits, small_cnn
+from tests.helpers import compiled, digits, predict, small_cnn
 from tests.kinds import Subclassed, functional, subclassed
 
 PACKAGE = Path(qareg.layers.__file__).parent.parent
@@ -87,7 +87,7 @@ def test_threads_leave_a_compiled_model_as_it_was():
     assert all(shared.compiled for shared in results) and len(results) == 6
     images = digits(8)[0]
     for shared in results[1:]:
-        np.testing.assert_array_equal(shared(images), results[0](images))
+        np.testing.assert_array_equal(predict(shared, images), predict(results[0], images))
 
 
 def test_normalization_by_batches_and_back():

@@ -10,7 +10,18 @@ from keras_qareg.layers import QuantizationAware, SharedWeights
 from keras_qareg.models.selection import wrappers
 from keras_qareg.numerics.codebook import Codebook
 from keras_qareg.regularizers import Cosine, NearestExponential, NearestSquared, Sine
-from tests.helpers import BACKEND, arrays, compiled, digits, gradients, predict, small_cnn, snapshot
+from tests.helpers import (
+    BACKEND,
+    STEPS,
+    arrays,
+    compiled,
+    digits,
+    forget_compiled,
+    gradients,
+    predict,
+    small_cnn,
+    snapshot,
+)
 
 RNG = np.random.default_rng(0)
 
@@ -304,8 +315,9 @@ def test_mixed_precision(policy):
         keras.config.set_dtype_policy("float32")
 
 
-@pytest.mark.parametrize("options", [{"jit_compile": True}, {"run_eagerly": True}], ids=str)
+@pytest.mark.parametrize("options", STEPS, ids=str)
 def test_compiled_and_eager_steps_agree(options):
+    forget_compiled()
     images, labels = digits(64)
     losses = []
     for chosen in (options, {"jit_compile": False}):

@@ -10,7 +10,18 @@ from keras import layers, ops
 
 import keras_qareg as qareg
 from keras_qareg.layers import WNQConv2D, WNQDense, WNQDepthwiseConv2D
-from tests.helpers import BACKEND, arrays, compiled, digits, gradients, predict, small_cnn, snapshot
+from tests.helpers import (
+    BACKEND,
+    STEPS,
+    arrays,
+    compiled,
+    digits,
+    forget_compiled,
+    gradients,
+    predict,
+    small_cnn,
+    snapshot,
+)
 
 RNG = np.random.default_rng(0)
 
@@ -229,8 +240,9 @@ def test_mixed_precision(policy):
         keras.config.set_dtype_policy("float32")
 
 
-@pytest.mark.parametrize("options", [{"jit_compile": True}, {"run_eagerly": True}], ids=str)
+@pytest.mark.parametrize("options", STEPS, ids=str)
 def test_compiled_and_eager_steps_agree(options):
+    forget_compiled()
     images, labels = digits(64)
     losses, bases = [], []
     for chosen in (options, {"jit_compile": False}):
