@@ -1,7 +1,21 @@
-"""What must be set up before a backend is used: CPU devices, and what JAX compiles kept for a run."""
+"""What must be set up before a backend is used, and what makes the tests quick: most of their time is
+compiling small programs that run once."""
 
+import gc
 import os
 import tempfile
+
+# XLA compiles in half the time where it optimizes nothing. Two devices are for data-parallel training.
+os.environ["XLA_FLAGS"] = " ".join(
+    (
+        "--xla_backend_optimization_level=0",
+        "--xla_llvm_disable_expensive_passes=true",
+        "--xla_cpu_use_fusion_emitters=false",
+        "--xla_cpu_parallel_codegen_split_count=1",
+        "--xla_force_host_platform_device_count=2",
+        os.environ.get("XLA_FLAGS", ""),
+    )
+)
 
 import keras
 
@@ -11,7 +25,7 @@ if keras.backend.backend() == "tensorflow":
     # Two logical devices, for the tests of tf.distribute.
     _cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(_cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-elif "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+elif keras.backend.backend() == "jax" and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     import jax
 
     # Most tests train the same small networks: each program is compiled once, for all processes.
@@ -23,3 +37,18 @@ elif "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     ):
         jax.config.update(_name, _value)
         os.environ[_name.upper()] = str(_value)
+
+
+def pytest_collection_modifyitems(config, items):
+    """What needs no backend runs on TensorFlow alone."""
+    if keras.backend.backend() == "tensorflow":
+        return
+    dropped = [item for item in items if item.get_closest_marker("one_backend")]
+    config.hook.pytest_deselected(items=dropped)
+    items[:] = [item for item in items if not item.get_closest_marker("one_backend")]
+
+
+def pytest_collection_finish():
+    """What was imported stays, so collecting garbage, as each conversion to `.tflite` does, skips it."""
+    gc.collect()
+    gc.freeze()
