@@ -109,6 +109,7 @@ def test_penalty_curves_draw_the_penalties():
         assert (at_dots < 0.05).all() and curve.get_ydata().max() > 0.2
 
 
+@pytest.mark.one_backend
 def test_accuracy_size_sorts_its_points():
     figure = plots.accuracy_size({"ours": [(200, 0.9), (100, 0.8)], "theirs": [(150, 0.7)]})
     np.testing.assert_array_equal(figure.axes[0].lines[0].get_xdata(), [100, 200])

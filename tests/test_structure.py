@@ -87,6 +87,7 @@ def points_down(importer, imported):
     return True
 
 
+@pytest.mark.one_backend
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_imports_point_one_way(path):
     mine = parts_of(path)
@@ -104,6 +105,7 @@ def test_imports_point_one_way(path):
             assert points_down(mine, rest.split(".")), f"{'/'.join(mine)} imports {rest}"
 
 
+@pytest.mark.one_backend
 def test_there_is_no_circle():
     modules = {".".join(("keras_qareg", *parts_of(path))): path for path in FILES}
     graph = {
@@ -118,6 +120,7 @@ def test_there_is_no_circle():
     graphlib.TopologicalSorter(graph).prepare()  # raises where there is one
 
 
+@pytest.mark.one_backend
 @pytest.mark.parametrize(
     "path", [*FILES, *sorted(ROOT.glob("tests/**/*.py"))], ids=lambda p: p.name
 )
@@ -148,6 +151,7 @@ def test_examples_in_docstrings_run(name):
     assert found.failed == 0
 
 
+@pytest.mark.one_backend
 def test_every_public_name_is_documented():
     for name in MODULES:
         module = importlib.import_module(name)
@@ -159,6 +163,7 @@ def test_every_public_name_is_documented():
                 assert member.__doc__, f"{name}.{label}"
 
 
+@pytest.mark.one_backend
 def test_importing_is_light():
     program = (
         "import sys, keras; before = set(sys.modules); import keras_qareg;"

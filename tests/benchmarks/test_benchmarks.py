@@ -13,6 +13,7 @@ def rows_of(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+@pytest.mark.one_backend
 def test_functions_are_timed_in_turn():
     order = []
     seconds = interleaved({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 3)

@@ -29,6 +29,7 @@ def write_images(folder):
     return folder
 
 
+@pytest.mark.one_backend
 def test_folders_and_zips_of_class_folders(tmp_path):
     train, test = data.load("pets", write_images(tmp_path))
     for part in (train, test):
@@ -43,6 +44,7 @@ def test_folders_and_zips_of_class_folders(tmp_path):
         data.load("none", tmp_path)
 
 
+@pytest.mark.one_backend
 def test_digits_are_those_of_the_demo():
     train, test = data.load("digits")
     assert (len(train.labels), len(test.labels)) == (1347, 450)
@@ -55,6 +57,7 @@ def test_digits_are_those_of_the_demo():
     np.testing.assert_array_equal(again.labels, second.labels)
 
 
+@pytest.mark.one_backend
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
 def test_data_sets_of_tensorflow_datasets(name):
     import tensorflow_datasets as tfds
@@ -66,6 +69,7 @@ def test_data_sets_of_tensorflow_datasets(name):
         assert part.labels.shape == (12,) and part.classes == int(name.removeprefix("cifar"))
 
 
+@pytest.mark.one_backend
 def test_imagenet_is_read_in_batches():
     import tensorflow_datasets as tfds
 
@@ -104,6 +108,7 @@ def test_batches_are_what_fit_takes():
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.one_backend
 def test_augmented_images_are_the_same_images_moved():
     image = np.zeros((1, 16, 16, 2), "float32")
     image[0, 7, 5] = [1.0, 2.0]

@@ -13,6 +13,7 @@ from examples.training import FallingRate
 from tests.helpers import ROOT, run
 
 
+@pytest.mark.one_backend
 def test_a_study_goes_on_where_it_stopped(tmp_path, capsys):
     path, calls = tmp_path / "deep" / "rows.jsonl", []
 
@@ -43,6 +44,7 @@ def test_a_study_goes_on_where_it_stopped(tmp_path, capsys):
         Study(path, ("method",)).tabulated([{"method": "b"}], compute, "tuned", str, draw=True)
 
 
+@pytest.mark.one_backend
 @pytest.mark.parametrize(
     "table", sorted(ROOT.glob("results/cifar*.txt")), ids=lambda path: path.stem
 )
@@ -110,6 +112,7 @@ def test_the_regularizer_experiment_runs_and_resumes(tmp_path):
     assert table in run(*words, "--layers", "conv", "all", "dense", "--draw")
 
 
+@pytest.mark.one_backend
 def test_ratios_are_to_k_means_of_the_same_seed():
     from examples.cifar10_regularizers import relative, results_table
 

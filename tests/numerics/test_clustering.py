@@ -12,6 +12,7 @@ from sklearn.cluster import KMeans
 from keras_qareg.numerics import clustering
 from keras_qareg.numerics.codebook import Codebook
 
+pytestmark = pytest.mark.one_backend
 RNG = np.random.default_rng(0)
 
 

@@ -20,6 +20,7 @@ WEIGHTS = hnp.arrays(
 CENTROIDS = hnp.arrays("float32", st.integers(1, 9), elements=st.floats(-100, 100, width=32))
 
 
+@pytest.mark.one_backend
 @settings(max_examples=100, deadline=None)
 @given(WEIGHTS, CENTROIDS)
 def test_nearest_takes_a_nearest_centroid_for_each_weight(weights, centroids):
@@ -30,6 +31,7 @@ def test_nearest_takes_a_nearest_centroid_for_each_weight(weights, centroids):
     np.testing.assert_allclose(distance, least, rtol=1e-6, atol=1e-5)
 
 
+@pytest.mark.one_backend
 @settings(max_examples=100, deadline=None)
 @given(WEIGHTS, CENTROIDS)
 def test_what_holds_for_every_codebook(weights, centroids):
@@ -44,11 +46,13 @@ def test_what_holds_for_every_codebook(weights, centroids):
     assert again.entropy == pytest.approx(book.entropy)
 
 
+@pytest.mark.one_backend
 def test_entropy_of_known_frequencies():
     book = Codebook(np.array([0.0, 1.0, 2.0]), np.repeat([0, 1, 2], [2, 1, 1]))
     assert book.entropy == pytest.approx(1.5)
 
 
+@pytest.mark.one_backend
 def test_relative_error_is_the_squared_norm_ratio():
     weights = np.array([3.0, 4.0], "float32")
     book = Codebook.nearest(weights, [3.0, 5.0])
@@ -56,6 +60,7 @@ def test_relative_error_is_the_squared_norm_ratio():
     assert Codebook.nearest(np.zeros(3), [0.0]).relative_error(np.zeros(3)) == 0.0
 
 
+@pytest.mark.one_backend
 def test_member_means_leave_a_zero_and_an_empty_centroid_alone():
     weights = np.array([-0.2, 0.1, 1.0, 1.4], "float32")
     book = Codebook.nearest(weights, [0.0, 1.0, 9.0])
@@ -64,6 +69,7 @@ def test_member_means_leave_a_zero_and_an_empty_centroid_alone():
     np.testing.assert_allclose(kept.centroids, [0.0, 1.2, 9.0])
 
 
+@pytest.mark.one_backend
 def test_256_levels_fit_uint8_and_257_are_no_codebook():
     weights = np.arange(256, dtype="float32")
     book = Codebook.exact(weights)
@@ -73,6 +79,7 @@ def test_256_levels_fit_uint8_and_257_are_no_codebook():
     assert Codebook.exact(RNG.normal(size=100_000)) is None
 
 
+@pytest.mark.one_backend
 def test_bad_codebooks():
     with pytest.raises(ValueError, match=r"Expected `centroids` of shape \(levels,\)"):
         Codebook(np.zeros(257), np.zeros(3, "int64"))
@@ -94,6 +101,7 @@ def test_lookup_sums_the_gradients_of_the_members():
     np.testing.assert_allclose(grad, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.one_backend
 def test_a_table_for_each_channel():
     indices = RNG.integers(0, 4, (5, 3, 2))
     tables = RNG.normal(size=(4, 3, 2)).astype("float32")

@@ -14,6 +14,7 @@ from keras_qareg.numerics.grids import (
     snapped,
 )
 
+pytestmark = pytest.mark.one_backend
 RNG = np.random.default_rng(0)
 
 

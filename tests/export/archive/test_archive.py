@@ -48,6 +48,7 @@ def test_every_kind_of_model_comes_back(kind, transform, tmp_path):
     assert b"keras_qareg" not in path.read_bytes()
 
 
+@pytest.mark.one_backend
 @pytest.mark.parametrize("levels", [2, 3, 16, 256])
 @pytest.mark.parametrize("size", [10_000, 300_000])
 def test_indices_are_coded_at_their_entropy(levels, size):
@@ -60,6 +61,7 @@ def test_indices_are_coded_at_their_entropy(levels, size):
     np.testing.assert_array_equal(decode_indices(coding, coded, levels, size), indices)
 
 
+@pytest.mark.one_backend
 @settings(max_examples=200, deadline=None)
 @given(
     st.integers(1, 256).flatmap(lambda k: st.tuples(st.just(k), st.lists(st.integers(0, k - 1))))
@@ -197,6 +199,7 @@ def rewritten(whole, change):
     return header + packed + whole[36 + stored :]
 
 
+@pytest.mark.one_backend
 def test_damaged_files(whole, tmp_path):
     for foreign in (b"", b"PK\x03\x04", b"\x80\x04K\x01.", RNG.bytes(5000), b"\x89KQAREG\n"):
         assert "does not begin as one" in error_of(foreign, tmp_path)
@@ -211,6 +214,7 @@ def test_damaged_files(whole, tmp_path):
         load_archive(tmp_path / "none.qareg")
 
 
+@pytest.mark.one_backend
 def test_bombs(whole, tmp_path):
     """Headers and manifests that promise far more than there is, with sound digests."""
     huge = whole[:12] + struct.pack("<II", 2**32 - 1, 2**32 - 1) + whole[20:]
@@ -252,6 +256,7 @@ def test_bombs(whole, tmp_path):
         error_of(rewritten(whole, change), tmp_path)
 
 
+@pytest.mark.one_backend
 def test_random_damage_never_does_more_than_raise(whole, tmp_path):
     path = tmp_path / "fuzzed.qareg"
     for _ in range(2000):

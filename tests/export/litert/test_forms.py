@@ -309,6 +309,7 @@ def test_a_wrong_rewrite_leaves_no_file(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.one_backend
 @settings(max_examples=100, deadline=None)
 @given(st.integers(1, 256), st.integers(1, 400))
 def test_groups_of_indices_are_reversible(levels, size):
@@ -323,6 +324,7 @@ def test_groups_of_indices_are_reversible(levels, size):
     assert grouping.bytes(size, levels) == stored
 
 
+@pytest.mark.one_backend
 @settings(max_examples=100, deadline=None)
 @given(st.sampled_from(list(CODE_RANGES)), st.data())
 def test_packing_is_reversible(kind, data):
@@ -335,6 +337,7 @@ def test_packing_is_reversible(kind, data):
         packing.packed(np.append(codes, high + 1).astype("int16"), kind)
 
 
+@pytest.mark.one_backend
 def test_constants_are_recognized_by_all_their_values():
     codes = RNG.integers(-2, 2, (3, 3, 4, 6))
     kernel = (codes * np.float32(0.1)).astype("float32")

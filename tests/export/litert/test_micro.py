@@ -178,6 +178,7 @@ def test_a_wrong_table_leaves_no_file(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.one_backend
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 7), st.lists(st.integers(0, 127), min_size=1, max_size=60))
 def test_bits_are_reversible(bits, numbers):
