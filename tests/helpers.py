@@ -15,6 +15,8 @@ from sklearn.datasets import load_digits
 
 BACKEND = keras.backend.backend()
 ROOT = Path(__file__).parent.parent
+# Programs run in short on one backend, where they are quickest; on the others with the slow tests.
+slow_but_on_tensorflow = pytest.mark.slow if BACKEND != "tensorflow" else lambda test: test
 
 
 def gradients(function, *arrays, graph=False):

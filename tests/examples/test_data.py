@@ -121,6 +121,7 @@ def test_augmented_images_are_the_same_images_moved():
     assert rows == set(range(5, 10)) and columns == set(range(3, 8)) | set(range(8, 13))
 
 
+@pytest.mark.one_backend  # what layers compute is Keras's to test
 @pytest.mark.parametrize("name", architectures.NETWORKS)
 def test_networks_give_logits_of_so_many_classes(name):
     make = architectures.NETWORKS[name]
@@ -133,6 +134,7 @@ def test_networks_give_logits_of_so_many_classes(name):
     assert len(set(names)) == len(names)
 
 
+@pytest.mark.one_backend  # what layers compute is Keras's to test
 def test_weights_of_the_networks():
     counts = {"lenet": 1_039_386, "vgg16": 14_995_146, "resnet20": 274_042}
     for name, count in counts.items():
