@@ -1,35 +1,45 @@
-# `make demo` and `make test` each set up all they need in .venv, from the pinned versions.
+# Every target sets up all that it needs in .venv, from the pinned versions; `make help` lists them.
+
+# The Python that .venv is made with, 3.11 or newer: `make demo PYTHON=python3.12`.
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo study test test-slow lint format bench lock clean
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow check lint format study bench lock clean
 
-demo: $(INSTALLED)
+# Lines `##@ Group` are headings; what follows `##` explains a target.
+help: ## this list
+	@awk -F ':.*## ' '/^##@/ {printf "\n%s\n", substr($$0, 5)} \
+		/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+##@ Use
+demo: $(INSTALLED) ## train, share, tune and export a CNN on scikit-learn's digits: about a minute
 	$(BIN)/python examples/digits.py
 
-study: $(INSTALLED)
-	$(BIN)/python examples/digits.py --seeds 3 --levels 2 4 8 --out results
-	$(BIN)/python examples/wnq_digits.py --seeds 3 --layers inner all --start scratch float --out results
+##@ Tests
+check: lint ## the inner loop, under a minute: lint, types, structure, and numerics on JAX
+	KERAS_BACKEND=jax $(BIN)/python -m pytest -n 2 tests/test_structure.py tests/numerics -k 'not docstrings'
 
-test: $(INSTALLED)
-	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -n 2
-	KERAS_BACKEND=jax $(BIN)/python -m pytest -n 2
-
-test-slow: $(INSTALLED)
-	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -m slow
-
-lint: $(INSTALLED)
+lint: $(INSTALLED) ## style, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: $(INSTALLED)
-	$(BIN)/ruff check --fix .
-	$(BIN)/ruff format .
+test: $(INSTALLED) ## all tests but the slow ones, on the TensorFlow and the JAX backend
+	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -n 2
+	KERAS_BACKEND=jax $(BIN)/python -m pytest -n 2
 
-bench: $(INSTALLED)
+test-slow: $(INSTALLED) ## the tests that take minutes each
+	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -m slow
+
+##@ Evidence (written to results/)
+study: $(INSTALLED) ## the tables of digits, three seeds each
+	$(BIN)/python examples/digits.py --seeds 3 --levels 2 4 8 --out results
+	$(BIN)/python examples/wnq_digits.py --seeds 3 --layers inner all --start scratch float --out results
+
+bench: $(INSTALLED) ## all benchmarks, of sizes, speed and defaults: an hour or more
 	$(BIN)/python -m benchmarks.recipe --out results
 	$(BIN)/python -m benchmarks.wnq_error --out results
 	$(BIN)/python -m benchmarks.wnq_step --out results
@@ -42,14 +52,18 @@ bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.kmeans --out results
 	$(BIN)/python -m benchmarks.scaling --out results
 
-# New pins: installs the newest versions that setup.cfg admits and writes them down.
-lock:
+##@ Upkeep
+format: $(INSTALLED) ## mend what the linter can, and format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock: ## new pins: install the newest versions that setup.cfg admits, and write them down
 	rm -rf .venv && $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet -e '.[dev,datasets]'
 	$(BIN)/pip freeze --exclude-editable > constraints.txt
 	touch $(INSTALLED)
 
-clean:
+clean: ## remove .venv, builds and output/
 	rm -rf .venv build output *.egg-info
 
 $(INSTALLED): constraints.txt setup.cfg pyproject.toml

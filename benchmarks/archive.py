@@ -8,12 +8,10 @@ decodes them again, in turn with zstd on the same float32 values (what a compres
 on one core, and the ratio to zstd of the same round.
 """
 
-import argparse
 import json
 import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
@@ -21,10 +19,10 @@ os.environ.setdefault("KERAS_BACKEND", "jax")
 import numpy as np
 import zstandard
 
+from benchmarks import results
 from keras_qareg.export.archive.coding import decode_indices, encode_indices
 from keras_qareg.numerics.clustering import kmeans
 from keras_qareg.numerics.codebook import Codebook
-from keras_qareg.report import table
 
 
 def seconds(function: Callable[[], Any]) -> float:
@@ -64,18 +62,15 @@ def row(levels: int, size: int, rounds: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = results.parser(__doc__)
     parser.add_argument("--levels", type=int, nargs="+", default=[2, 4, 16, 64, 256])
     parser.add_argument("--weights", type=int, default=4_000_000)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=Path("output"))
     arguments = parser.parse_args()
-    arguments.out.mkdir(parents=True, exist_ok=True)
     rows = []
     for levels in arguments.levels:
         rows.append(row(levels, arguments.weights, arguments.rounds))
         print(json.dumps(rows[-1]), flush=True)
-    (arguments.out / "archive.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     lines = [
         (
             str(r["levels"]),
@@ -88,9 +83,7 @@ def main() -> None:
         for r in rows
     ]
     header = ("levels", "coding", "bytes/bound", "bytes/zstd -19", "MB/s", "time/zstd")
-    text = table(header, lines)
-    (arguments.out / "archive.txt").write_text(text + "\n")
-    print(f"\n{text}")
+    results.save(arguments.out, "archive", rows, header, lines)
 
 
 if __name__ == "__main__":

@@ -8,20 +8,19 @@ slow ones are left out. Errors are relative to the lowest that any of them found
 adds to the peak of a fresh process, in units of the weights.
 """
 
-import argparse
 import importlib.util
 import json
 import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
 import numpy as np
 
-from benchmarks.timing import draw, extra_peak, in_subprocess, save, series
+from benchmarks import results
+from benchmarks.timing import extra_peak, in_subprocess
 from keras_qareg.numerics.clustering import kmeans
 from keras_qareg.numerics.codebook import Codebook
 
@@ -106,16 +105,10 @@ def measure(size: int, levels: int) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = results.parser(__doc__)
     parser.add_argument("--sizes", type=float, nargs="+", default=[1e6, 15e6])
     parser.add_argument("--levels", type=int, nargs="+", default=[4, 16, 64, 256])
-    parser.add_argument("--out", type=Path, default=Path("output"))
-    parser.add_argument("--memory", nargs=3, metavar=("NAME", "SIZE", "LEVELS"))
-    arguments = parser.parse_args()
-    if arguments.memory:
-        name, size, levels = arguments.memory
-        print(json.dumps(extra_memory(name, int(size), int(levels))))
-        return
+    arguments = results.parsed_or_memory(parser, extra_memory)
     rows = [
         row for size in arguments.sizes for k in arguments.levels for row in measure(int(size), k)
     ]
@@ -130,11 +123,11 @@ def main() -> None:
         for row in rows
     ]
     header = ("weights, levels, method", "seconds", "ratio to ours", "excess error", "memory")
-    save(arguments.out, "kmeans", rows, header, lines)
+    results.save(arguments.out, "kmeans", rows, header, lines)
     largest = max(row["weights"] for row in rows)
     drawn = [row for row in rows if row["weights"] == largest]
-    lines_drawn = series(drawn, "method", "levels", "seconds")
-    draw(arguments.out, "kmeans", lines_drawn, "levels", f"seconds for {largest:,} weights")
+    lines_drawn = results.series(drawn, "method", "levels", "seconds")
+    results.draw(arguments.out, "kmeans", lines_drawn, "levels", f"seconds for {largest:,} weights")
 
 
 if __name__ == "__main__":

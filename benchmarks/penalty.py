@@ -7,11 +7,8 @@ every weight with every centroid. Memory is what a run adds to the peak of a fre
 the weights themselves; 1 is the gradient.
 """
 
-import argparse
-import json
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -20,7 +17,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from benchmarks.timing import draw, extra_peak, in_subprocess, interleaved, ratios, save, series
+from benchmarks import results
+from benchmarks.timing import extra_peak, in_subprocess, interleaved, ratios
 from keras_qareg import regularizers
 
 BASELINE = "L2"
@@ -49,6 +47,18 @@ def runner(function: Callable[[Any, Any], Any], weights: Any, centroids: Any) ->
 
         run = jax.jit(jax.value_and_grad(function, argnums=(0, 1)))
         return lambda: jax.block_until_ready(run(weights.value, centroids.value))
+    if keras.backend.backend() == "torch":
+        import torch
+
+        kernel, table = weights.value, centroids.value
+
+        def step() -> None:
+            found = torch.autograd.grad(function(kernel, table), (kernel, table), allow_unused=True)
+            if kernel.device.type == "cuda":
+                torch.cuda.synchronize()
+            del found
+
+        return step
     import tensorflow as tf
 
     kernel, table = weights.value, centroids.value
@@ -109,17 +119,11 @@ def line_of(row: dict[str, Any]) -> tuple[str, ...]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = results.parser(__doc__)
     parser.add_argument("--sizes", type=float, nargs="+", default=[1e5, 1e6, 1e7, 10**7.5])
     parser.add_argument("--levels", type=int, nargs="+", default=[4, 16, 64, 256])
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--out", type=Path, default=Path("output"))
-    parser.add_argument("--memory", nargs=3, metavar=("NAME", "SIZE", "LEVELS"))
-    arguments = parser.parse_args()
-    if arguments.memory:
-        name, size, levels = arguments.memory
-        print(json.dumps(extra_memory(name, int(size), int(levels))))
-        return
+    arguments = results.parsed_or_memory(parser, extra_memory)
     sizes, backend = [int(size) for size in arguments.sizes], keras.backend.backend()
     rows = [
         row
@@ -129,10 +133,10 @@ def main() -> None:
     ]
     lines = [line_of(row) for row in rows]
     header = ("weights, levels, penalty", "ns/weight", "ratio to L2", "quartiles", "memory")
-    save(arguments.out, f"penalty_{backend}", rows, header, lines)
+    results.save(arguments.out, f"penalty_{backend}", rows, header, lines)
     largest = [row for row in rows if row["size"] == max(sizes)]
-    lines_drawn = series(largest, "penalty", "levels", "ns_a_weight")
-    draw(arguments.out, f"penalty_{backend}", lines_drawn, "levels", "nanoseconds a weight")
+    lines_drawn = results.series(largest, "penalty", "levels", "ns_a_weight")
+    results.draw(arguments.out, f"penalty_{backend}", lines_drawn, "levels", "nanoseconds a weight")
 
 
 if __name__ == "__main__":

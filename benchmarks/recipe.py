@@ -4,23 +4,23 @@
 
 For each regularizer and number of levels, trains with the defaults and with each of them changed: the
 strength, the power of its ramp, the learning rate of the centroids, the balance, and whether layers
-compute with their quantized kernels. Prints accuracy before and after tuning, beside k-means after plain
-training. The test images take no part. A line of `recipe.jsonl` is written as each cell is done; a run
-that was cut off goes on from there. `--shard I N` does every N-th cell, so that N processes can share
-the work.
+compute with their quantized kernels. Tabulates accuracy before and after tuning, beside k-means after
+plain training. The test images take no part. A line of `recipe.jsonl` is written as each cell is done,
+and a run that was cut off goes on from there. `--shard I N` does every N-th cell, so that N processes
+can share the work.
 """
 
 import argparse
+import functools
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import keras
 
-from examples.data import load
-from examples.digits import BASELINE, METHODS, arrays, share_and_tune, train
+import keras_qareg as qareg
+from benchmarks import results
 from examples.study import Row, Study, mean_and_deviation
-from keras_qareg.callbacks import PenaltySchedule
+from examples.training import BASELINE, METHODS, digits, share_and_tune, train
 from keras_qareg.report import table
 
 DEFAULTS = {
@@ -53,11 +53,11 @@ def cells(arguments: argparse.Namespace) -> list[Row]:
 
 def run(cell: Row, train_data: Any, validation: Any) -> Row:
     """Trains, shares and tunes one cell; its accuracies are those on the validation split."""
-    kind, regularizer = METHODS[cell["method"]], None
-    if kind is not None:
-        default = kind(cell["levels"])
-        regularizer = kind(cell["levels"], strength=cell["factor"] * default.strength)
-    schedule = PenaltySchedule(power=cell["power"], balance=cell["balance"] or None)
+    method, regularizer = cell["method"], None
+    if method != BASELINE:
+        regularizer = getattr(qareg.regularizers, method)(cell["levels"])
+        regularizer.strength *= cell["factor"]
+    schedule = qareg.callbacks.PenaltySchedule(power=cell["power"], balance=cell["balance"] or None)
     model = train(
         train_data,
         cell["seed"],
@@ -90,20 +90,20 @@ def results_table(rows: list[Row]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = results.parser(__doc__)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--levels", type=int, nargs="+", default=[2, 4, 8])
     parser.add_argument("--shard", type=int, nargs=2, default=[0, 1], metavar=("I", "N"))
-    parser.add_argument("--out", type=Path, default=Path("output"))
     arguments = parser.parse_args()
 
-    train_data, validation = map(arrays, load("digits")[0].split(0.25))
+    train_data, validation = digits(validation=0.25)
     study = Study(arguments.out / "recipe.jsonl", KEYS)
     shard, shards = arguments.shard
     mine = cells(arguments)[shard::shards]
-    study.run(mine, lambda cell: run(cell, train_data, validation), "tuned")
-    done = [row for cell in cells(arguments) if (row := study.find(cell))]  # by all shards
-    print(results_table(done))
+    compute = functools.partial(run, train_data=train_data, validation=validation)
+    study.run(mine, compute, "tuned")
+    # What other shards did is told of too, and what they have not done is left to them.
+    study.tabulated(cells(arguments), compute, "tuned", results_table, draw=True)
 
 
 if __name__ == "__main__":

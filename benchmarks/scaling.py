@@ -6,10 +6,8 @@ For k = 16: value and gradients of a learned penalty, sharing (k-means and the n
 coding the indices. Seconds are the best of a few runs in turn; only their growth says anything.
 """
 
-import argparse
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -17,8 +15,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras
 import numpy as np
 
+from benchmarks import results
 from benchmarks.penalty import penalties, runner, variables
-from benchmarks.timing import draw, interleaved, save
+from benchmarks.timing import interleaved
 from keras_qareg.export.archive.coding import encode_indices
 from keras_qareg.numerics.clustering import kmeans
 from keras_qareg.numerics.codebook import Codebook
@@ -42,10 +41,9 @@ def functions(size: int) -> dict[str, Callable[[], Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = results.parser(__doc__)
     parser.add_argument("--sizes", type=float, nargs="+", default=[1e5, 3e5, 1e6, 3e6, 1e7, 3e7])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=Path("output"))
     arguments = parser.parse_args()
     sizes = [int(size) for size in arguments.sizes]
     series: dict[str, list[tuple[float, float]]] = {}
@@ -63,8 +61,8 @@ def main() -> None:
         )
         lines.append((name, f"{slope:.2f}", *(f"{1e9 * t / n:.2f}" for n, t in points)))
     header = ("what", "slope", *(f"ns/weight, {size:,}" for size in sizes))
-    save(arguments.out, "scaling", rows, header, lines)
-    draw(arguments.out, "scaling", series, "weights", "seconds")
+    results.save(arguments.out, "scaling", rows, header, lines)
+    results.draw(arguments.out, "scaling", series, "weights", "seconds")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ TensorFlow Model Optimization's clustering comes to), full-integer int8, our for
 archive, and the entropy bound: bits a weight by the frequencies of the levels, and all else as float32.
 """
 
-import argparse
 import json
 import math
 import os
@@ -23,7 +22,8 @@ import numpy as np
 from keras import layers
 
 import keras_qareg as qareg
-from keras_qareg.report import summary, table
+from benchmarks import results
+from keras_qareg.report import summary
 
 BATCH_SAMPLES = 64
 FILES = ("float32", "int8", "auto", "smallest", "codebook", "tflm", "tflm int8")
@@ -72,25 +72,21 @@ def row(model: keras.Model, levels: int, snap: bool, folder: Path) -> dict[str, 
 
 FORMS = (FILES[0], "gzip", "zstd", *FILES[1:], "archive", "bound")
 TIMED = ("auto", "smallest", "codebook", "int8")
+HEADER = ("levels", *FORMS, *(f"{form} time" for form in TIMED))
 
 
-def results_table(rows: list[dict[str, Any]]) -> str:
-    """A line a model, and the time of a run as a share of the float32 file's."""
-    lines = []
-    for found in rows:
-        name = f"{found['levels']}, {'grid' if found['grid'] else 'k-means'}"
-        name += ", normalized" if found["normalized"] else ""
-        times = [f"{found[f'{form} time']:.2f}" for form in TIMED]
-        lines.append((name, *(f"{found[form]:,}" for form in FORMS), *times))
-    return table(("levels", *FORMS, *(f"{form} time" for form in TIMED)), lines)
+def line_of(found: dict[str, Any]) -> tuple[str, ...]:
+    """Bytes of a model, and the time of a run as a share of the float32 file's."""
+    name = f"{found['levels']}, {'grid' if found['grid'] else 'k-means'}"
+    name += ", normalized" if found["normalized"] else ""
+    times = (f"{found[f'{form} time']:.2f}" for form in TIMED)
+    return name, *(f"{found[form]:,}" for form in FORMS), *times
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = results.parser(__doc__)
     parser.add_argument("--levels", type=int, nargs="+", default=[2, 4, 16, 64])
-    parser.add_argument("--out", type=Path, default=Path("output"))
     arguments = parser.parse_args()
-    arguments.out.mkdir(parents=True, exist_ok=True)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for normalized in (False, True):
@@ -100,17 +96,10 @@ def main() -> None:
                     found = row(model, levels, snap, Path(folder))
                     rows.append({**found, "normalized": normalized})
                     print(json.dumps(rows[-1]), flush=True)
-    (arguments.out / "size.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    text = results_table(rows)
-    (arguments.out / "size.txt").write_text(text + "\n")
+    results.save(arguments.out, "size", rows, HEADER, [line_of(r) for r in rows])
     plain = [r for r in rows if r["grid"] and not r["normalized"]]
     series = {form: [(r["levels"], r[form]) for r in plain] for form in FORMS}
-    figure = qareg.plots.accuracy_size(series, "levels")
-    axis = figure.axes[0]
-    axis.set_ylabel("bytes")
-    axis.set_yscale("log")
-    figure.savefig(arguments.out / "size.png", dpi=120)
-    print(f"\n{text}")
+    results.draw(arguments.out, "size", series, "levels", "bytes")
 
 
 if __name__ == "__main__":

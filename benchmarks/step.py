@@ -8,12 +8,10 @@ process of its own, where it is compared with the plain tf_keras model in the sa
 where `keras-qareg[tfmot]` is not installed. Peaks of memory are of processes that make two steps.
 """
 
-import argparse
 import json
 import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -22,12 +20,13 @@ import keras
 import numpy as np
 
 import keras_qareg as qareg
-from benchmarks.timing import draw_bars, in_subprocess, interleaved, peak_bytes, ratios, save
-from examples.architectures import NETWORKS
+from benchmarks import results
+from benchmarks.timing import in_subprocess, interleaved, peak_bytes, ratios
+from examples.training import NETWORKS, REGULARIZERS
+from keras_qareg.models.selection import wrappers
 
 BATCH, LEVELS = 128, 16
 BASELINE, TFMOT = "plain", "TFMOT cluster_weights"
-REGULARIZERS = ("Sine", "Cosine", "NearestSquared", "NearestExponential")
 SHARING, STRAIGHT = "share_weights", ", straight through"
 
 
@@ -44,7 +43,7 @@ def variants(name: str) -> dict[str, Callable[[], keras.Model]]:
         model = qareg.quantization_aware(
             network(name), regularizer, straight_through=straight_through
         )
-        for layer in qareg.selection.wrappers(model):
+        for layer in wrappers(model):
             layer.place_centroids()
         return model
 
@@ -120,10 +119,9 @@ def _tfmot(name: str, rounds: int) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = results.parser(__doc__)
     parser.add_argument("--network", choices=("lenet", "vgg16"), default="lenet")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--out", type=Path, default=Path("output"))
     parser.add_argument("--memory", metavar="MODEL")
     parser.add_argument(
         "--models", nargs="+", metavar="MODEL", help="these and the plain one (default: all)"
@@ -154,9 +152,9 @@ def main() -> None:
     ]
     print(f"{name}, batches of {BATCH}, {backend}; {time.time() - began:.0f} s")
     header = ("model", "time of a step", "quartiles", "peak memory")
-    save(arguments.out, f"step_{name}_{backend}", rows, header, lines)
+    results.save(arguments.out, f"step_{name}_{backend}", rows, header, lines)
     bars = {row["model"]: row["ratio"] for row in rows}
-    draw_bars(arguments.out, f"step_{name}_{backend}", bars, "time, of a plain step")
+    results.draw_bars(arguments.out, f"step_{name}_{backend}", bars, "time, of a plain step")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The part of `benchmarks.step` that needs tf_keras: TensorFlow Model Optimization's clustering.
 
-Started by it in a process of its own. Prints the ratios, or the peak of memory, as JSON.
+Started by it in a process of its own. Prints the ratios, or the peak of memory, as JSON. Imports what
+`keras-qareg[tfmot]` installs when it is used, so that `--help` does without.
 """
 
 import argparse
@@ -14,9 +15,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import tensorflow_model_optimization as tfmot
-import tf_keras
-from tf_keras import layers
 
 from benchmarks.timing import interleaved, peak_bytes, ratios
 
@@ -26,13 +24,15 @@ _VGG16 = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 
 
 def network(name: str) -> Any:
     """The networks of `examples.architectures`, in tf_keras."""
+    from tf_keras import Sequential, layers
+
     if name == "lenet":
         stack = [layers.InputLayer((32, 32, 3))]
         for filters in (32, 64):
             stack += [layers.Conv2D(filters, 5, padding="same", activation="relu")]
             stack += [layers.MaxPooling2D()]
         stack += [layers.Flatten(), layers.Dense(240, activation="relu"), layers.Dense(10)]
-        return tf_keras.Sequential(stack)
+        return Sequential(stack)
     stack = [layers.InputLayer((32, 32, 3))]
     for filters in _VGG16:
         if filters:
@@ -41,10 +41,12 @@ def network(name: str) -> Any:
         else:
             stack += [layers.MaxPooling2D()]
     stack += [layers.Flatten(), layers.Dropout(0.5), layers.Dense(512, activation="relu")]
-    return tf_keras.Sequential([*stack, layers.Dropout(0.5), layers.Dense(10)])
+    return Sequential([*stack, layers.Dropout(0.5), layers.Dense(10)])
 
 
 def clustered(name: str) -> Any:
+    import tensorflow_model_optimization as tfmot
+
     clustering = tfmot.clustering.keras
     start = clustering.CentroidInitialization.KMEANS_PLUS_PLUS
     return clustering.cluster_weights(
@@ -53,6 +55,8 @@ def clustered(name: str) -> Any:
 
 
 def stepper(model: Any) -> Callable[[], Any]:
+    import tf_keras
+
     random = np.random.default_rng(0)
     images = random.normal(size=(BATCH, 32, 32, 3)).astype("float32")
     labels = random.integers(0, 10, BATCH)

@@ -1,9 +1,8 @@
-"""What the benchmarks of speed share: interleaved timing, ratios with their spread, peak memory."""
+"""How benchmarks measure: interleaved timing, ratios with their spread, peak memory."""
 
 import gc
 import json
 import os
-import platform
 import resource
 import subprocess
 import sys
@@ -14,8 +13,6 @@ from typing import Any
 
 import numpy as np
 import psutil
-
-from keras_qareg.report import table
 
 
 def interleaved(
@@ -44,14 +41,6 @@ def ratios(seconds: dict[str, list[float]], baseline: str) -> dict[str, dict[str
         low, median, high = np.quantile(np.array(times) / base, [0.25, 0.5, 0.75])
         found[name] = {"ratio": float(median), "low": float(low), "high": float(high)}
     return found
-
-
-def ratio_lines(found: dict[str, dict[str, float]]) -> list[tuple[str, ...]]:
-    """Lines of a table: name, median, and quartiles."""
-    return [
-        (name, f"{r['ratio']:.2f}", f"{r['low']:.2f}", f"{r['high']:.2f}")
-        for name, r in found.items()
-    ]
 
 
 def peak_bytes() -> int:
@@ -85,54 +74,3 @@ def in_subprocess(module: str, *arguments: str, **environment: str) -> Any:
     if done.returncode:
         raise RuntimeError(f"{module} {' '.join(arguments)} failed:\n{done.stderr[-2000:]}")
     return json.loads(done.stdout.strip().splitlines()[-1])
-
-
-def series(
-    rows: list[dict[str, Any]], name: str, x: str, y: str
-) -> dict[str, list[tuple[float, float]]]:
-    """The `(x, y)` pairs of the rows of each name, for `draw`."""
-    found: dict[str, list[tuple[float, float]]] = {}
-    for row in rows:
-        found.setdefault(row[name], []).append((row[x], row[y]))
-    return found
-
-
-def draw(
-    out: Path, name: str, series: dict[str, list[tuple[float, float]]], x: str, y: str
-) -> None:
-    """Writes `name.png`: a line a series, both axes logarithmic."""
-    from keras_qareg import plots
-
-    figure = plots.accuracy_size(series, x)
-    (axis,) = figure.axes
-    axis.set_xscale("log")
-    axis.set_yscale("log")
-    axis.set_ylabel(y)
-    out.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out / f"{name}.png", dpi=120)
-
-
-def draw_bars(out: Path, name: str, values: dict[str, float], y: str) -> None:
-    """Writes `name.png`: a bar a name, and a line at 1."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axis = figure.subplots()
-    axis.bar(range(len(values)), list(values.values()))
-    axis.set_xticks(range(len(values)), list(values), rotation=30, ha="right", fontsize=8)
-    axis.axhline(1.0, color="black", linewidth=0.5)
-    axis.set_ylabel(y)
-    out.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out / f"{name}.png", dpi=120)
-
-
-def save(
-    out: Path, name: str, rows: list[dict[str, Any]], header: tuple[str, ...], lines: Any
-) -> None:
-    """Writes `name.jsonl` and `name.txt`, and prints the table."""
-    out.mkdir(parents=True, exist_ok=True)
-    machine = {"python": platform.python_version()}
-    (out / f"{name}.jsonl").write_text("".join(json.dumps({**r, **machine}) + "\n" for r in rows))
-    text = table(header, lines)
-    (out / f"{name}.txt").write_text(text + "\n")
-    print(f"\n{text}")

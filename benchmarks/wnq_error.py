@@ -12,10 +12,8 @@ Dividing weights by max|w| cannot change the error of levels that are fitted to 
 divided too. The rows "synthetic" and "initial" check this. What WNQ changes, it changes in training.
 """
 
-import argparse
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -23,9 +21,9 @@ import numpy as np
 from keras import ops
 
 import keras_qareg as qareg
-from examples.digits import EPOCHS, load, network
+from benchmarks import results
 from examples.study import mean_and_deviation
-from examples.wnq_digits import METHODS, SKIP, train
+from examples.training import EPOCHS, NORMALIZE, digits, digits_network, fit
 from keras_qareg.models import kernel_codebooks
 from keras_qareg.quantizers import WeightNormalizationQuantizer
 from keras_qareg.report import table
@@ -57,7 +55,7 @@ def synthetic_rows(bits: int, seed: int) -> Iterator[dict[str, Any]]:
     """Fitted levels of synthetic weights, with and without normalization."""
     for name, draw in SYNTHETIC.items():
         weights = draw(np.random.default_rng(seed), SYNTHETIC_SHAPE).astype("float32")
-        for method, normalize in METHODS.items():
+        for method, normalize in NORMALIZE.items():
             quantizer = WeightNormalizationQuantizer(bits, normalize=normalize)
             book = quantizer.codebook(weights, quantizer.fit(weights))
             yield {
@@ -85,16 +83,16 @@ def model_rows(model: keras.Model, when: str, method: str) -> Iterator[dict[str,
 
 def all_rows(bits: int, seeds: int, epochs: int) -> Iterator[dict[str, Any]]:
     """Every row of every seed."""
-    data, _ = load()
+    data, _ = digits()
     for seed in range(seeds):
         for row in synthetic_rows(bits, seed):
             yield {**row, "bits": bits, "seed": seed}
-        for method, normalize in METHODS.items():
+        for method, normalize in NORMALIZE.items():
             keras.utils.set_random_seed(seed)
-            model = qareg.wnq(network(), bits, skip=SKIP["all"], normalize=normalize)
+            model = qareg.wnq(digits_network(), bits=bits, skip=(), normalize=normalize)
             for row in model_rows(model, "initial", method):
                 yield {**row, "bits": bits, "seed": seed}
-            train(model, data, seed, epochs)
+            fit(model, data, epochs, seed=seed)
             for row in model_rows(model, "trained", method):
                 yield {**row, "bits": bits, "seed": seed}
 
@@ -186,11 +184,10 @@ def figure(rows: list[dict[str, Any]]) -> Any:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = results.parser(__doc__)
     parser.add_argument("--bits", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=EPOCHS)
-    parser.add_argument("--out", type=Path, default=Path("output"))
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     rows = []

@@ -7,9 +7,7 @@ by default, with the plain layer and the WNQ layers in turn, round after round. 
 quartiles of the ratios to the plain step of the same round. Absolute times say nothing here.
 """
 
-import argparse
 import json
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -17,6 +15,7 @@ import numpy as np
 from keras import layers
 
 import keras_qareg as qareg
+from benchmarks import results
 from benchmarks.timing import interleaved, ratios
 from keras_qareg.report import table
 
@@ -59,10 +58,9 @@ def results_table(seconds: dict[str, list[float]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = results.parser(__doc__)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--channels", type=int, default=256)
-    parser.add_argument("--out", type=Path, default=Path("output"))
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     seconds = interleaved(steps(arguments.channels), arguments.rounds)

@@ -27,12 +27,9 @@ import numpy as np
 import keras_qareg as qareg
 from examples import training
 from examples.study import Row, Study, mean_and_deviation, written
-from examples.training import Experiment
+from examples.training import BASELINE, METHODS, Experiment
 from keras_qareg.report import table
 
-BASELINE = "k-means"
-REGULARIZERS = ("Sine", "Cosine", "NearestSquared", "NearestExponential")
-METHODS = (BASELINE, *REGULARIZERS)
 SETTINGS = (*training.SETTINGS, "tuning_epochs", "strength", "power", "balance", "straight_through")
 KEYS = (*SETTINGS, "layers", "levels", "method", "seed")
 LEARNING_RATE, TUNING_RATE = 1e-3, 1e-3
@@ -76,7 +73,10 @@ class Regularizers(Experiment):
             regularizer = getattr(qareg.regularizers, method)(cell["levels"])
             regularizer.strength *= cell["strength"]
             model = qareg.quantization_aware(
-                self.warm(seed), regularizer, cell["layers"], cell["straight_through"]
+                self.warm(seed),
+                regularizer,
+                cell["layers"],
+                straight_through=cell["straight_through"],
             )
             schedule = qareg.callbacks.PenaltySchedule(
                 warmup_epochs=0, power=cell["power"], balance=cell["balance"] or None

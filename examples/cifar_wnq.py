@@ -8,7 +8,7 @@
 All cells of a seed are trained for the same number of epochs: from scratch, or with `--start float`
 from a network that was trained in float before, for `--start-epochs`; the float cell then goes on from
 there, for as many epochs as the others. Kernels have 1, 2 or 3 bits, with `--inputs` their inputs too;
-the first and last layer stay float. The peers DoReFa, TWN and LSQ are those of `benchmarks/peers.py`.
+the first and last layer stay float. The peers DoReFa, TWN and LSQ are those of `examples/peers.py`.
 Accuracies are of the test images, or with `--validation` of training images set aside: after each
 epoch, and in the end, when batch normalization was measured anew (`keras_qareg.recalibrate`), in the
 float networks too. Cells are appended to a file as they are done, and a run that was killed goes on
@@ -26,8 +26,7 @@ import keras
 import numpy as np
 
 import keras_qareg as qareg
-from benchmarks import peers
-from examples import training
+from examples import peers, training
 from examples.data import augmented
 from examples.study import Row, Study, written
 from examples.training import Experiment

@@ -20,98 +20,22 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import keras
-import numpy as np
-from keras import layers
 
 import keras_qareg as qareg
-from examples.data import Images
-from examples.data import load as load_images
 from examples.study import Row, Study, mean_and_deviation
-from examples.training import FallingRate, accuracy
-from keras_qareg.report import summary, table
+from examples.training import (
+    BASELINE,
+    EPOCHS,
+    METHODS,
+    TUNING_EPOCHS,
+    accuracy,
+    digits,
+    share_and_tune,
+    train,
+)
+from keras_qareg.report import table
 
-Data = tuple[np.ndarray, np.ndarray]
-BASELINE = "k-means"
-METHODS = {
-    BASELINE: None,
-    "Sine": qareg.regularizers.Sine,
-    "Cosine": qareg.regularizers.Cosine,
-    "NearestSquared": qareg.regularizers.NearestSquared,
-    "NearestExponential": qareg.regularizers.NearestExponential,
-}
-EPOCHS, TUNING_EPOCHS = 40, 10
-LEARNING_RATE, TUNING_RATE = 1e-3, 3e-3
-
-
-def load() -> tuple[Data, Data]:
-    """Images `(n, 8, 8, 1)` in [0, 1] and labels: three quarters to train, one quarter to test."""
-    train, test = load_images("digits")
-    return arrays(train), arrays(test)
-
-
-def arrays(images: Images) -> Data:
-    """The images in [0, 1] and the labels."""
-    return images.pixels(np.zeros(1, "float32")), images.labels
-
-
-def network() -> keras.Model:
-    """Two convolutions and two dense layers: about 41,000 weights."""
-    return keras.Sequential(
-        [
-            keras.Input((8, 8, 1)),
-            layers.Conv2D(32, 3, padding="same", activation="relu", name="conv_1"),
-            layers.Conv2D(32, 3, padding="same", activation="relu", name="conv_2"),
-            layers.MaxPooling2D(name="pool"),
-            layers.Flatten(name="flatten"),
-            layers.Dense(60, activation="relu", name="dense"),
-            layers.Dense(10, name="logits"),
-        ],
-        name="digits",
-    )
-
-
-def fit(model: keras.Model, data: Data, epochs: int, optimizer: Any, *callbacks: Any) -> None:
-    """Trains with a learning rate that falls in the end."""
-    model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    callbacks = (FallingRate(), *callbacks)
-    model.fit(*data, epochs=epochs, batch_size=32, verbose=0, callbacks=list(callbacks))
-
-
-def train(
-    data: Data,
-    seed: int,
-    regularizer: Any = None,
-    epochs: int = EPOCHS,
-    schedule: Any = None,
-    centroid_rate: float = 1.0,
-    straight_through: bool = True,
-) -> keras.Model:
-    """The network trained from a seed, with a regularizer or without; by default, all defaults.
-
-    `centroid_rate` multiplies the learning rate of the centroids.
-    """
-    keras.utils.set_random_seed(seed)
-    model, optimizer = network(), keras.optimizers.Adam(LEARNING_RATE)
-    if regularizer is None:
-        fit(model, data, epochs, optimizer)
-        return model
-    if centroid_rate != 1.0:
-        rate = centroid_rate * LEARNING_RATE
-        optimizer = qareg.optimizers.with_centroid_optimizer(optimizer, rate)
-    model = qareg.quantization_aware(model, regularizer, straight_through=straight_through)
-    fit(model, data, epochs, optimizer, schedule or qareg.callbacks.PenaltySchedule())
-    return model
-
-
-def share_and_tune(
-    model: keras.Model, levels: int, data: Data, test: Data, tuning_epochs: int = TUNING_EPOCHS
-) -> tuple[keras.Model, dict[str, Any]]:
-    """The shared and tuned model, and its accuracies before and after tuning."""
-    shared = qareg.share_weights(model, levels)
-    figures = {"float": accuracy(model, *test), "shared": accuracy(shared, *test)}
-    fit(shared, data, tuning_epochs, keras.optimizers.Adam(TUNING_RATE))
-    figures |= {"tuned": accuracy(shared, *test), "entropy": summary(shared).entropy}
-    return shared, figures
+KEYS = ("method", "levels", "seed")
 
 
 def cells(arguments: argparse.Namespace) -> Iterator[Row]:
@@ -120,17 +44,18 @@ def cells(arguments: argparse.Namespace) -> Iterator[Row]:
         yield {"method": method, "levels": levels, "seed": seed}
 
 
-def study(arguments: argparse.Namespace) -> tuple[list[Row], keras.Model]:
-    """Runs every cell; returns their figures and the best tuned model of the fewest levels."""
-    train_data, test = load()
+def study(arguments: argparse.Namespace) -> keras.Model:
+    """Runs and tabulates every cell; returns the best tuned model of the fewest levels."""
+    train_data, test = digits()
     plain: dict[int, keras.Model] = {}  # the baseline of a seed is trained once
     best: tuple[float, Any] = (-1.0, None)
 
     def compute(cell: Row) -> Row:
         nonlocal best
-        seed, levels, kind = cell["seed"], cell["levels"], METHODS[cell["method"]]
-        if kind is not None:
-            model = train(train_data, seed, kind(levels), arguments.epochs)
+        seed, levels, method = cell["seed"], cell["levels"], cell["method"]
+        if method != BASELINE:
+            regularizer = getattr(qareg.regularizers, method)(levels)
+            model = train(train_data, seed, regularizer, arguments.epochs)
         else:
             if seed not in plain:
                 plain[seed] = train(train_data, seed, epochs=arguments.epochs)
@@ -143,8 +68,8 @@ def study(arguments: argparse.Namespace) -> tuple[list[Row], keras.Model]:
 
     path = arguments.out / "digits.jsonl"
     path.unlink(missing_ok=True)  # the best model is wanted too: all cells are run
-    rows = Study(path, ("method", "levels", "seed")).run(cells(arguments), compute, "tuned")
-    return rows, best[1]
+    Study(path, KEYS).tabulated(cells(arguments), compute, "tuned", results_table)
+    return best[1]
 
 
 def file_sizes(model: keras.Model, folder: Path) -> dict[str, int]:
@@ -185,13 +110,13 @@ def results_table(rows: list[Row]) -> str:
 _AVERAGED = ("float", "shared", "tuned", "entropy", "tflite", "gzip")
 
 
-def export_best(model: keras.Model, out: Path) -> None:
-    """Writes the best model, and compares its accuracy in LiteRT with that in Keras."""
+def export_best(model: keras.Model, path: Path) -> None:
+    """Writes the best model as `.tflite`, and compares its accuracy in LiteRT with that in Keras."""
     from keras_qareg.export.litert.runtime import run_litert
 
-    _, (images, labels) = load()
-    print(qareg.export.litert(model, out / "best.tflite", representative_data=images))
-    (scores,) = run_litert(out / "best.tflite", images)
+    _, (images, labels) = digits()
+    print(qareg.export.litert(model, path, representative_data=images))
+    (scores,) = run_litert(path, images)
     in_litert = 100.0 * float((scores.argmax(-1) == labels).mean())
     in_keras = accuracy(model, images, labels)
     print(f"  accuracy: {in_litert:.2f} in LiteRT, {in_keras:.2f} in Keras")
@@ -207,16 +132,13 @@ def main() -> None:
     parser.add_argument("--tuning-epochs", type=int, default=TUNING_EPOCHS)
     parser.add_argument("--out", type=Path, default=Path("output"), help="default: output")
     arguments = parser.parse_args()
-    arguments.out.mkdir(parents=True, exist_ok=True)
 
-    rows, best = study(arguments)
-    text = results_table(rows)
-    (arguments.out / "digits.txt").write_text(text + "\n")
-    print(f"\nTest accuracy in percent, means of {arguments.seeds} seed(s)\n\n{text}\n")
+    best = study(arguments)
+    print(f"Test accuracies are in percent, means of {arguments.seeds} seed(s).\n")
     qareg.plots.weight_histograms(best).savefig(arguments.out / "histograms.png", dpi=120)
     qareg.plots.penalty_curves().savefig(arguments.out / "penalties.png", dpi=120)
     if keras.backend.backend() == "tensorflow":
-        export_best(best, arguments.out)
+        export_best(best, arguments.out / "best.tflite")
     print(f"Figures, raw results and the model are in {arguments.out}/")
 
 

@@ -1,4 +1,8 @@
-"""What experiments on images share: their data, training and accuracies, and networks that are kept."""
+"""What experiments on images share: data, networks, training and accuracies.
+
+First what all of them use, then the small network for scikit-learn's digits, then `Experiment`, for any
+data set and network. Benchmarks take what they need of the examples from here and from `examples.study`.
+"""
 
 import argparse
 import contextlib
@@ -9,13 +13,24 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import ops
+from keras import layers, ops
 
+import keras_qareg as qareg
 from examples import distribution
 from examples.architectures import NETWORKS
 from examples.data import batches, load
+from keras_qareg.report import summary
 
-# What tells the settings of one study from those of another, in the rows of its file.
+# Ways to few distinct weights: plain training and k-means, or a regularizer of this name.
+BASELINE = "k-means"
+REGULARIZERS = ("Sine", "Cosine", "NearestSquared", "NearestExponential")
+METHODS = (BASELINE, *REGULARIZERS)
+# Whether kernels are normalized, by what weight normalization based quantization then is called.
+NORMALIZE = {"LQ-Nets": False, "WNQ": True}
+# Of the networks for digits.
+EPOCHS, TUNING_EPOCHS = 40, 10
+LEARNING_RATE, TUNING_RATE = 1e-3, 3e-3
+# What tells the settings of one `Experiment` from those of another, in the rows of its file.
 SETTINGS = (
     "dataset",
     "network",
@@ -26,6 +41,7 @@ SETTINGS = (
     "validation",
     "augment",
 )
+Data = tuple[np.ndarray, np.ndarray]
 
 
 class FallingRate(keras.callbacks.Callback):
@@ -62,6 +78,92 @@ def accuracy(model: keras.Model, images: np.ndarray, labels: np.ndarray) -> floa
     """Percent of the images that are told right."""
     scores = ops.convert_to_numpy(model(images, training=False))
     return 100.0 * float((scores.argmax(-1) == labels).mean())
+
+
+def digits(validation: float = 0.0) -> tuple[Data, Data]:
+    """Images `(n, 8, 8, 1)` in [0, 1] and labels: three quarters to train, one quarter to test.
+
+    With `validation`, the second part is so large a share of the images to train on, set aside.
+    """
+    train, test = load("digits")
+    if validation:
+        train, test = train.split(validation)
+    black = np.zeros(1, "float32")
+    return (train.pixels(black), train.labels), (test.pixels(black), test.labels)
+
+
+def digits_network() -> keras.Model:
+    """Two convolutions and two dense layers: about 41,000 weights."""
+    return keras.Sequential(
+        [
+            keras.Input((8, 8, 1)),
+            layers.Conv2D(32, 3, padding="same", activation="relu", name="conv_1"),
+            layers.Conv2D(32, 3, padding="same", activation="relu", name="conv_2"),
+            layers.MaxPooling2D(name="pool"),
+            layers.Flatten(name="flatten"),
+            layers.Dense(60, activation="relu", name="dense"),
+            layers.Dense(10, name="logits"),
+        ],
+        name="digits",
+    )
+
+
+def fit(
+    model: keras.Model,
+    data: Data,
+    epochs: int,
+    *callbacks: Any,
+    optimizer: Any = None,
+    seed: int | None = None,
+) -> None:
+    """Trains with a learning rate that falls in the end.
+
+    `optimizer` is Adam by default; `seed`, where given, sets the order of the images.
+    """
+    if seed is not None:
+        keras.utils.set_random_seed(seed)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer or keras.optimizers.Adam(LEARNING_RATE), loss)
+    callbacks = (FallingRate(), *callbacks)
+    model.fit(*data, epochs=epochs, batch_size=32, verbose=0, callbacks=list(callbacks))
+
+
+def train(
+    data: Data,
+    seed: int,
+    regularizer: Any = None,
+    epochs: int = EPOCHS,
+    schedule: Any = None,
+    centroid_rate: float = 1.0,
+    straight_through: bool = True,
+) -> keras.Model:
+    """The network for digits trained from a seed, with a regularizer or without.
+
+    `centroid_rate` multiplies the learning rate of the centroids.
+    """
+    keras.utils.set_random_seed(seed)
+    model, optimizer = digits_network(), keras.optimizers.Adam(LEARNING_RATE)
+    if regularizer is None:
+        fit(model, data, epochs, optimizer=optimizer)
+        return model
+    if centroid_rate != 1.0:
+        rate = centroid_rate * LEARNING_RATE
+        optimizer = qareg.optimizers.with_centroid_optimizer(optimizer, rate)
+    model = qareg.quantization_aware(model, regularizer, straight_through=straight_through)
+    schedule = schedule or qareg.callbacks.PenaltySchedule()
+    fit(model, data, epochs, schedule, optimizer=optimizer)
+    return model
+
+
+def share_and_tune(
+    model: keras.Model, levels: int, data: Data, test: Data, tuning_epochs: int = TUNING_EPOCHS
+) -> tuple[keras.Model, dict[str, Any]]:
+    """The shared and tuned model, and its accuracies before and after tuning."""
+    shared = qareg.share_weights(model, levels=levels)
+    figures = {"float": accuracy(model, *test), "shared": accuracy(shared, *test)}
+    fit(shared, data, tuning_epochs, optimizer=keras.optimizers.Adam(TUNING_RATE))
+    figures |= {"tuned": accuracy(shared, *test), "entropy": summary(shared).entropy}
+    return shared, figures
 
 
 class Experiment:

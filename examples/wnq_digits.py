@@ -7,7 +7,7 @@ Every network has the same layers and is trained for the same number of epochs: 
 kernels of 1, 2 and 3 bits (2 bits also with 2-bit activations), with normalization (WNQ) and without
 (LQ-Nets). `--start float` lets quantized training go on from the float network, and then trains the
 float one for as long again. Results go to `wnq_digits.jsonl` in the output folder, one line a cell as
-it is done; the last 2-bit network goes to `best.tflite`, and its accuracy is compared with Keras.
+it is done; the last 2-bit network goes to `wnq_best.tflite`, and its accuracy is compared with Keras.
 """
 
 import argparse
@@ -20,23 +20,15 @@ import keras
 import numpy as np
 
 import keras_qareg as qareg
-from examples.digits import EPOCHS, LEARNING_RATE, Data, export_best, fit, load, network
+from examples.digits import export_best
 from examples.study import Row, Study, mean_and_deviation
-from examples.training import accuracy
+from examples.training import EPOCHS, NORMALIZE, Data, accuracy, digits, digits_network, fit
 from keras_qareg.report import summary, table
 
-METHODS = {"LQ-Nets": False, "WNQ": True}
 # Bits of weights and of activations; None is float.
 BITS = ((1, None), (2, None), (3, None), (2, 2))
 KEYS = ("start", "layers", "bits", "inputs", "method", "seed")
 SKIP = {"inner": ("first", "last"), "all": ()}
-
-
-def train(model: keras.Model, data: Data, seed: int, epochs: int) -> keras.Model:
-    """The model itself, trained."""
-    keras.utils.set_random_seed(seed)
-    fit(model, data, epochs, keras.optimizers.Adam(LEARNING_RATE))
-    return model
 
 
 def cells(arguments: argparse.Namespace) -> list[Row]:
@@ -48,7 +40,7 @@ def cells(arguments: argparse.Namespace) -> list[Row]:
             found.append({**cell, "layers": "none", "method": "float", "bits": 32, "inputs": None})
             for layers in arguments.layers:
                 for bits, inputs in BITS:
-                    for method in METHODS:
+                    for method in NORMALIZE:
                         quantized = {"method": method, "bits": bits, "inputs": inputs}
                         found.append({**cell, "layers": layers, **quantized})
     return found
@@ -62,9 +54,9 @@ def figures_of(model: keras.Model, test: Data) -> dict[str, float]:
     return {"accuracy": accuracy(model, *test), "error": error, "entropy": report.entropy}
 
 
-def study(arguments: argparse.Namespace) -> tuple[list[Row], dict[str, keras.Model]]:
-    """Runs every cell; returns their figures and the last 2-bit model of each method."""
-    data, test = load()
+def study(arguments: argparse.Namespace) -> dict[str, keras.Model]:
+    """Runs and tabulates every cell; returns the last 2-bit model of each method."""
+    data, test = digits()
     kept = {}
     start = None
 
@@ -72,27 +64,28 @@ def study(arguments: argparse.Namespace) -> tuple[list[Row], dict[str, keras.Mod
         nonlocal start
         if cell["method"] == "float":
             keras.utils.set_random_seed(cell["seed"])
-            start = network()
+            start = digits_network()
             if cell["start"] == "float":
-                train(start, data, cell["seed"], arguments.epochs)
+                fit(start, data, arguments.epochs, seed=cell["seed"])
             model = keras.models.clone_model(start)
             model.set_weights(start.get_weights())
         else:
             model = qareg.wnq(
                 start,
-                cell["bits"],
+                bits=cell["bits"],
                 activation_bits=cell["inputs"],
                 skip=SKIP[cell["layers"]],
-                normalize=METHODS[cell["method"]],
+                normalize=NORMALIZE[cell["method"]],
             )
-        train(model, data, cell["seed"], arguments.epochs)
+        fit(model, data, arguments.epochs, seed=cell["seed"])
         if (cell["bits"], cell["inputs"]) == (2, None):
             kept[cell["method"]] = model
         return figures_of(model, test)
 
     path = arguments.out / "wnq_digits.jsonl"
     path.unlink(missing_ok=True)  # models are wanted too: all cells are run
-    return Study(path, KEYS).run(cells(arguments), compute, "accuracy"), kept
+    Study(path, KEYS).tabulated(cells(arguments), compute, "accuracy", results_table)
+    return kept
 
 
 def label(cell: Row) -> str:
@@ -135,16 +128,13 @@ def main() -> None:
     parser.add_argument("--start", nargs="+", choices=("scratch", "float"), default=["scratch"])
     parser.add_argument("--out", type=Path, default=Path("output"), help="default: output")
     arguments = parser.parse_args()
-    arguments.out.mkdir(parents=True, exist_ok=True)
 
-    rows, kept = study(arguments)
-    text = results_table(rows)
-    (arguments.out / "wnq_digits.txt").write_text(text + "\n")
-    print(f"\nTest accuracy in percent, means of {arguments.seeds} seed(s)\n\n{text}\n")
+    kept = study(arguments)
+    print(f"Test accuracies are in percent, means of {arguments.seeds} seed(s).\n")
     models = {"WNQ": kept["WNQ"], "LQ-Nets": kept["LQ-Nets"]}
     qareg.plots.weight_histograms(models).savefig(arguments.out / "wnq_histograms.png", dpi=120)
     if keras.backend.backend() == "tensorflow":
-        export_best(kept["WNQ"], arguments.out)
+        export_best(kept["WNQ"], arguments.out / "wnq_best.tflite")
     print(f"Figures, raw results and the model are in {arguments.out}/")
 
 

@@ -119,7 +119,7 @@ class PenaltySchedule(keras.callbacks.Callback):
         length = self.ramp_epochs or max(1, epochs - warmup)
         return min(1.0, math.cbrt(balance) * max(0, epoch - warmup + 1) / length) ** self.power
 
-    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+    def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         self._epoch = epoch
         for layer in _wrapped_layers(self.model, "PenaltySchedule"):
             layer.balance.assign(self._balance(layer))
@@ -132,7 +132,7 @@ class PenaltySchedule(keras.callbacks.Callback):
                     layer.place_centroids(self.initialize)
         self._set_strength(epoch - 1 if self._steps() else epoch)
 
-    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+    def on_train_batch_begin(self, batch: int, logs: dict[str, float] | None = None) -> None:
         steps = self._steps()
         rises = self.ramp(self._epoch) > self.ramp(self._epoch - 1)
         if rises and steps and not batch % -(-steps // _UPDATES):
@@ -140,7 +140,7 @@ class PenaltySchedule(keras.callbacks.Callback):
                 self.model.jax_state_sync()  # during an epoch, Keras keeps the weights elsewhere
             self._set_strength(self._epoch - 1 + (batch + 1) / steps)
 
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         self._set_strength(epoch)
 
     def _steps(self) -> int | None:
@@ -199,13 +199,13 @@ class CentroidHistory(keras.callbacks.Callback):
     def __repr__(self) -> str:
         return f"<CentroidHistory of {len(self.centroids)} kernels, {len(self.epochs)} epochs>"
 
-    def on_train_begin(self, logs: Any = None) -> None:
+    def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
         self.on_train_end()  # of a training that was interrupted
         if self._open is not None:
             # Files are named by the second: the suffix tells trainings within one apart.
             self._writer = self._open(filename_suffix=f".{len(self.epochs)}")
 
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         self.epochs.append(epoch)
         for layer in _wrapped_layers(self.model, "CentroidHistory"):
             strength = float(ops.convert_to_numpy(layer.strength))
@@ -221,7 +221,7 @@ class CentroidHistory(keras.callbacks.Callback):
                 for place, value in enumerate(np.sort(values)):
                     self._log(f"centroids/{path}/{place}", float(value), epoch)
 
-    def on_train_end(self, logs: Any = None) -> None:
+    def on_train_end(self, logs: dict[str, float] | None = None) -> None:
         if self._writer is not None:
             self._writer.close()  # events wait in a queue, for which `flush` does not wait
             self._writer = None

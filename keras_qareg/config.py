@@ -55,5 +55,9 @@ class Described:
         raise NotImplementedError
 
     def __repr__(self) -> str:
-        arguments = ", ".join(f"{name}={value!r}" for name, value in self.get_config().items())
-        return f"{type(self).__name__}({arguments})"
+        return f"{type(self).__name__}({', '.join(map(_argument, self.get_config().items()))})"
+
+
+def _argument(item: tuple[str, Any]) -> str:
+    name, value = item
+    return f"{name}={value:.6g}" if isinstance(value, float) else f"{name}={value!r}"

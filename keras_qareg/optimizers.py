@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import keras
 
 # The last part of the path of every centroid weight, alone or after the name of its kernel.
 CENTROIDS = r"(.*[/_])?centroids(_\d+)?"
 
 
-def with_centroid_optimizer(optimizer: Any, centroid_optimizer: Any) -> keras.optimizers.Optimizer:
+def with_centroid_optimizer(
+    optimizer: keras.optimizers.Optimizer | str,
+    centroid_optimizer: keras.optimizers.Optimizer | str | float,
+) -> keras.optimizers.Optimizer:
     """An optimizer that trains the centroids with one rule and all other weights with another.
 
     A centroid's gradient is a sum over its members, thousands of times that of a weight, so with

@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import math
 import operator
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, SupportsIndex
 
 import keras
 import numpy as np
@@ -26,6 +27,7 @@ from keras_qareg.config import Described, deserialized, find
 from keras_qareg.numerics import replicas
 from keras_qareg.numerics.basis import Grid, best_change, grid_of, nearest
 from keras_qareg.numerics.codebook import Codebook
+from keras_qareg.numerics.compiled import constant, custom_gradient
 
 MAX_WEIGHT_BITS, MAX_ACTIVATION_BITS = 4, 8
 # Rounds of least squares from where a new basis starts.
@@ -94,7 +96,7 @@ class WeightNormalizationQuantizer(_LearnedLevels):
         self.normalize, self.per_channel, self.uniform = normalize, per_channel, uniform
         self._powers = 2.0 ** np.arange(self.bits, dtype="float32")
 
-    def basis_shape(self, shape: Any, channel_axes: int = 1) -> tuple[int, ...]:
+    def basis_shape(self, shape: Sequence[int], channel_axes: int = 1) -> tuple[int, ...]:
         """The shape of the basis of a kernel.
 
         Args:
@@ -132,19 +134,17 @@ class WeightNormalizationQuantizer(_LearnedLevels):
         # The levels lie evenly on both sides of zero, so only those of magnitudes are compared.
         midpoints, values = grid.midpoints, self._scaled_levels(grid, basis, scale)
 
-        @ops.custom_gradient
         def quantize(normalized: Any) -> Any:
-            def grad(*args: Any, upstream: Any = None) -> Any:
-                return scale * (args[0] if upstream is None else upstream)
-
             found = nearest(ops.abs(normalized), midpoints, values)
-            return ops.where(normalized > 0, found, -found), grad
+            quantized = ops.where(normalized > 0, found, -found)
+            return quantized, lambda upstream: scale * upstream
 
         flat = ops.reshape(normalized, (-1, grid.levels.shape[1]))
-        return ops.reshape(quantize(flat), ops.shape(weights))
+        return ops.reshape(custom_gradient(quantize)(flat), ops.shape(weights))
 
     def update(self, weights: Any, basis: Any) -> Any:
         """The basis after one training step: `momentum` of the old, the rest by least squares."""
+        basis = ops.convert_to_tensor(basis)
         flat = self._flat(weights, basis)
         return basis + (1.0 - self.momentum) * self._correction(flat, basis)
 
@@ -159,7 +159,7 @@ class WeightNormalizationQuantizer(_LearnedLevels):
             A float32 tensor of the shape `basis_shape(weights.shape, channel_axes)`.
         """
         shape = self.basis_shape(weights.shape, channel_axes)
-        powers = np.reshape(self._powers, (-1, *[1] * (len(shape) - 1)))
+        powers = ops.reshape(constant(self._powers), (-1, *[1] * (len(shape) - 1)))
         normalized, _ = self.normalized(weights)
         flat = ops.reshape(normalized, (-1, math.prod(shape[1:])))
         spread = ops.sqrt(ops.mean(ops.square(flat), axis=0))
@@ -191,12 +191,12 @@ class WeightNormalizationQuantizer(_LearnedLevels):
         return {**super().get_config(), **config}
 
     def _flat(self, weights: Any, basis: Any) -> Any:
-        normalized, _ = self.normalized(ops.stop_gradient(weights))
+        normalized, _ = self.normalized(ops.stop_gradient(ops.convert_to_tensor(weights)))
         return ops.reshape(normalized, (-1, math.prod(basis.shape[1:])))
 
     def _grid(self, basis: Any) -> Grid:
         """The levels above zero."""
-        levels, codes = grid_of(ops.stop_gradient(basis), (-1.0, 1.0))
+        levels, codes = grid_of(ops.stop_gradient(ops.convert_to_tensor(basis)), (-1.0, 1.0))
         half = 2 ** (self.bits - 1)
         return Grid(levels[half:], codes[half:])
 
@@ -205,7 +205,7 @@ class WeightNormalizationQuantizer(_LearnedLevels):
             return scale * grid.levels
         # An odd integer times one step, rounded once, as integer formats compute it.
         step = ops.reshape(scale * basis[0], (1, -1))
-        return ops.sum(grid.codes * self._powers, axis=-1) * step
+        return ops.sum(grid.codes * constant(self._powers), axis=-1) * step
 
     def _correction(self, flat: Any, basis: Any) -> Any:
         """What least squares adds to the basis, given the nearest level of each weight."""
@@ -251,26 +251,26 @@ class ActivationQuantizer(_LearnedLevels):
         grid = self._grid(basis)
         midpoints, levels, top = grid.midpoints, grid.levels, grid.levels[-1, 0]
 
-        @ops.custom_gradient
         def quantize(flat: Any) -> Any:
-            def grad(*args: Any, upstream: Any = None) -> Any:
-                upstream = args[0] if upstream is None else upstream
+            def backwards(upstream: Any) -> Any:
                 inside = ops.logical_and(flat >= 0, flat <= top)
                 passes = ops.logical_or(inside, top <= 0)
                 return ops.where(passes, upstream, ops.zeros_like(upstream))
 
             quantized = nearest(flat, midpoints, levels)
-            return ops.where(top > 0, quantized, flat), grad
+            return ops.where(top > 0, quantized, flat), backwards
 
         flat = ops.reshape(ops.cast(inputs, "float32"), (-1, 1))
-        return ops.cast(ops.reshape(quantize(flat), ops.shape(inputs)), inputs.dtype)
+        quantized = ops.reshape(custom_gradient(quantize)(flat), ops.shape(inputs))
+        return ops.cast(quantized, inputs.dtype)
 
     def update(self, inputs: Any, basis: Any) -> Any:
         """The basis after one training step with these activations, of shape `(bits,)`.
 
         Where `tf.distribute` shares the batch out, it learns from the activations of all replicas.
         """
-        flat = ops.reshape(ops.cast(ops.stop_gradient(inputs), "float32"), (-1, 1))
+        inputs = ops.stop_gradient(ops.convert_to_tensor(inputs))
+        flat = ops.reshape(ops.cast(inputs, "float32"), (-1, 1))
         flat = ops.maximum(flat, 0.0)
         unseen = ops.sum(basis) <= 0
         basis = ops.where(unseen, self._start(flat), basis)
@@ -283,10 +283,10 @@ class ActivationQuantizer(_LearnedLevels):
         largest = ops.max(replicas.gathered(ops.max(flat)))
         top = ops.minimum(largest, (1.0 + self.bits) * typical)
         powers = 2.0 ** np.arange(self.bits, dtype="float32")
-        return top * (powers / powers.sum())
+        return top * constant(powers / powers.sum())
 
     def _grid(self, basis: Any) -> Grid:
-        return grid_of(ops.stop_gradient(basis), (0.0, 1.0))
+        return grid_of(ops.stop_gradient(ops.convert_to_tensor(basis)), (0.0, 1.0))
 
 
 _BY_NAME: dict[str, type] = {
@@ -294,6 +294,7 @@ _BY_NAME: dict[str, type] = {
     "activation": ActivationQuantizer,
 }
 Quantizer = WeightNormalizationQuantizer | ActivationQuantizer
+Identifier = Quantizer | type[Quantizer] | str | dict[str, Any] | None
 
 
 def serialize(quantizer: Quantizer) -> dict[str, Any]:
@@ -306,7 +307,7 @@ def deserialize(config: dict[str, Any]) -> Quantizer:
     return deserialized(config, _BY_NAME)
 
 
-def get(identifier: Any) -> Quantizer | None:
+def get(identifier: Identifier) -> Quantizer | None:
     """A quantizer from what a user may pass for one.
 
     Args:
@@ -327,7 +328,7 @@ def get(identifier: Any) -> Quantizer | None:
     return find(identifier, Quantizer, _BY_NAME, "quantizer", bits=2)
 
 
-def check_bits(name: str, bits: Any, most: int) -> int:
+def check_bits(name: str, bits: SupportsIndex, most: int) -> int:
     """`bits` as an `int`; raises a `ValueError` unless it is an integer from 1 to `most`."""
     try:
         value = 0 if isinstance(bits, bool) else operator.index(bits)

@@ -9,10 +9,12 @@ Source: Malchiodi, Ferraretto, Frasca, arXiv 2602.03614.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 import numpy as np
+from numpy.typing import ArrayLike
 
 from keras_qareg.config import Described, deserialized, find
 from keras_qareg.numerics import penalties
@@ -56,7 +58,7 @@ class QuantizationRegularizer(Described, keras.regularizers.Regularizer):
         """Basins before any weight was seen: float32 array of shape `(levels,)`."""
         raise NotImplementedError
 
-    def fit_basins(self, centroids: Any) -> np.ndarray:
+    def fit_basins(self, centroids: ArrayLike) -> np.ndarray:
         """Basins of this kind that fit the centroids found in some weights: `(levels,)`."""
         raise NotImplementedError
 
@@ -147,7 +149,7 @@ class Sine(_FixedBasins):
     def _spread(self, low: float, high: float) -> np.ndarray:
         return np.linspace(low, high, self.levels, dtype="float32")
 
-    def fit_basins(self, centroids: Any) -> np.ndarray:
+    def fit_basins(self, centroids: ArrayLike) -> np.ndarray:
         return self._snapped(self._spread(np.min(centroids), np.max(centroids)))
 
 
@@ -182,7 +184,7 @@ class Cosine(_FixedBasins):
         middles = (np.arange(self.levels) + 0.5) / self.levels
         return (low + (high - low) * middles).astype("float32")
 
-    def fit_basins(self, centroids: Any) -> np.ndarray:
+    def fit_basins(self, centroids: ArrayLike) -> np.ndarray:
         # The range is that of the centroids' own cells, cut into equal cells.
         inner = np.sort(np.asarray(centroids, "float64"))
         gaps = np.diff(inner) if inner.size > 1 else np.zeros(1)
@@ -195,7 +197,7 @@ class _LearnedBasins(QuantizationRegularizer):
     def basins(self) -> np.ndarray:
         return np.linspace(-0.5, 0.5, self.levels, dtype="float32")
 
-    def fit_basins(self, centroids: Any) -> np.ndarray:
+    def fit_basins(self, centroids: ArrayLike) -> np.ndarray:
         centroids = np.asarray(centroids, "float32")
         return np.pad(centroids, (0, self.levels - centroids.size), mode="edge")
 
@@ -273,6 +275,7 @@ class NearestExponential(_LearnedBasins):
         return {**super().get_config(), "sharpness": self.sharpness}
 
 
+Identifier = QuantizationRegularizer | type[QuantizationRegularizer] | str | dict[str, Any] | None
 _BY_NAME: dict[str, type] = {
     "sine": Sine,
     "cosine": Cosine,
@@ -291,7 +294,7 @@ def deserialize(config: dict[str, Any]) -> QuantizationRegularizer:
     return deserialized(config, _BY_NAME)
 
 
-def get(identifier: Any) -> QuantizationRegularizer | None:
+def get(identifier: Identifier) -> QuantizationRegularizer | None:
     """A regularizer from what a user may pass for one.
 
     Args:
@@ -312,7 +315,7 @@ def get(identifier: Any) -> QuantizationRegularizer | None:
     return find(identifier, QuantizationRegularizer, _BY_NAME, "regularizer")
 
 
-def _check_range(weight_range: Any) -> tuple[float, float]:
+def _check_range(weight_range: Sequence[float]) -> tuple[float, float]:
     try:
         low, high = (float(end) for end in weight_range)
     except (TypeError, ValueError):

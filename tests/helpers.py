@@ -25,6 +25,14 @@ def gradients(function, *arrays, graph=False):
     With `graph` they run as in `fit`: on TensorFlow in a graph, where penalties are compiled.
     """
     tensors = [ops.convert_to_tensor(array) for array in arrays]
+    if BACKEND == "torch":
+        import torch
+
+        # A copy, so that the array of a variable gets no gradient.
+        tensors = [tensor.detach().clone().requires_grad_() for tensor in tensors]
+        value = function(*tensors)
+        found = torch.autograd.grad(value, tensors, allow_unused=True)
+        return float(value), [np.asarray(ops.convert_to_numpy(grad)) for grad in found]
     if BACKEND == "jax":
         import jax
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -25,10 +25,17 @@ def layers_inside(layer: Layer) -> list[Layer]:
     return list(layer._flatten_layers())
 
 
-def forget_children(layer: Layer, forgotten: Collection[Layer]) -> None:
-    """Stops tracking layers whose attributes were assigned anew (`Layer._layers`)."""
-    identities = set(map(id, forgotten))
-    layer._layers[:] = [child for child in layer._layers if id(child) not in identities]
+def track_children(layer: Layer, tracked: list[Layer]) -> None:
+    """Sets what layers are directly inside, and their order (`Layer._layers`).
+
+    Keras goes on tracking a layer whose attribute was assigned anew, and puts the new one last.
+    """
+    layer._layers[:] = tracked
+
+
+def attributes(layer: Layer) -> dict[str, Any]:
+    """The attributes of a layer by name; on PyTorch the layers among them are its `_modules`."""
+    return {**vars(layer), **vars(layer).get("_modules", {})}
 
 
 def is_graph(layer: Any) -> bool:

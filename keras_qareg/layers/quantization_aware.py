@@ -11,6 +11,7 @@ from keras_qareg import regularizers
 from keras_qareg.layers.kernel_wrapper import KernelWrapper
 from keras_qareg.numerics import clustering, penalties
 from keras_qareg.numerics.codebook import Codebook
+from keras_qareg.numerics.compiled import cond
 
 
 @keras.saving.register_keras_serializable(package="keras_qareg")
@@ -58,7 +59,7 @@ class QuantizationAware(KernelWrapper):
     def __init__(
         self,
         layer: keras.layers.Layer,
-        regularizer: Any,
+        regularizer: regularizers.Identifier,
         *,
         straight_through: bool = True,
         **kwargs: Any,
@@ -149,7 +150,7 @@ class QuantizationAware(KernelWrapper):
         """The penalty of each kernel now, with its factors: a list of floats, for logging."""
         factor = float(ops.convert_to_numpy(self._factor()))
         return [
-            factor * float(self.regularizer.penalty(kernel, centroids))
+            factor * float(ops.convert_to_numpy(self.regularizer.penalty(kernel, centroids)))
             for kernel, centroids in zip(self.kernels, self.centroids, strict=True)
         ]
 
@@ -167,7 +168,7 @@ class QuantizationAware(KernelWrapper):
 def _quantized(placed: Any, kernel: keras.Variable, centroids: keras.Variable) -> Any:
     """The kernel with each weight in the place of its nearest centroid, where these are placed."""
     latent, table = ops.convert_to_tensor(kernel), ops.convert_to_tensor(centroids)
-    return ops.cond(
+    return cond(
         placed,
         lambda: ops.cast(penalties.nearest(latent, table), latent.dtype),
         lambda: latent,

@@ -20,10 +20,11 @@ from keras.layers import Layer
 
 from keras_qareg.layers import QUANTIZED, KernelWrapper
 from keras_qareg.layers.keras_private import (
+    attributes,
     children,
-    forget_children,
     is_graph,
     layers_inside,
+    track_children,
     uncompiled,
 )
 
@@ -209,13 +210,13 @@ def _build_like(copied: keras.Model, model: keras.Model) -> None:
 
 def _replace_children(old: Layer, new: Layer, copy: Callable[[Layer], Layer]) -> None:
     """Puts copies of the layers in the attributes of `old` where `new` has its own."""
-    replaced: list[Layer] = []
+    tracked, replaced = children(new), {}
 
     def swap(before: Any, after: Any) -> Any:
         """`after` with its layers replaced; the very same object where it holds none."""
         if isinstance(before, Layer) and isinstance(after, Layer):
-            replaced.append(after)
-            return copy(before)
+            replaced[id(after)] = copy(before)
+            return replaced[id(after)]
         if isinstance(before, list | tuple) and isinstance(after, list | tuple):
             pairs = zip(before, after, strict=True)
             swapped = type(before)(swap(*pair) for pair in pairs)
@@ -225,13 +226,13 @@ def _replace_children(old: Layer, new: Layer, copy: Callable[[Layer], Layer]) ->
             return after if all(by_key[key] is after[key] for key in after) else by_key
         return after
 
-    for name in [name for name in vars(old) if not name.startswith("_") and hasattr(new, name)]:
+    mine, theirs = attributes(old), attributes(new)
+    for name in [name for name in mine if not name.startswith("_") and name in theirs]:
         after = getattr(new, name)
         swapped = swap(getattr(old, name), after)
         if swapped is not after:
             setattr(new, name, swapped)
-    # Keras keeps tracking a layer whose attribute was assigned anew.
-    forget_children(new, replaced)
+    track_children(new, [replaced.get(id(layer), layer) for layer in tracked])
 
 
 def _copy_weights(old: Layer, new: Layer) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import keras
 from keras.layers import Layer
 
@@ -15,7 +13,7 @@ from keras_qareg.models.selection import Layers, check_built, check_plain, large
 
 def quantization_aware(
     model: keras.Model,
-    regularizer: Any = None,
+    regularizer: regularizers.Identifier = None,
     layers: Layers = "all",
     *,
     straight_through: bool = True,
@@ -54,14 +52,14 @@ def quantization_aware(
     """
     check_built(model)
     check_plain(model)
-    regularizer = regularizers.get(regularizer)
+    given = regularizers.get(regularizer)
     chosen: dict[int, regularizers.QuantizationRegularizer] = {}
     for layer in select(model, layers):
-        own = regularizer or own_regularizer(layer)
+        own = given or own_regularizer(layer)
         if own is not None and large_enough(layer, own.levels):
             chosen[id(layer)] = own
     if not chosen:
-        own = "" if regularizer else " of its own, and no regularizer was given"
+        own = "" if given else " of its own, and no regularizer was given"
         raise ValueError(
             f"Expected a layer to wrap in model '{model.name}'. Received: layers={layers!r}, of "
             f"which none has a kernel large enough and a regularizer{own}."

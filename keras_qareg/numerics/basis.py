@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from keras import ops
 
-from keras_qareg.numerics.compiled import segment_sums
+from keras_qareg.numerics.compiled import constant, segment_sums
 
 # Above this many levels, bisection is cheaper than one comparison a level.
 _COMPARED_LEVELS = 16
@@ -43,7 +43,7 @@ def grid_of(basis: Any, digits: tuple[float, float]) -> Grid:
     bits = basis.shape[0]
     basis = ops.reshape(ops.cast(basis, "float32"), (bits, -1))
     binary = (np.arange(2**bits)[:, None] >> np.arange(bits)) & 1
-    codes = np.array(digits, "float32")[binary]
+    codes = constant(np.array(digits, "float32")[binary])
     # Not a matrix product, which accelerators compute in reduced precision.
     levels = sum(codes[:, i : i + 1] * basis[i] for i in range(bits))
     order = ops.argsort(levels, axis=0)
@@ -88,8 +88,9 @@ def best_change(
     force = ops.sum(errors[..., None] * codes, axis=0)
     if direction is None:
         return ops.transpose(_solve(gram, force))
-    square = ops.sum(gram * (direction[:, None] * direction), axis=(1, 2))
-    return direction[:, None] * (ops.sum(force * direction, axis=1) / (square + _RIDGE))
+    along = constant(direction)
+    square = ops.sum(gram * (along[:, None] * along), axis=(1, 2))
+    return along[:, None] * (ops.sum(force * along, axis=1) / (square + _RIDGE))
 
 
 def _members(flat: Any, grid: Grid) -> tuple[Any, Any]:
@@ -139,7 +140,7 @@ def _eliminate(matrix: Any, right: Any) -> Any:
     systems of this size.
     """
     bits = matrix.shape[-1]
-    identity = np.eye(bits, dtype="float32")
+    identity = constant(np.eye(bits, dtype="float32"))
     system = ops.concatenate([matrix + _RIDGE * identity, right[..., None]], axis=-1)
     for k in range(bits):
         pivot_row = system[:, k] / system[:, k, k : k + 1]

@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import itertools
 import operator
-from typing import Any
+from typing import SupportsIndex
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 MIN_LEVELS, MAX_LEVELS = 2, 256
 BINS = 10_240
@@ -23,7 +24,7 @@ BINS = 10_240
 _REACH, _MOVES = 16, 20
 
 
-def check_levels(levels: Any) -> int:
+def check_levels(levels: SupportsIndex) -> int:
     """`levels` as an `int`.
 
     Raises:
@@ -41,7 +42,7 @@ def check_levels(levels: Any) -> int:
     return value
 
 
-def uniform(weights: Any, levels: int) -> np.ndarray:
+def uniform(weights: ArrayLike, levels: int) -> np.ndarray:
     """`levels` evenly spaced values from the smallest weight to the largest.
 
     Args:
@@ -58,13 +59,13 @@ def uniform(weights: Any, levels: int) -> np.ndarray:
     return np.linspace(weights.min(), weights.max(), levels, dtype="float32")
 
 
-def quantile(weights: Any, levels: int) -> np.ndarray:
+def quantile(weights: ArrayLike, levels: int) -> np.ndarray:
     """The middles of `levels` groups of equally many weights. Arguments as in `uniform`."""
     levels, weights = check_levels(levels), flat(weights)
     return np.quantile(weights, (np.arange(levels) + 0.5) / levels).astype("float32")
 
 
-def kmeans(weights: Any, levels: int, *, zero_centroid: bool = False) -> np.ndarray:
+def kmeans(weights: ArrayLike, levels: int, *, zero_centroid: bool = False) -> np.ndarray:
     """Centroids with the least sum of squared distances, exactly (1-D k-means).
 
     Globally optimal wherever there are at most `BINS` distinct weights. Above that, optimal over
@@ -107,7 +108,7 @@ def kmeans(weights: Any, levels: int, *, zero_centroid: bool = False) -> np.ndar
 METHODS = {"kmeans": kmeans, "quantile": quantile, "uniform": uniform}
 
 
-def flat(weights: Any) -> np.ndarray:
+def flat(weights: ArrayLike) -> np.ndarray:
     """Weights as one axis, in their precision; raises a `ValueError` if there are none, or NaN."""
     weights = np.asarray(weights)
     if weights.dtype != np.float64:

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 from keras import ops
+from numpy.typing import ArrayLike
 
 from keras_qareg.numerics.clustering import MAX_LEVELS
-from keras_qareg.numerics.compiled import segment_sums
+from keras_qareg.numerics.compiled import custom_gradient, entries, segment_sums
 from keras_qareg.numerics.grids import integer_grid, integer_weights
 
 # Fewer midpoints than this are compared with, one after the other; so many weights at a time.
@@ -63,7 +64,7 @@ class Codebook:
         object.__setattr__(self, "indices", indices.astype("uint8"))
 
     @classmethod
-    def nearest(cls, weights: Any, centroids: Any) -> Codebook:
+    def nearest(cls, weights: ArrayLike, centroids: ArrayLike) -> Codebook:
         """Each weight with its nearest centroid (at a tie, the lower one); centroids are sorted.
 
         Args:
@@ -87,7 +88,7 @@ class Codebook:
         return cls(centroids, indices.reshape(weights.shape))
 
     @classmethod
-    def exact(cls, weights: Any, channel_axes: int = 0) -> Codebook | None:
+    def exact(cls, weights: ArrayLike, channel_axes: int = 0) -> Codebook | None:
         """The codebook of a tensor that has few distinct values already, else None.
 
         Args:
@@ -122,7 +123,7 @@ class Codebook:
             return None
         return cls(centroids, indices.reshape(weights.shape))
 
-    def with_member_means(self, weights: Any, keep_zero: bool = False) -> Codebook:
+    def with_member_means(self, weights: ArrayLike, keep_zero: bool = False) -> Codebook:
         """The same indices, each centroid the mean of the weights that it stands for.
 
         Args:
@@ -203,7 +204,7 @@ class Codebook:
         probabilities = counts / counts.sum()
         return float(max(0.0, -(probabilities * np.log2(probabilities)).sum()))
 
-    def relative_error(self, weights: Any) -> float:
+    def relative_error(self, weights: ArrayLike) -> float:
         """Relative quantization error `||w - w_q||^2 / ||w||^2` (WNQ, arXiv 1907.00593).
 
         Args:
@@ -233,13 +234,7 @@ def lookup(centroids: Any, indices: Any) -> Any:
     levels = centroids.shape[0]
     indices = ops.cast(indices, "int32")
 
-    @ops.custom_gradient
     def take(centroids: Any) -> Any:
-        def grad(*args: Any, upstream: Any = None) -> Any:
-            upstream = args[0] if upstream is None else upstream
-            return segment_sums(upstream, indices, levels)
+        return entries(centroids, indices), lambda upstream: segment_sums(upstream, indices, levels)
 
-        return ops.take(centroids, indices), grad
-
-    # A copy: a variable itself is not differentiated through by `custom_gradient`.
-    return take(ops.copy(centroids))
+    return custom_gradient(take)(centroids)

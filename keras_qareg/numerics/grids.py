@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from keras_qareg.numerics.clustering import check_finite, check_levels, flat
 
@@ -35,7 +36,7 @@ def grid_codes(levels: int) -> np.ndarray:
     return np.arange(levels, dtype="int16") - levels // 2
 
 
-def snapped(weights: Any, levels: int, channel_axes: int = 0) -> np.ndarray:
+def snapped(weights: ArrayLike, levels: int, channel_axes: int = 0) -> np.ndarray:
     """The steps of the grids with the least squared error that an integer format holds exactly.
 
     A grid is `grid_codes(levels)` times a step. Steps are found by least squares, nearest code and

@@ -28,11 +28,19 @@ from typing import Any, NamedTuple
 
 from keras import ops
 
-from keras_qareg.numerics.compiled import compiled, segment_sums
+from keras_qareg.numerics.compiled import (
+    compiled,
+    custom_gradient,
+    entries,
+    fused,
+    in_chunks,
+    segment_sums,
+    shortcut,
+)
 
 OUTSIDE = ("linear", "periodic")
-# Cells of the look-up, and weights that are looked up at a time.
-_BINS, _CHUNK = 4096, 1 << 17
+# Cells of the look-up.
+_BINS = 4096
 # What basins must be apart, all together, to be told apart.
 _NARROWEST = 1e-30
 # Taylor series in the square of an angle up to pi/2: to 6e-8 and 7e-9.
@@ -125,44 +133,34 @@ def nearest(weights: Any, centroids: Any) -> Any:
     >>> np.asarray(nearest([0.1, 0.7, 3.0], [1.0, 0.0])).tolist()
     [0.0, 1.0, 1.0]
     """
-    weights, centroids = _tensor(weights), _tensor(centroids)
-    levels = centroids.shape[0]
 
-    @ops.custom_gradient
     def quantize(weights: Any, centroids: Any) -> Any:
         values, members = _nearest_values()(weights, centroids)
+        levels = centroids.shape[0]
+        return values, lambda upstream: (upstream, segment_sums(upstream, members, levels))
 
-        def grad(*args: Any, upstream: Any = None) -> Any:
-            upstream = args[0] if upstream is None else upstream
-            return upstream, segment_sums(upstream, members, levels)
-
-        return values, grad
-
-    return quantize(weights, centroids)
+    return custom_gradient(quantize)(_tensor(weights), _tensor(centroids))
 
 
 def _differentiable(function: Callable[..., Any], *inputs: Any) -> Any:
     """The first result of a function; the others are its gradients, `None` where there is none."""
 
-    @ops.custom_gradient
     def penalize(*inputs: Any) -> Any:
         value, *slopes = function(*inputs)
 
-        def grad(*args: Any, upstream: Any = None) -> Any:
-            upstream = args[0] if upstream is None else upstream
+        def backwards(upstream: Any) -> Any:
             given = iter(slopes)
             return tuple(
                 upstream * slope if (slope := next(given, None)) is not None else ops.zeros_like(x)
                 for x in inputs
             )
 
-        return value, grad
+        return value, backwards
 
-    return penalize(*(_tensor(x) for x in inputs))
+    return custom_gradient(penalize)(*(_tensor(x) for x in inputs))
 
 
 def _tensor(x: Any) -> Any:
-    """A float32 tensor of its own: `custom_gradient` does not reach a variable that it is given."""
     return ops.cast(ops.convert_to_tensor(x), "float32")
 
 
@@ -189,7 +187,7 @@ def _evenly_spaced(levels: int, outside: str) -> Callable[..., Any]:
             turn = ops.where(beyond, ops.ones_like(turn), turn)
         return ops.sum(value), (math.pi * scale) * ops.sign(offset) * turn
 
-    return compiled(penalty)
+    return fused(penalty)
 
 
 def _series(square: Any, coefficients: list[float]) -> Any:
@@ -249,15 +247,15 @@ def _nearest_values() -> Callable[..., Any]:
 
         def look_up() -> Any:
             place = cells.bin_of(flat)
-            below, above = ops.take(cells.below, place), ops.take(cells.above, place)
-            low, high = ops.take(cells.ascending, below), ops.take(cells.ascending, above)
+            below, above = entries(cells.below, place), entries(cells.above, place)
+            low, high = entries(cells.ascending, below), entries(cells.ascending, above)
             return ops.where(flat > 0.5 * low + 0.5 * high, above, below)
 
         def search() -> Any:
             return ops.searchsorted(cells.midpoints, flat, side="left")
 
-        index = ops.reshape(ops.cond(cells.tell_apart, look_up, search), ops.shape(weights))
-        return ops.take(cells.ascending, index), ops.take(cells.order, index)
+        index = ops.reshape(shortcut(lambda: cells.tell_apart, look_up, search), ops.shape(weights))
+        return entries(cells.ascending, index), entries(cells.order, index)
 
     return compiled(values)
 
@@ -270,22 +268,20 @@ def _nearest_penalty(pay: Any, weights: Any, centroids: Any) -> tuple[Any, Any, 
 
     def look_up(part: Any) -> tuple[Any, Any]:
         place = cells.bin_of(part)
-        low, high = ops.take(lower, place), ops.take(upper, place)
+        low, high = entries(lower, place), entries(upper, place)
         beyond = part > 0.5 * low + 0.5 * high
         return part - ops.where(beyond, high, low), 2 * place + ops.cast(beyond, "int32")
 
     def search(part: Any) -> tuple[Any, Any]:
         index = ops.searchsorted(cells.midpoints, part, side="left")
-        return part - ops.take(cells.ascending, index), index
+        return part - entries(cells.ascending, index), index
 
     def looked_up() -> tuple[Any, Any, Any]:
-        value, slopes, sums = _in_chunks(weights, look_up, pay, 2 * _BINS)
-        return value, slopes, ops.segment_sum(sums, owners, num_segments=levels)
+        slopes, value, sums = _in_chunks(weights, look_up, pay, 2 * _BINS)
+        return slopes, value, segment_sums(sums, owners, levels)
 
-    value, slopes, members = ops.cond(
-        cells.tell_apart,
-        looked_up,
-        lambda: _in_chunks(weights, search, pay, levels),
+    slopes, value, members = shortcut(
+        lambda: cells.tell_apart, looked_up, lambda: _in_chunks(weights, search, pay, levels)
     )
     return value, slopes, -ops.take(members, ops.argsort(cells.order))
 
@@ -298,8 +294,8 @@ def _binning(ascending: Any) -> Callable[[Any], Any]:
     return lambda x: ops.cast(ops.clip((x - low) * per_unit, 0.0, _BINS - 1.0), "int32")
 
 
-def _in_chunks(weights: Any, locate: Any, pay: Any, places: int) -> tuple[Any, Any, Any]:
-    """The total penalty, the slope of each weight, and the sums of slopes by place.
+def _in_chunks(weights: Any, locate: Any, pay: Any, places: int) -> tuple[Any, ...]:
+    """The slope of each weight, the total penalty, and the sums of slopes by place.
 
     `locate` gives the distances of weights from their centroids, and the places to sum them up at.
     """
@@ -307,32 +303,6 @@ def _in_chunks(weights: Any, locate: Any, pay: Any, places: int) -> tuple[Any, A
     def part_of(part: Any) -> tuple[Any, Any, Any]:
         distance, place = locate(part)
         value, slope = pay(distance)
-        return ops.sum(value), slope, ops.segment_sum(slope, place, num_segments=places)
+        return slope, ops.sum(value), segment_sums(slope, place, places)
 
-    flat = ops.reshape(weights, (-1,))
-    count, chunk, rest = _chunks(flat.shape[0])
-    if count == 1 and not rest:
-        value, slopes, sums = part_of(flat)
-        return value, ops.reshape(slopes, ops.shape(weights)), sums
-
-    def step(i: Any, carried: Any) -> Any:
-        value, slopes, sums = carried
-        more, slope, further = part_of(ops.slice(flat, (i * chunk,), (chunk,)))
-        return value + more, ops.slice_update(slopes, (i * chunk,), slope), sums + further
-
-    start = ops.zeros((), "float32"), ops.zeros_like(flat), ops.zeros((places,), "float32")
-    value, slopes, sums = ops.fori_loop(0, count, step, start)
-    if rest:
-        more, slope, further = part_of(flat[count * chunk :])
-        slopes = ops.slice_update(slopes, (count * chunk,), slope)
-        value, sums = value + more, sums + further
-    return value, ops.reshape(slopes, ops.shape(weights)), sums
-
-
-def _chunks(size: int) -> tuple[int, int, int]:
-    """How many chunks of what size, and the rest, which would be compiled once more: 0 if it can be."""
-    fewest = -(-size // _CHUNK)
-    for count in range(max(1, fewest), 2 * fewest):
-        if size % count == 0:
-            return count, size // count, 0
-    return (1, size, 0) if size <= _CHUNK else (size // _CHUNK, _CHUNK, size % _CHUNK)
+    return in_chunks(part_of, weights, [(), (places,)])

@@ -25,11 +25,14 @@ def test_children_and_layers_inside():
     assert model in keras_private.layers_inside(model)
 
 
-def test_forgotten_children_are_tracked_no_more():
+def test_children_are_tracked_as_they_are_set():
     model = Subclassed()
-    old = model.entry
+    old, order = model.entry, [layer.name for layer in model.layers]
     model.entry = layers.Dense(10, name="entry")
-    keras_private.forget_children(model, [old])
+    keras_private.track_children(
+        model, [model.entry, *(layer for layer in model.layers if layer.name != "entry")]
+    )
+    assert [layer.name for layer in model.layers] == order
     model(np.ones((1, 8), "float32"))
     assert old not in model.layers and model.entry in model.layers
     assert not old.built and model.entry.built

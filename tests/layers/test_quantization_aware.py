@@ -10,6 +10,7 @@ from keras import layers, ops
 
 import keras_qareg as qareg
 from keras_qareg.layers import QuantizationAware
+from keras_qareg.models.selection import wrappers
 from keras_qareg.numerics import penalties
 from keras_qareg.numerics.codebook import Codebook
 from keras_qareg.regularizers import NearestExponential, NearestSquared, Sine
@@ -33,7 +34,10 @@ CENTROIDS = hnp.arrays("float32", st.sampled_from([2, 5]), elements=EIGHTHS)
 def test_each_weight_takes_its_nearest_centroid(weights, centroids, graph):
     slopes = np.arange(40, dtype="float32")
     _, (of_weights, of_centroids) = gradients(
-        lambda w, c: ops.sum(penalties.nearest(w, c) * slopes), weights, centroids, graph=graph
+        lambda w, c: ops.sum(penalties.nearest(w, c) * ops.array(slopes)),
+        weights,
+        centroids,
+        graph=graph,
     )
     found = ops.convert_to_numpy(penalties.nearest(weights, centroids))
     book = Codebook.nearest(weights, centroids)
@@ -130,7 +134,7 @@ def test_a_schedule_starts_it_and_sharing_then_changes_nothing(regularizer, init
 
 def test_what_is_shared_is_what_the_model_computes_with():
     model = qareg.quantization_aware(small_cnn(), Sine(4), ["fc", "out"])
-    for layer in qareg.selection.wrappers(model):
+    for layer in wrappers(model):
         layer.place_centroids()
     images, _ = digits(8)
     outputs = predict(model, images)
@@ -158,7 +162,7 @@ def test_every_kind_of_model_is_stripped_to_what_it_computes(kind):
     make, inputs, _ = MODELS[kind]
     model = qareg.quantization_aware(make(), NearestSquared(3))
     assert_same_outputs(model, make(), inputs)
-    for layer in qareg.selection.wrappers(model):
+    for layer in wrappers(model):
         layer.place_centroids()
     assert_same_outputs(qareg.strip(model), model, inputs)
 

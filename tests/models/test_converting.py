@@ -78,7 +78,13 @@ def test_what_is_converted():
     assert names_of(qareg.wnq(model, layers=["stem", "fc"], skip=())) == ["stem", "fc"]
     assert names_of(qareg.wnq(model, skip=("first", "last", "depthwise"))) == ["pointwise", "fc"]
     quantized = qareg.wnq(
-        compiled(model), 1, 3, normalize=False, per_channel=False, uniform=True, layers=["fc"]
+        compiled(model),
+        1,
+        activation_bits=3,
+        normalize=False,
+        per_channel=False,
+        uniform=True,
+        layers=["fc"],
     )
     assert quantized.compiled and not names_of(model)
     config = quantized.get_layer("fc").get_config()

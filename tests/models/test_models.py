@@ -347,6 +347,7 @@ def test_compress_does_the_whole_job():
         qareg.compress(small_cnn(), data=(images, labels))
 
 
+@pytest.mark.one_backend
 def test_a_stripped_model_loads_without_this_package(tmp_path):
     model = small_cnn(normalize=True)
     model.get_layer("fc").kernel_regularizer = Sine(4)
@@ -361,7 +362,7 @@ def test_a_stripped_model_loads_without_this_package(tmp_path):
         import keras, numpy as np
         model = keras.saving.load_model("plain.keras")
         outputs = model(np.load("images.npy"), training=False)
-        assert np.array_equal(np.asarray(outputs), np.load("outputs.npy"))
+        assert np.array_equal(keras.ops.convert_to_numpy(outputs), np.load("outputs.npy"))
         print([layer.name for layer in model.layers])
     """
     done = subprocess.run(
@@ -379,17 +380,3 @@ def test_learned_codebooks_of_a_quantization_aware_model():
     books = qareg.codebooks(wrapped)
     assert list(books) == ["cnn/conv/kernel", "cnn/fc/kernel", "cnn/out/kernel"]
     assert qareg.codebooks(small_cnn()).keys() == {"cnn/conv/kernel", "cnn/out/kernel"}
-
-
-def test_saved_models_load_after_a_mere_import(tmp_path):
-    shared = qareg.share_weights(small_cnn(), levels=4)
-    shared.save(tmp_path / "shared.keras")
-    qareg.quantization_aware(small_cnn(), Sine(4)).save(tmp_path / "aware.keras")
-    program = (
-        "import keras, keras_qareg\n"
-        "for name in ('shared', 'aware'): print(len(keras.saving.load_model(name + '.keras').weights))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert done.stdout.split() == ["12", "18"], done.stderr

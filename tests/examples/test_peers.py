@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from keras import layers, ops
 
-from benchmarks import peers
+from examples import peers
 from tests.helpers import gradients
 
 KERNEL = np.linspace(-1.0, 0.8, 2 * 2 * 3 * 4).astype("float32").reshape(2, 2, 3, 4)

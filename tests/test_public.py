@@ -1,0 +1,178 @@
+"""What is public: the names, what importing costs, signatures as in Keras, and how objects look."""
+
+import inspect
+import subprocess
+import sys
+
+import keras
+import pytest
+
+import keras_qareg as qareg
+from keras_qareg.callbacks import CentroidHistory, PenaltySchedule
+from keras_qareg.regularizers import Cosine, NearestExponential, NearestSquared, Sine
+from tests.helpers import BACKEND, small_cnn
+
+MODULES = [
+    "callbacks",
+    "export",
+    "layers",
+    "numerics",
+    "optimizers",
+    "plots",
+    "quantizers",
+    "regularizers",
+    "report",
+]
+FUNCTIONS = [
+    "Codebook",
+    "codebooks",
+    "compress",
+    "quantization_aware",
+    "recalibrate",
+    "share_weights",
+    "strip",
+    "wnq",
+]
+PUBLIC = [
+    *(getattr(qareg, name) for name in FUNCTIONS),
+    *(getattr(qareg.export, name) for name in ("litert", "load_archive", "save_archive", "verify")),
+    *(
+        getattr(qareg.plots, name)
+        for name in ("accuracy_size", "penalty_curves", "weight_histograms")
+    ),
+    *(Sine, Cosine, NearestSquared, NearestExponential),
+    *(qareg.layers.QuantizationAware, qareg.layers.SharedWeights),
+    *(qareg.quantizers.WeightNormalizationQuantizer, qareg.quantizers.ActivationQuantizer),
+    *(PenaltySchedule, CentroidHistory),
+    *(qareg.optimizers.with_centroid_optimizer, qareg.report.summary),
+    qareg.numerics.clustering.kmeans,
+]
+# `export.litert` takes a fourth by place: samples go with the form that they calibrate.
+MOST_BY_PLACE = {"litert": 4}
+
+
+def fresh(program):
+    """What a program prints in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    return done.stdout.split()
+
+
+def test_the_names():
+    assert sorted(qareg.__all__) == sorted(MODULES + FUNCTIONS) == dir(qareg)
+    for name in MODULES:
+        assert inspect.ismodule(getattr(qareg, name))
+    for name in FUNCTIONS:
+        assert callable(getattr(qareg, name))
+    with pytest.raises(AttributeError):
+        _ = qareg.snap
+    assert set(qareg.export.__all__) == {
+        "ArchiveError",
+        "ExportReport",
+        "litert",
+        "load_archive",
+        "save_archive",
+        "verify",
+    }
+    assert callable(qareg.export.litert)  # not the folder of that name
+
+
+@pytest.mark.one_backend
+def test_importing_loads_nothing():
+    program = (
+        "import sys, keras_qareg;"
+        "print(*sorted({name.partition('.')[0] for name in sys.modules}"
+        " & {'keras', 'numpy', 'tensorflow', 'jax', 'torch', 'sklearn', 'matplotlib'}), 'end')"
+    )
+    assert fresh(program) == ["end"]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved")
+    qareg.share_weights(small_cnn(), 4).save(folder / "shared.keras")
+    qareg.wnq(small_cnn(), skip=()).save(folder / "wnq.keras")
+    qareg.quantization_aware(small_cnn(), Sine(4)).save(folder / "aware.keras")
+    return folder
+
+
+@pytest.mark.one_backend
+@pytest.mark.parametrize("imports", ["keras_qareg, keras", "keras, keras_qareg"])
+def test_files_load_after_a_mere_import(saved, imports):
+    """In a fresh process, whichever of the two was imported first."""
+    program = (
+        f"import {imports}, pathlib;"
+        f"files = sorted(pathlib.Path({str(saved)!r}).iterdir());"
+        "models = [keras.saving.load_model(file) for file in files];"
+        "print(*(type(model.layers[0]).__name__ for model in models));"
+        "print(*(len(model.weights) for model in models))"
+    )
+    assert fresh(program) == ["QuantizationAware", "SharedWeights", "WNQConv2D", "18", "12", "9"]
+
+
+def test_every_serializable_class_is_known_before_it_is_imported():
+    for module in MODULES:
+        getattr(qareg, module)
+    registered = {
+        name.removeprefix("keras_qareg>"): kind
+        for name, kind in keras.saving.get_custom_objects().items()
+        if name.startswith("keras_qareg>")
+    }
+    listed = {name: module for module, names in qareg._SERIALIZABLE.items() for name in names}
+    assert set(registered) == set(listed)
+    for name, kind in registered.items():
+        assert kind is getattr(getattr(qareg, listed[name]), name)
+
+
+@pytest.mark.parametrize("function", PUBLIC, ids=lambda f: f.__name__)
+def test_no_more_than_three_arguments_go_by_place(function):
+    parameters = list(inspect.signature(function).parameters.values())
+    by_place = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    assert len(by_place) <= MOST_BY_PLACE.get(function.__name__, 3), by_place
+    names = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
+    assert "verbose" not in names or names[-1] == "verbose"
+
+
+@pytest.mark.parametrize("kind", [Sine, Cosine, NearestSquared, NearestExponential])
+def test_a_second_argument_never_is_a_strength(kind):
+    """It meant a range for two of the four and a strength for the others."""
+    with pytest.raises((TypeError, ValueError), match="weight_range|positional"):
+        kind(4, 0.1)
+    assert kind(4, strength=0.1).strength == 0.1
+
+
+@pytest.mark.parametrize(
+    ("made", "text"),
+    [
+        (NearestSquared(4, strength=0.5), "NearestSquared(levels=4, strength=0.5)"),
+        (
+            Sine(8, (-1, 1), strength=2),
+            "Sine(levels=8, strength=2, weight_range=[-1.0, 1.0], outside='linear', snap=False)",
+        ),
+        (qareg.quantizers.ActivationQuantizer(2), "ActivationQuantizer(bits=2, momentum=0.9)"),
+        (
+            PenaltySchedule(3),
+            "PenaltySchedule(warmup_epochs=3, ramp_epochs=None, initialize='kmeans', power=6.0, "
+            "balance='auto')",
+        ),
+        (CentroidHistory(), "<CentroidHistory of 0 kernels, 0 epochs>"),
+        (
+            qareg.Codebook.nearest([[0.0, 1.0]], [0.0, 1.0]),
+            "<Codebook of 1x2 weights: 2 levels, 1.00 bits a weight>",
+        ),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_objects_say_what_they_are(made, text):
+    assert repr(made) == text
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="one backend is enough for the command's start")
+def test_the_command_starts_without_keras():
+    program = (
+        "import sys, contextlib; from keras_qareg import cli\n"
+        "with contextlib.suppress(SystemExit): cli.main(['--version'])\n"
+        "print('keras' in sys.modules, 'numpy' in sys.modules)"
+    )
+    assert fresh(program) == ["keras-qareg", qareg.__version__, "False", "False"]
