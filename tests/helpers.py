@@ -104,5 +104,8 @@ def run(*words):
             return subprocess.run([sys.executable, *words], **settings).stdout
         patch.setattr(sys, "argv", words[1:])
         with contextlib.redirect_stdout(io.StringIO()) as out:
-            runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+            try:
+                runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+            except SystemExit as end:
+                assert not end.code, end.code
     return out.getvalue()
