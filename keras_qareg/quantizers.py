@@ -136,8 +136,8 @@ class WeightNormalizationQuantizer(_LearnedLevels):
 
         def quantize(normalized: Any) -> Any:
             found = nearest(ops.abs(normalized), midpoints, values)
-            quantized = ops.where(normalized > 0, found, -found)
-            return quantized, lambda upstream: scale * upstream
+            found = ops.where(normalized > 0, found, -found)
+            return found, lambda upstream: (scale * upstream,)
 
         flat = ops.reshape(normalized, (-1, grid.levels.shape[1]))
         return ops.reshape(custom_gradient(quantize)(flat), ops.shape(weights))
@@ -159,11 +159,12 @@ class WeightNormalizationQuantizer(_LearnedLevels):
             A float32 tensor of the shape `basis_shape(weights.shape, channel_axes)`.
         """
         shape = self.basis_shape(weights.shape, channel_axes)
-        powers = ops.reshape(constant(self._powers), (-1, *[1] * (len(shape) - 1)))
+        powers = np.reshape(self._powers, (-1, *[1] * (len(shape) - 1)))
         normalized, _ = self.normalized(weights)
         flat = ops.reshape(normalized, (-1, math.prod(shape[1:])))
         spread = ops.sqrt(ops.mean(ops.square(flat), axis=0))
-        basis = 0.5 * _NORMAL_STEP[self.bits] * powers * ops.reshape(spread, shape[1:])
+        powers = constant(0.5 * _NORMAL_STEP[self.bits] * powers, spread)
+        basis = powers * ops.reshape(spread, shape[1:])
         # A loop of the backend, which JAX compiles as one program.
         return ops.fori_loop(
             0, ITERATIONS, lambda _, basis: basis + self._correction(flat, basis), basis
@@ -205,7 +206,8 @@ class WeightNormalizationQuantizer(_LearnedLevels):
             return scale * grid.levels
         # An odd integer times one step, rounded once, as integer formats compute it.
         step = ops.reshape(scale * basis[0], (1, -1))
-        return ops.sum(grid.codes * constant(self._powers), axis=-1) * step
+        powers = constant(self._powers, grid.codes)
+        return ops.sum(grid.codes * powers, axis=-1) * step
 
     def _correction(self, flat: Any, basis: Any) -> Any:
         """What least squares adds to the basis, given the nearest level of each weight."""
@@ -252,25 +254,26 @@ class ActivationQuantizer(_LearnedLevels):
         midpoints, levels, top = grid.midpoints, grid.levels, grid.levels[-1, 0]
 
         def quantize(flat: Any) -> Any:
-            def backwards(upstream: Any) -> Any:
+            def grad(upstream: Any) -> Any:
                 inside = ops.logical_and(flat >= 0, flat <= top)
                 passes = ops.logical_or(inside, top <= 0)
-                return ops.where(passes, upstream, ops.zeros_like(upstream))
+                return (ops.where(passes, upstream, ops.zeros_like(upstream)),)
 
             quantized = nearest(flat, midpoints, levels)
-            return ops.where(top > 0, quantized, flat), backwards
+            return ops.where(top > 0, quantized, flat), grad
 
         flat = ops.reshape(ops.cast(inputs, "float32"), (-1, 1))
-        quantized = ops.reshape(custom_gradient(quantize)(flat), ops.shape(inputs))
-        return ops.cast(quantized, inputs.dtype)
+        found = ops.reshape(custom_gradient(quantize)(flat), ops.shape(inputs))
+        return ops.cast(found, inputs.dtype)
 
     def update(self, inputs: Any, basis: Any) -> Any:
         """The basis after one training step with these activations, of shape `(bits,)`.
 
         Where `tf.distribute` shares the batch out, it learns from the activations of all replicas.
         """
-        inputs = ops.stop_gradient(ops.convert_to_tensor(inputs))
-        flat = ops.reshape(ops.cast(inputs, "float32"), (-1, 1))
+        flat = ops.reshape(
+            ops.cast(ops.stop_gradient(ops.convert_to_tensor(inputs)), "float32"), (-1, 1)
+        )
         flat = ops.maximum(flat, 0.0)
         unseen = ops.sum(basis) <= 0
         basis = ops.where(unseen, self._start(flat), basis)
@@ -283,7 +286,7 @@ class ActivationQuantizer(_LearnedLevels):
         largest = ops.max(replicas.gathered(ops.max(flat)))
         top = ops.minimum(largest, (1.0 + self.bits) * typical)
         powers = 2.0 ** np.arange(self.bits, dtype="float32")
-        return top * constant(powers / powers.sum())
+        return top * constant(powers / powers.sum(), top)
 
     def _grid(self, basis: Any) -> Grid:
         return grid_of(ops.stop_gradient(ops.convert_to_tensor(basis)), (0.0, 1.0))

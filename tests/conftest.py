@@ -18,8 +18,6 @@ os.environ["XLA_FLAGS"] = " ".join(
 )
 
 import keras
-import numpy as np
-import pytest
 
 if keras.backend.backend() == "tensorflow":
     import tensorflow as tf
@@ -54,18 +52,3 @@ def pytest_collection_finish():
     """What was imported stays, so collecting garbage, as each conversion to `.tflite` does, skips it."""
     gc.collect()
     gc.freeze()
-
-
-@pytest.fixture(autouse=True)
-def arrays_of_tensors(request, monkeypatch):
-    """Lets NumPy read tensors that have a gradient, as it does on the other backends.
-
-    Not in the examples of docstrings, which must run as users have PyTorch.
-    """
-    if keras.backend.backend() == "torch" and "docstrings" not in request.node.name:
-        import torch
-
-        def read(tensor, dtype=None, copy=None):
-            return np.asarray(tensor.detach().cpu().numpy(), dtype)
-
-        monkeypatch.setattr(torch.Tensor, "__array__", read)

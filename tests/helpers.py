@@ -81,6 +81,11 @@ def predict(model, inputs):
     return np.asarray(ops.convert_to_numpy(model(inputs, training=False)))
 
 
+def arrays(*tensors):
+    """Their values: PyTorch gives none to NumPy where a gradient may be asked for."""
+    return [np.asarray(ops.convert_to_numpy(tensor)) for tensor in tensors]
+
+
 def snapshot(variables):
     """Copies of their values: on JAX, an array of a variable is a view that training overwrites."""
     return [np.array(ops.convert_to_numpy(variable)) for variable in variables]

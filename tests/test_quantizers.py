@@ -111,7 +111,7 @@ def test_step_one_has_its_true_gradient():
     quantizer = WeightNormalizationQuantizer(2)
 
     def loss(w):
-        return ops.sum(ops.array(force, "float32") * quantizer.normalized(w)[0])
+        return ops.sum(ops.multiply(force.astype("float32"), quantizer.normalized(w)[0]))
 
     _, (slope,) = gradients(loss, weights.astype("float32"))
     numeric = np.zeros_like(weights)
@@ -132,7 +132,7 @@ def test_step_two_is_passed_straight_through(normalize):
     weights[7, 1] = -9.0
     basis = quantizer.fit(weights)
     force = RNG.normal(size=weights.shape).astype("float32")
-    _, (slope,) = gradients(lambda w: ops.sum(ops.array(force) * quantizer(w, basis)), weights)
+    _, (slope,) = gradients(lambda w: ops.sum(ops.multiply(force, quantizer(w, basis))), weights)
     expected = force.copy()
     if normalize:  # w' = w / s: what s = |w[7, 1]| does to all others; none through step 3
         expected[7, 1] += (force * weights).sum() / 9.0
@@ -231,7 +231,7 @@ def test_the_gradient_of_activations_is_clipped():
     force = np.arange(1.0, 7.0, dtype="float32")
 
     def slope(basis):
-        return gradients(lambda x: ops.sum(ops.array(force) * quantizer(x, basis)), inputs)[1][
+        return gradients(lambda x: ops.sum(ops.multiply(force, quantizer(x, basis))), inputs)[1][
             0
         ].tolist()
 

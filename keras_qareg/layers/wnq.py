@@ -150,9 +150,10 @@ class WeightNormalized(keras.layers.Layer):
             self.basis.assign(self.quantizer.update(latent, basis))
         if self.activation_quantizer is not None and self.activation_basis is not None:
             basis = ops.convert_to_tensor(self.activation_basis)
-            if learns:
+            quantized = self.activation_quantizer(inputs, basis)
+            if learns:  # last: on PyTorch the assignment changes `basis` in place
                 self.activation_basis.assign(self.activation_quantizer.update(inputs, basis))
-            inputs = self.activation_quantizer(inputs, basis)
+            inputs = quantized
         return inputs, ops.cast(kernel, self.compute_dtype)
 
     def _finished(self, outputs: Any) -> Any:

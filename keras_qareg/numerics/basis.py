@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from keras import ops
 
-from keras_qareg.numerics.compiled import constant, segment_sums
+from keras_qareg.numerics.compiled import constant, segment_sums, take
 
 # Above this many levels, bisection is cheaper than one comparison a level.
 _COMPARED_LEVELS = 16
@@ -43,7 +43,7 @@ def grid_of(basis: Any, digits: tuple[float, float]) -> Grid:
     bits = basis.shape[0]
     basis = ops.reshape(ops.cast(basis, "float32"), (bits, -1))
     binary = (np.arange(2**bits)[:, None] >> np.arange(bits)) & 1
-    codes = constant(np.array(digits, "float32")[binary])
+    codes = constant(np.array(digits, "float32")[binary], basis)
     # Not a matrix product, which accelerators compute in reduced precision.
     levels = sum(codes[:, i : i + 1] * basis[i] for i in range(bits))
     order = ops.argsort(levels, axis=0)
@@ -58,7 +58,7 @@ def nearest(flat: Any, midpoints: Any, values: Any) -> Any:
     count = midpoints.shape[0] + 1
     if count > _COMPARED_LEVELS:
         index = ops.searchsorted(midpoints[:, 0], flat[:, 0], side="left")
-        return ops.take(values, index, axis=0)
+        return take(values[:, 0], index)[:, None]
     found = ops.broadcast_to(values[0], ops.shape(flat))
     for j in range(1, count):
         found = ops.where(flat > midpoints[j - 1], values[j], found)
@@ -88,9 +88,9 @@ def best_change(
     force = ops.sum(errors[..., None] * codes, axis=0)
     if direction is None:
         return ops.transpose(_solve(gram, force))
-    along = constant(direction)
-    square = ops.sum(gram * (along[:, None] * along), axis=(1, 2))
-    return along[:, None] * (ops.sum(force * along, axis=1) / (square + _RIDGE))
+    direction = constant(direction, flat)
+    square = ops.sum(gram * (direction[:, None] * direction), axis=(1, 2))
+    return direction[:, None] * (ops.sum(force * direction, axis=1) / (square + _RIDGE))
 
 
 def _members(flat: Any, grid: Grid) -> tuple[Any, Any]:
@@ -140,7 +140,7 @@ def _eliminate(matrix: Any, right: Any) -> Any:
     systems of this size.
     """
     bits = matrix.shape[-1]
-    identity = constant(np.eye(bits, dtype="float32"))
+    identity = constant(np.eye(bits, dtype="float32"), matrix)
     system = ops.concatenate([matrix + _RIDGE * identity, right[..., None]], axis=-1)
     for k in range(bits):
         pivot_row = system[:, k] / system[:, k, k : k + 1]

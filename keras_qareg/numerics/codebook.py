@@ -10,7 +10,7 @@ from keras import ops
 from numpy.typing import ArrayLike
 
 from keras_qareg.numerics.clustering import MAX_LEVELS
-from keras_qareg.numerics.compiled import custom_gradient, entries, segment_sums
+from keras_qareg.numerics.compiled import custom_gradient, segment_sums, take
 from keras_qareg.numerics.grids import integer_grid, integer_weights
 
 # Fewer midpoints than this are compared with, one after the other; so many weights at a time.
@@ -234,7 +234,8 @@ def lookup(centroids: Any, indices: Any) -> Any:
     levels = centroids.shape[0]
     indices = ops.cast(indices, "int32")
 
-    def take(centroids: Any) -> Any:
-        return entries(centroids, indices), lambda upstream: segment_sums(upstream, indices, levels)
+    def look_up(centroids: Any) -> Any:
+        return take(centroids, indices), lambda upstream: (segment_sums(upstream, indices, levels),)
 
-    return custom_gradient(take)(centroids)
+    # A copy: a variable itself is not differentiated through by `custom_gradient`.
+    return custom_gradient(look_up)(ops.copy(centroids))

@@ -1,25 +1,27 @@
-"""Where backends differ: compiling, gradients of one's own, branches, chunks, and sums at places.
+"""Where backends differ: compiling, gradients of one's own, branches, chunks, and sums by place.
 
-Keras leaves TensorFlow graphs on CPUs uncompiled: there every operation is a pass over the memory. XLA
-compiles them here, as it does JAX. PyTorch runs operation by operation: large tensors are taken in
-chunks that stay in the cache of a CPU, and nothing asks an accelerator for a value, since the host would
-wait.
+On TensorFlow and JAX, XLA makes one program of a function, whatever the backend does around it: Keras
+leaves TensorFlow graphs on CPUs uncompiled, where every operation is a pass over the memory. PyTorch
+runs operation by operation: there it counts how many passes there are, and how much each has to move.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
-# A tensor of the backend in use, or what it makes one of.
-Tensor = Any
-# Weights that are worked on at a time.
+# Elements that are worked on at a time: what lies between the operations stays in the cache.
 CHUNK = 1 << 17
+
+
+def on_torch() -> bool:
+    """Whether PyTorch is the backend."""
+    return keras.backend.backend() == "torch"
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -31,7 +33,7 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
     Returns:
         A function that does the same. On TensorFlow it is compiled in graphs alone, as in `fit`; eager
-        calls run operation by operation, as all do on PyTorch.
+        calls, and those of PyTorch, run operation by operation.
     """
     if keras.backend.backend() == "jax":
         import jax
@@ -44,87 +46,125 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     graph = tf.function(function, jit_compile=True, reduce_retracing=False)
 
     @functools.wraps(function)
-    def run(*tensors: Tensor) -> Any:
+    def run(*tensors: Any) -> Any:
         return function(*tensors) if tf.executing_eagerly() else graph(*tensors)
 
     return run
 
 
-def custom_gradient(function: Callable[..., tuple[Tensor, Callable[[Tensor], Any]]]) -> Any:
-    """A function with a gradient of its own, in one way for all backends.
+def custom_gradient(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of tensors that brings its own gradient.
 
     Args:
-        function: Takes tensors; returns a tensor, and the function from the gradient of that tensor to
-            those of what was taken: a tensor, or a tuple of so many.
+        function: Takes tensors; returns a tensor, and a function from the gradient by that tensor to a
+            tuple of the gradients by all that it took, with `None` for a gradient of zero.
 
     Returns:
-        A function of tensors or variables that returns the tensor.
+        A function that takes the same tensors and returns the first of the two. It cannot be
+        differentiated twice: gradients may be constants that were computed with the value.
+
+    Example:
+
+    >>> double = custom_gradient(lambda x: (2.0 * x, lambda upstream: (2.0 * upstream,)))
+    >>> float(double(ops.array(1.5)))
+    3.0
     """
+    if on_torch():
+        return functools.partial(_torch_function().apply, function)
 
     @ops.custom_gradient
-    def differentiable(*inputs: Tensor) -> Any:
-        value, backwards = function(*inputs)
+    def differentiable(*inputs: Any) -> Any:
+        value, gradients = function(*inputs)
 
-        def grad(*args: Tensor, upstream: Tensor = None) -> Any:
-            return backwards(args[0] if upstream is None else upstream)
+        def grad(upstream: Any) -> Any:
+            pairs = zip(gradients(upstream), inputs, strict=True)
+            found = tuple(ops.zeros_like(x) if slope is None else slope for slope, x in pairs)
+            return found if len(found) > 1 else found[0]
 
         return value, grad
 
-    # Tensors of their own: gradients do not reach a variable that is given.
-    return lambda *inputs: differentiable(*map(ops.convert_to_tensor, inputs))
-
-
-def cond(condition: Tensor, true: Callable[[], Tensor], false: Callable[[], Tensor]) -> Tensor:
-    """One of two tensors, by a tensor of one truth value; the other is computed on accelerators alone.
-
-    What `keras.ops.cond` does, which on PyTorch asks the device.
-    """
-    if keras.backend.backend() != "torch":
-        return ops.cond(condition, true, false)
-    if condition.device.type == "cpu":
-        return true() if condition else false()
-    return ops.where(condition, true(), false())
-
-
-def shortcut(
-    possible: Callable[[], Tensor], quick: Callable[[], Any], sure: Callable[[], Any]
-) -> Any:
-    """What `quick` gives where that is possible, else what `sure` gives, which is right in any case."""
-    condition = possible()
-    if keras.backend.backend() != "torch":
-        return ops.cond(condition, quick, sure)
-    return quick() if condition.device.type == "cpu" and condition else sure()
-
-
-def constant(values: np.ndarray) -> Tensor:
-    """A tensor of an array, which PyTorch does not calculate with as it is.
-
-    There it is kept, so that a step copies nothing to the device.
-    """
-    if keras.backend.backend() != "torch":
-        return ops.convert_to_tensor(values)
-    device = str(ops.zeros((0,)).device)
-    return _kept(values.tobytes(), values.shape, str(values.dtype), device)
+    return differentiable
 
 
 @functools.lru_cache
-def _kept(content: bytes, shape: tuple[int, ...], dtype: str, device: str) -> Tensor:
-    return ops.convert_to_tensor(np.frombuffer(content, dtype).reshape(shape).copy())
+def _torch_function() -> Any:
+    # That of Keras runs a function that raised an error once more, and knows no gradient of zero.
+    from torch.autograd import Function
+    from torch.autograd.function import once_differentiable
+
+    class Differentiable(Function):
+        @staticmethod
+        def forward(ctx: Any, function: Callable[..., Any], *inputs: Any) -> Any:
+            value, ctx.gradients = function(*inputs)
+            return value
+
+        @staticmethod
+        @once_differentiable
+        def backward(ctx: Any, upstream: Any) -> Any:
+            return None, *ctx.gradients(upstream)
+
+    return Differentiable
 
 
-def entries(table: Tensor, places: Tensor) -> Tensor:
-    """`table[places]`, for places of any shape from 0 up to the length of a table of one axis."""
-    if keras.backend.backend() != "torch":
+def constant(values: np.ndarray, like: Any) -> Any:
+    """A small array for computing with a tensor: on PyTorch a tensor, where that one is.
+
+    Args:
+        values: Array.
+        like: Tensor.
+    """
+    if not on_torch():
+        return values
+    return _torch_constant(values.tobytes(), values.dtype.str, values.shape, like.device)
+
+
+@functools.lru_cache(maxsize=256)
+def _torch_constant(values: bytes, dtype: str, shape: tuple[int, ...], device: Any) -> Any:
+    import torch
+
+    # Kept, so that training steps copy nothing to the device.
+    return torch.tensor(np.frombuffer(values, dtype).reshape(shape), device=device)
+
+
+def cond(condition: Any, yes: Callable[[], Any], no: Callable[[], Any]) -> Any:
+    """`yes()` where the condition holds, else `no()`: tensors of one shape, differentiable.
+
+    Args:
+        condition: Boolean scalar tensor. PyTorch looks at it on CPUs alone: elsewhere it would wait for
+            the device, so that there both are computed.
+        yes: Returns a tensor.
+        no: Returns a tensor.
+    """
+    if _is_far(condition):
+        return ops.where(condition, yes(), no())
+    return ops.cond(condition, yes, no)
+
+
+def quick_or_sure(condition: Any, quick: Callable[[], Any], sure: Callable[[], Any]) -> Any:
+    """`quick()`, which is right where the condition holds, or `sure()`, which always is.
+
+    Arguments as in `cond`; where PyTorch does not look at the condition, it is `sure()`.
+    """
+    return sure() if _is_far(condition) else ops.cond(condition, quick, sure)
+
+
+def _is_far(tensor: Any) -> bool:
+    """Whether a look at a tensor's value would hold up the program: PyTorch's on an accelerator."""
+    return on_torch() and tensor.device.type not in ("cpu", "meta")
+
+
+def take(table: Any, places: Any) -> Any:
+    """`table[places]` of a vector, for places within it: `keras.ops.take`, in one pass on PyTorch."""
+    if not on_torch():
         return ops.take(table, places)
-    # Keras looks for negative places first, and makes them 64 bits wide.
     return table.index_select(0, places.reshape(-1)).reshape(places.shape)
 
 
-def segment_sums(values: Tensor, places: Tensor, count: int) -> Tensor:
+def segment_sums(values: Any, places: Any, count: int) -> Any:
     """The sum of the values at each place.
 
-    What `keras.ops.segment_sum` computes; in graphs of TensorFlow on CPUs that is many times slower, and
-    on PyTorch it adds whole numbers as float32.
+    What `keras.ops.segment_sum` computes; in graphs of TensorFlow on CPUs and on PyTorch that is many
+    times slower.
 
     Args:
         values: Tensor of any shape.
@@ -140,98 +180,67 @@ def segment_sums(values: Tensor, places: Tensor, count: int) -> Tensor:
     [5.0, 0.0, 2.0]
     """
     # Reshaped here: in the gradient of `ops.cond`, only operations capture tensors of the forward pass.
-    values, places = ops.reshape(values, (-1,)), ops.reshape(places, (-1,))
-    if keras.backend.backend() == "torch":
-        return values.new_zeros(count).index_add_(0, places, values)
-    return _segment_sums(count)(values, places)
+    return _segment_sums(count)(ops.reshape(values, (-1,)), ops.reshape(places, (-1,)))
 
 
 @functools.lru_cache
 def _segment_sums(count: int) -> Callable[..., Any]:
+    if on_torch():
+        return lambda values, places: values.new_zeros(count).index_add(0, places, values)
     return compiled(functools.partial(ops.segment_sum, num_segments=count))
 
 
 def in_chunks(
-    part_of: Callable[[Tensor], tuple[Tensor, ...]],
-    weights: Tensor,
-    shapes: Sequence[tuple[int, ...]],
-) -> tuple[Tensor, ...]:
-    """What a function of weights gives for all of them, some at a time.
+    function: Callable[[Any], Any], weights: Any, sums: tuple[Any, ...] = (), fused: bool = False
+) -> Any:
+    """What a function finds for each weight, and in all, computed for some weights at a time.
 
     Args:
-        part_of: Takes weights `(n,)`; returns a value for each, and float32 tensors that are summed.
-        weights: Float32 tensor of any shape.
-        shapes: The shapes of the tensors that are summed.
+        function: From a vector of weights to a vector of as many elements, and a tuple of tensors that
+            are summed up.
+        weights: Tensor of any shape.
+        sums: The shapes of the latter.
+        fused: Whether XLA makes one pass of the function, so that there it needs no chunks. Otherwise
+            what it finds must be float32.
 
     Returns:
-        The values in the shape of the weights, and the sums.
+        A tensor in the shape of the weights, and the tuple of the sums.
     """
     flat = ops.reshape(weights, (-1,))
-    loop = _torch_chunks if keras.backend.backend() == "torch" else _xla_chunks
-    values, *sums = loop(part_of, flat, shapes)
-    return ops.reshape(values, ops.shape(weights)), *sums
+    # Accelerators have no cache to stay in, and XLA has done what there is to do.
+    whole = _is_far(flat) if on_torch() else fused
+    if whole or flat.shape[0] <= CHUNK:
+        each, found = function(flat)
+    elif on_torch():
+        parts = [function(part) for part in flat.split(CHUNK)]
+        each = ops.concatenate([part for part, _ in parts])
+        found = tuple(map(sum, zip(*(more for _, more in parts), strict=True)))
+    else:
+        start = ops.zeros_like(flat), tuple(ops.zeros(shape, "float32") for shape in sums)
+        each, found = _in_a_loop(function, flat, start)
+    return ops.reshape(each, ops.shape(weights)), found
 
 
-def fused(function: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., Any]:
-    """An elementwise function that keeps nothing but its results: a sum, and a value for each weight.
+def _in_a_loop(function: Callable[[Any], Any], flat: Any, start: Any) -> Any:
+    """Chunk by chunk in a loop of the backend, which is compiled as one."""
+    count, chunk, rest = chunks(flat.shape[0])
 
-    Args:
-        function: Takes weights and scalars. XLA makes one pass of it; on PyTorch it runs in chunks.
-    """
-    if keras.backend.backend() != "torch":
-        return compiled(function)
+    def add(carried: Any, begin: Any, part: Any) -> Any:
+        each, found = function(part)
+        sums = tuple(a + b for a, b in zip(carried[1], found, strict=True))
+        return ops.slice_update(carried[0], (begin,), each), sums
 
-    def run(weights: Tensor, *scalars: Tensor) -> tuple[Tensor, Tensor]:
-        def part_of(part: Tensor) -> tuple[Tensor, Tensor]:
-            total, values = function(part, *scalars)
-            return values, total
+    def step(i: Any, carried: Any) -> Any:
+        return add(carried, i * chunk, ops.slice(flat, (i * chunk,), (chunk,)))
 
-        values, total = in_chunks(part_of, weights, [()])
-        return total, values
-
-    return run
+    carried = ops.fori_loop(0, count, step, start)
+    return add(carried, count * chunk, flat[count * chunk :]) if rest else carried
 
 
-def _xla_chunks(
-    part_of: Callable[[Tensor], tuple[Tensor, ...]], flat: Tensor, shapes: Sequence[tuple[int, ...]]
-) -> tuple[Tensor, ...]:
-    count, chunk, rest = _chunks(flat.shape[0])
-    if count == 1 and not rest:
-        return part_of(flat)
-
-    def step(i: Any, carried: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        values, *more = part_of(ops.slice(flat, (i * chunk,), (chunk,)))
-        sums = (a + b for a, b in zip(carried[1:], more, strict=True))
-        return ops.slice_update(carried[0], (i * chunk,), values), *sums
-
-    start = ops.zeros_like(flat), *(ops.zeros(shape, "float32") for shape in shapes)
-    found: tuple[Tensor, ...] = ops.fori_loop(0, count, step, start)
-    if not rest:
-        return found
-    values, *more = part_of(flat[count * chunk :])
-    sums = (a + b for a, b in zip(found[1:], more, strict=True))
-    return ops.slice_update(found[0], (count * chunk,), values), *sums
-
-
-def _chunks(size: int) -> tuple[int, int, int]:
+def chunks(size: int) -> tuple[int, int, int]:
     """How many chunks of what size, and the rest, which would be compiled once more: 0 if it can be."""
     fewest = -(-size // CHUNK)
     for count in range(max(1, fewest), 2 * fewest):
         if size % count == 0:
             return count, size // count, 0
     return (1, size, 0) if size <= CHUNK else (size // CHUNK, CHUNK, size % CHUNK)
-
-
-def _torch_chunks(
-    part_of: Callable[[Tensor], tuple[Tensor, ...]], flat: Tensor, shapes: Sequence[tuple[int, ...]]
-) -> tuple[Tensor, ...]:
-    if flat.shape[0] <= CHUNK or flat.device.type != "cpu":
-        return part_of(flat)
-    values = flat.new_empty(flat.shape)
-    totals = [flat.new_zeros(shape) for shape in shapes]
-    for part, place in zip(flat.split(CHUNK), values.split(CHUNK), strict=True):
-        found, *more = part_of(part)
-        place.copy_(found)
-        for total, one in zip(totals, more, strict=True):
-            total += one
-    return values, *totals

@@ -31,11 +31,11 @@ from keras import ops
 from keras_qareg.numerics.compiled import (
     compiled,
     custom_gradient,
-    entries,
-    fused,
     in_chunks,
+    on_torch,
+    quick_or_sure,
     segment_sums,
-    shortcut,
+    take,
 )
 
 OUTSIDE = ("linear", "periodic")
@@ -133,61 +133,74 @@ def nearest(weights: Any, centroids: Any) -> Any:
     >>> np.asarray(nearest([0.1, 0.7, 3.0], [1.0, 0.0])).tolist()
     [0.0, 1.0, 1.0]
     """
+    levels = centroids.shape[0]
 
     def quantize(weights: Any, centroids: Any) -> Any:
-        values, members = _nearest_values()(weights, centroids)
-        levels = centroids.shape[0]
-        return values, lambda upstream: (upstream, segment_sums(upstream, members, levels))
+        values, places, ranks = _nearest_values()(weights, centroids)
+
+        def grad(upstream: Any) -> Any:
+            sums = segment_sums(upstream, places, levels)
+            return upstream, ops.take(sums, ranks)
+
+        return values, grad
 
     return custom_gradient(quantize)(_tensor(weights), _tensor(centroids))
 
 
 def _differentiable(function: Callable[..., Any], *inputs: Any) -> Any:
-    """The first result of a function; the others are its gradients, `None` where there is none."""
+    """The first result of a function; the others are its gradients, of the first inputs or of all."""
 
     def penalize(*inputs: Any) -> Any:
         value, *slopes = function(*inputs)
-
-        def backwards(upstream: Any) -> Any:
-            given = iter(slopes)
-            return tuple(
-                upstream * slope if (slope := next(given, None)) is not None else ops.zeros_like(x)
-                for x in inputs
-            )
-
-        return value, backwards
+        none = [None] * (len(inputs) - len(slopes))
+        return value, lambda upstream: (*(upstream * slope for slope in slopes), *none)
 
     return custom_gradient(penalize)(*(_tensor(x) for x in inputs))
 
 
 def _tensor(x: Any) -> Any:
+    """A float32 tensor of its own: `custom_gradient` does not reach a variable that it is given."""
     return ops.cast(ops.convert_to_tensor(x), "float32")
 
 
 @functools.lru_cache
 def _evenly_spaced(levels: int, outside: str) -> Callable[..., Any]:
+    sine, cosine = (ops.sin, ops.cos) if on_torch() else (_sine, _cosine)
+
     def penalty(weights: Any, low: Any, high: Any) -> tuple[Any, Any]:
         # A range of no width is one basin, with the slope of a range of unit width.
         wide = high - low > _NARROWEST
         scale = (levels - 1) / ops.where(wide, high - low, ops.ones_like(high))
         last = ops.where(wide, levels - 1.0, 0.0)
-        position = (weights - low) * scale
-        basin = ops.round(position)
-        if outside == "linear":
-            basin = ops.clip(basin, 0.0, last)
-        # Within float32, the offset from the basin's own weight is more exact than position - basin.
-        offset = (weights - (low + basin / scale)) * (scale * math.pi)
-        # Rounding takes weights many periods away out of the range of the series.
-        near = ops.clip(offset, -0.5 * math.pi, 0.5 * math.pi)
-        square = ops.square(near)
-        value, turn = ops.abs(near * _series(square, _SINE)), _series(square, _COSINE)
-        if outside == "linear":
-            beyond = ops.logical_or(position < 0.0, position > last)
-            value = ops.where(beyond, ops.abs(offset), value)
-            turn = ops.where(beyond, ops.ones_like(turn), turn)
-        return ops.sum(value), (math.pi * scale) * ops.sign(offset) * turn
 
-    return fused(penalty)
+        def part_of(part: Any) -> Any:
+            position = (part - low) * scale
+            basin = ops.round(position)
+            if outside == "linear":
+                basin = ops.clip(basin, 0.0, last)
+            # Within float32, the offset from the basin's own weight is more exact than position - basin.
+            offset = (part - (low + basin / scale)) * (scale * math.pi)
+            # Rounding takes weights many periods away out of the range of the series.
+            near = ops.clip(offset, -0.5 * math.pi, 0.5 * math.pi)
+            value, turn = ops.abs(sine(near)), cosine(near)
+            if outside == "linear":
+                beyond = ops.logical_or(position < 0.0, position > last)
+                value = ops.where(beyond, ops.abs(offset), value)
+                turn = ops.where(beyond, ops.ones_like(turn), turn)
+            return (math.pi * scale) * ops.sign(offset) * turn, (ops.sum(value),)
+
+        slopes, (value,) = in_chunks(part_of, weights, fused=True)
+        return value, slopes
+
+    return compiled(penalty)
+
+
+def _sine(angle: Any) -> Any:
+    return angle * _series(ops.square(angle), _SINE)
+
+
+def _cosine(angle: Any) -> Any:
+    return _series(ops.square(angle), _COSINE)
 
 
 def _series(square: Any, coefficients: list[float]) -> Any:
@@ -240,22 +253,26 @@ def _cells(centroids: Any) -> _Cells:
 
 @functools.lru_cache
 def _nearest_values() -> Callable[..., Any]:
-    def values(weights: Any, centroids: Any) -> tuple[Any, Any]:
-        """The nearest centroid of each weight, and its place among the centroids."""
+    def values(weights: Any, centroids: Any) -> tuple[Any, Any, Any]:
+        """The nearest centroid of each weight, its place in ascending order, and the places of all."""
         cells = _cells(centroids)
-        flat = ops.reshape(weights, (-1,))
+        lower, upper = take(cells.ascending, cells.below), take(cells.ascending, cells.above)
+        midpoints = 0.5 * lower + 0.5 * upper
 
-        def look_up() -> Any:
-            place = cells.bin_of(flat)
-            below, above = entries(cells.below, place), entries(cells.above, place)
-            low, high = entries(cells.ascending, below), entries(cells.ascending, above)
-            return ops.where(flat > 0.5 * low + 0.5 * high, above, below)
+        def look_up(part: Any) -> Any:
+            bins = cells.bin_of(part)
+            below, above = take(cells.below, bins), take(cells.above, bins)
+            return ops.where(part > take(midpoints, bins), above, below), ()
 
-        def search() -> Any:
-            return ops.searchsorted(cells.midpoints, flat, side="left")
+        def search(part: Any) -> Any:
+            return ops.searchsorted(cells.midpoints, part, side="left"), ()
 
-        index = ops.reshape(shortcut(lambda: cells.tell_apart, look_up, search), ops.shape(weights))
-        return entries(cells.ascending, index), entries(cells.order, index)
+        places = quick_or_sure(
+            cells.tell_apart,
+            lambda: in_chunks(look_up, weights, fused=True)[0],
+            lambda: in_chunks(search, weights, fused=True)[0],
+        )
+        return take(cells.ascending, places), places, ops.argsort(cells.order)
 
     return compiled(values)
 
@@ -263,27 +280,44 @@ def _nearest_values() -> Callable[..., Any]:
 def _nearest_penalty(pay: Any, weights: Any, centroids: Any) -> tuple[Any, Any, Any]:
     """The total penalty, and its gradients by weights and centroids."""
     cells, levels = _cells(centroids), centroids.shape[0]
-    lower, upper = ops.take(cells.ascending, cells.below), ops.take(cells.ascending, cells.above)
+    lower, upper = take(cells.ascending, cells.below), take(cells.ascending, cells.above)
     owners = ops.reshape(ops.stack([cells.below, cells.above], axis=1), (-1,))
 
     def look_up(part: Any) -> tuple[Any, Any]:
         place = cells.bin_of(part)
-        low, high = entries(lower, place), entries(upper, place)
+        low, high = take(lower, place), take(upper, place)
         beyond = part > 0.5 * low + 0.5 * high
         return part - ops.where(beyond, high, low), 2 * place + ops.cast(beyond, "int32")
 
     def search(part: Any) -> tuple[Any, Any]:
         index = ops.searchsorted(cells.midpoints, part, side="left")
-        return part - entries(cells.ascending, index), index
+        return part - take(cells.ascending, index), index
 
     def looked_up() -> tuple[Any, Any, Any]:
-        slopes, value, sums = _in_chunks(weights, look_up, pay, 2 * _BINS)
-        return slopes, value, segment_sums(sums, owners, levels)
+        value, slopes, sums = _summed(weights, look_up, pay, 2 * _BINS)
+        return value, slopes, segment_sums(sums, owners, levels)
 
-    slopes, value, members = shortcut(
-        lambda: cells.tell_apart, looked_up, lambda: _in_chunks(weights, search, pay, levels)
+    value, slopes, members = quick_or_sure(
+        cells.tell_apart,
+        looked_up,
+        lambda: _summed(weights, search, pay, levels),
     )
     return value, slopes, -ops.take(members, ops.argsort(cells.order))
+
+
+def _summed(weights: Any, locate: Any, pay: Any, places: int) -> tuple[Any, Any, Any]:
+    """The total penalty, the slope of each weight, and the sums of slopes by place.
+
+    `locate` gives the distances of weights from their centroids, and the places to sum them up at.
+    """
+
+    def part_of(part: Any) -> Any:
+        distance, place = locate(part)
+        value, slope = pay(distance)
+        return slope, (ops.sum(value), segment_sums(slope, place, places))
+
+    slopes, (value, sums) = in_chunks(part_of, weights, ((), (places,)))
+    return value, slopes, sums
 
 
 def _binning(ascending: Any) -> Callable[[Any], Any]:
@@ -292,17 +326,3 @@ def _binning(ascending: Any) -> Callable[[Any], Any]:
     # Bins so narrow that their number in a unit overflows are not told apart.
     per_unit = _BINS / ops.where(width > _NARROWEST, width, ops.ones_like(width))
     return lambda x: ops.cast(ops.clip((x - low) * per_unit, 0.0, _BINS - 1.0), "int32")
-
-
-def _in_chunks(weights: Any, locate: Any, pay: Any, places: int) -> tuple[Any, ...]:
-    """The slope of each weight, the total penalty, and the sums of slopes by place.
-
-    `locate` gives the distances of weights from their centroids, and the places to sum them up at.
-    """
-
-    def part_of(part: Any) -> tuple[Any, Any, Any]:
-        distance, place = locate(part)
-        value, slope = pay(distance)
-        return slope, ops.sum(value), segment_sums(slope, place, places)
-
-    return in_chunks(part_of, weights, [(), (places,)])

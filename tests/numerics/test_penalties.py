@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from keras import ops
 
-from keras_qareg.numerics import compiled, penalties
+from keras_qareg.numerics import penalties
+from keras_qareg.numerics.compiled import CHUNK, chunks
 from keras_qareg.regularizers import Cosine, NearestExponential, NearestSquared, Sine
 from tests.helpers import gradients
 
@@ -208,7 +209,7 @@ SPREAD = np.linspace(-0.4, 0.5, 43, dtype="float32")
 )
 def test_large_kernels_are_penalized_chunk_by_chunk(centroids):
     """Compiled, with a rest, by look-up and, where centroids crowd into a bin, by search."""
-    w = RNG.laplace(scale=0.05, size=2 * compiled.CHUNK + 85).astype("float32").reshape(-1, 1)
+    w = RNG.laplace(scale=0.05, size=2 * CHUNK + 85).astype("float32").reshape(-1, 1)
     value, (by_w, by_c) = gradients(penalties.nearest_squared, w, centroids, graph=True)
     ascending = np.sort(centroids)
     midpoints = np.float32(0.5) * ascending[:-1] + np.float32(0.5) * ascending[1:]
@@ -221,11 +222,11 @@ def test_large_kernels_are_penalized_chunk_by_chunk(centroids):
 
 
 def test_weights_are_cut_into_equal_chunks_where_they_can_be():
-    for size in (0, 1, 1728, 131_071, 262_144, 589_824, 2_359_296, 2 * compiled.CHUNK + 85):
-        count, chunk, rest = compiled._chunks(size)
-        assert count * chunk + rest == size and chunk <= compiled.CHUNK
-        assert rest == 0 or size == 2 * compiled.CHUNK + 85
-    assert compiled._chunks(589_824) == (6, 98_304, 0)
+    for size in (0, 1, 1728, 131_071, 262_144, 589_824, 2_359_296, 2 * CHUNK + 85):
+        count, chunk, rest = chunks(size)
+        assert count * chunk + rest == size and chunk <= CHUNK
+        assert rest == 0 or size == 2 * CHUNK + 85
+    assert chunks(589_824) == (6, 98_304, 0)
 
 
 @pytest.mark.parametrize("outside", penalties.OUTSIDE)
