@@ -2,8 +2,10 @@
 compiling small programs that run once."""
 
 import gc
+import hashlib
 import os
 import tempfile
+from pathlib import Path
 
 # XLA compiles in half the time where it optimizes nothing. Two devices are for data-parallel training.
 os.environ["XLA_FLAGS"] = " ".join(
@@ -18,6 +20,8 @@ os.environ["XLA_FLAGS"] = " ".join(
 )
 
 import keras
+import numpy as np
+import pytest
 
 if keras.backend.backend() == "tensorflow":
     import tensorflow as tf
@@ -52,3 +56,28 @@ def pytest_collection_finish():
     """What was imported stays, so collecting garbage, as each conversion to `.tflite` does, skips it."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def converted_once():
+    """Keras and TensorFlow convert each model once, which takes seconds; the rest of an export is quick."""
+    convert, kept = keras.Model.export, {}
+
+    def export(model, filepath, format="tf_saved_model", **options):
+        if format != "litert":
+            return convert(model, filepath, format, **options)
+        told = dict(options)
+        if samples := told.pop("representative_dataset", None):
+            told["samples"] = list(samples())
+        key = hashlib.sha256(model.to_json().encode())
+        for part in [*model.get_weights(), *keras.tree.flatten(told)]:
+            key.update(part.tobytes() if isinstance(part, np.ndarray) else repr(part).encode())
+        if key.digest() not in kept:
+            convert(model, filepath, format, **options)
+            kept[key.digest()] = Path(filepath).read_bytes()
+        Path(filepath).write_bytes(kept[key.digest()])
+        return None
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(keras.Model, "export", export)
+        yield
