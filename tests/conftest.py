@@ -60,7 +60,7 @@ def pytest_collection_finish():
 
 @pytest.fixture(scope="session", autouse=True)
 def converted_once():
-    """Keras and TensorFlow convert each model once, which takes seconds; the rest of an export is quick."""
+    """Keras and TensorFlow convert each model once, in seconds; the rest of an export is quick."""
     convert, kept = keras.Model.export, {}
 
     def export(model, filepath, format="tf_saved_model", **options):
