@@ -1,9 +1,27 @@
-"""What must be set up before a backend is used: CPU devices, and what JAX compiles kept for a run."""
+"""What must be set up before a backend is used, and what makes the tests quick: most of their time is
+compiling small programs that run once."""
 
+import gc
+import hashlib
 import os
 import tempfile
+from pathlib import Path
+
+# XLA compiles in half the time where it optimizes nothing. Two devices are for data-parallel training.
+os.environ["XLA_FLAGS"] = " ".join(
+    (
+        "--xla_backend_optimization_level=0",
+        "--xla_llvm_disable_expensive_passes=true",
+        "--xla_cpu_use_fusion_emitters=false",
+        "--xla_cpu_parallel_codegen_split_count=1",
+        "--xla_force_host_platform_device_count=2",
+        os.environ.get("XLA_FLAGS", ""),
+    )
+)
 
 import keras
+import numpy as np
+import pytest
 
 if keras.backend.backend() == "tensorflow":
     import tensorflow as tf
@@ -26,8 +44,40 @@ elif keras.backend.backend() == "jax" and "JAX_COMPILATION_CACHE_DIR" not in os.
 
 
 def pytest_collection_modifyitems(config, items):
-    """What does not depend on the backend is tested once."""
-    if keras.backend.backend() != "tensorflow":
-        once = [item for item in items if item.get_closest_marker("one_backend")]
-        config.hook.pytest_deselected(items=once)
-        items[:] = [item for item in items if not item.get_closest_marker("one_backend")]
+    """What needs no backend runs on TensorFlow alone."""
+    if keras.backend.backend() == "tensorflow":
+        return
+    dropped = [item for item in items if item.get_closest_marker("one_backend")]
+    config.hook.pytest_deselected(items=dropped)
+    items[:] = [item for item in items if not item.get_closest_marker("one_backend")]
+
+
+def pytest_collection_finish():
+    """What was imported stays, so collecting garbage, as each conversion to `.tflite` does, skips it."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def converted_once():
+    """Keras and TensorFlow convert each model once, in seconds; the rest of an export is quick."""
+    convert, kept = keras.Model.export, {}
+
+    def export(model, filepath, format="tf_saved_model", **options):
+        if format != "litert":
+            return convert(model, filepath, format, **options)
+        told = dict(options)
+        if samples := told.pop("representative_dataset", None):
+            told["samples"] = list(samples())
+        key = hashlib.sha256(model.to_json().encode())
+        for part in [*model.get_weights(), *keras.tree.flatten(told)]:
+            key.update(part.tobytes() if isinstance(part, np.ndarray) else repr(part).encode())
+        if key.digest() not in kept:
+            convert(model, filepath, format, **options)
+            kept[key.digest()] = Path(filepath).read_bytes()
+        Path(filepath).write_bytes(kept[key.digest()])
+        return None
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(keras.Model, "export", export)
+        yield

@@ -18,6 +18,8 @@ BACKEND = keras.backend.backend()
 _MARKS = [pytest.mark.slow] if BACKEND == "torch" else []
 STEPS = [pytest.param({"jit_compile": True}, marks=_MARKS), {"run_eagerly": True}]
 ROOT = Path(__file__).parent.parent
+# Programs run in short on one backend, where they are quickest; on the others with the slow tests.
+slow_but_on_tensorflow = pytest.mark.slow if BACKEND != "tensorflow" else lambda test: test
 
 
 def gradients(function, *arrays, graph=False):
@@ -121,5 +123,8 @@ def run(*words):
             return subprocess.run([sys.executable, *words], **settings).stdout
         patch.setattr(sys, "argv", words[1:])
         with contextlib.redirect_stdout(io.StringIO()) as out:
-            runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+            try:
+                runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+            except SystemExit as end:
+                assert not end.code, end.code
     return out.getvalue()

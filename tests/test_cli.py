@@ -118,6 +118,7 @@ def test_inspect_prints_the_table(saved, capsys):
     assert printed == f"{qareg.report.summary(model)}\n"
 
 
+@pytest.mark.one_backend
 def test_errors_take_one_line_and_leave_nothing(saved, capsys):
     (saved / "corrupt.keras").write_bytes(b"PK\x03\x04 but no archive")
     (saved / "corrupt.npz").write_bytes(b"no arrays")
@@ -150,6 +151,7 @@ def test_errors_take_one_line_and_leave_nothing(saved, capsys):
     assert sorted(saved.iterdir()) == before
 
 
+@pytest.mark.one_backend
 def test_as_users_start_it(saved):
     command = Path(sys.executable).with_name("keras-qareg")
     done = subprocess.run(

@@ -78,6 +78,7 @@ def test_the_names():
     assert callable(qareg.export.litert)  # not the folder of that name
 
 
+@pytest.mark.one_backend
 def test_importing_loads_nothing():
     program = (
         "import sys, keras_qareg;"
@@ -96,6 +97,7 @@ def saved(tmp_path_factory):
     return folder
 
 
+@pytest.mark.one_backend
 @pytest.mark.parametrize("imports", ["keras_qareg, keras", "keras, keras_qareg"])
 def test_files_load_after_a_mere_import(saved, imports):
     """In a fresh process, whichever of the two was imported first."""

@@ -162,6 +162,7 @@ def test_examples_in_docstrings_run(name):
     assert found.failed == 0
 
 
+@pytest.mark.one_backend
 def test_every_public_name_is_documented():
     for name in MODULES:
         module = importlib.import_module(name)

@@ -5,8 +5,20 @@ import json
 import psutil
 import pytest
 
+from benchmarks import timing
 from benchmarks.timing import interleaved, peak_bytes, ratios
-from tests.helpers import BACKEND, run
+from tests.helpers import BACKEND, run, slow_but_on_tensorflow
+
+
+@pytest.fixture(params=["here", pytest.param("processes", marks=pytest.mark.slow)])
+def peaks(request, monkeypatch):
+    """Where peaks of memory are measured: a process for each, as users have it, takes seconds."""
+    if request.param == "here":
+        monkeypatch.setattr(timing, "in_subprocess", in_this_process)
+
+
+def in_this_process(*words):
+    return json.loads(run("-m", *words).strip().splitlines()[-1])
 
 
 def rows_of(path):
@@ -27,6 +39,8 @@ def test_functions_are_timed_in_turn():
     assert peak_bytes() >= max(before, in_use + (len(block) >> 1))
 
 
+@slow_but_on_tensorflow
+@pytest.mark.usefixtures("peaks")
 def test_the_penalty_benchmark_runs(tmp_path):
     words = ["--sizes", 2000, "--levels", 4, "--rounds", 2, "--out", tmp_path]
     printed = run("-m", "benchmarks.penalty", *words)
@@ -38,7 +52,8 @@ def test_the_penalty_benchmark_runs(tmp_path):
     )
 
 
-@pytest.mark.skipif(BACKEND != "tensorflow", reason="NumPy alone: once is enough")
+@pytest.mark.one_backend
+@pytest.mark.usefixtures("peaks")
 def test_the_kmeans_and_archive_benchmarks_run(tmp_path):
     run("-m", "benchmarks.kmeans", "--sizes", 3000, "--levels", 4, "--out", tmp_path)
     rows = rows_of(tmp_path / "kmeans.jsonl")
@@ -49,6 +64,7 @@ def test_the_kmeans_and_archive_benchmarks_run(tmp_path):
         assert 1.0 < row["to_bound"] <= 1.02 and row["coding"] == "ans"
 
 
+@slow_but_on_tensorflow
 def test_the_scaling_benchmark_runs(tmp_path):
     words = ["--sizes", 1000, 2000, 4000, 8000, "--rounds", 1, "--out", tmp_path]
     run("-m", "benchmarks.scaling", *words)

@@ -29,6 +29,7 @@ def write_images(folder):
     return folder
 
 
+@pytest.mark.one_backend
 def test_folders_and_zips_of_class_folders(tmp_path):
     train, test = data.load("pets", write_images(tmp_path))
     for part in (train, test):
@@ -43,6 +44,7 @@ def test_folders_and_zips_of_class_folders(tmp_path):
         data.load("none", tmp_path)
 
 
+@pytest.mark.one_backend
 def test_digits_are_those_of_the_demo():
     train, test = data.load("digits")
     assert (len(train.labels), len(test.labels)) == (1347, 450)
@@ -55,6 +57,7 @@ def test_digits_are_those_of_the_demo():
     np.testing.assert_array_equal(again.labels, second.labels)
 
 
+@pytest.mark.one_backend
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
 def test_data_sets_of_tensorflow_datasets(name):
     tfds = pytest.importorskip("tensorflow_datasets")
@@ -65,6 +68,7 @@ def test_data_sets_of_tensorflow_datasets(name):
         assert part.labels.shape == (12,) and part.classes == int(name.removeprefix("cifar"))
 
 
+@pytest.mark.one_backend
 def test_imagenet_is_read_in_batches():
     tfds = pytest.importorskip("tensorflow_datasets")
     with tfds.testing.mock_data(num_examples=6):
@@ -102,6 +106,7 @@ def test_batches_are_what_fit_takes():
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.one_backend
 def test_augmented_images_are_the_same_images_moved():
     image = np.zeros((1, 16, 16, 2), "float32")
     image[0, 7, 5] = [1.0, 2.0]
@@ -114,6 +119,7 @@ def test_augmented_images_are_the_same_images_moved():
     assert rows == set(range(5, 10)) and columns == set(range(3, 8)) | set(range(8, 13))
 
 
+@pytest.mark.one_backend  # what layers compute is Keras's to test
 @pytest.mark.parametrize("name", architectures.NETWORKS)
 def test_networks_give_logits_of_so_many_classes(name):
     make = architectures.NETWORKS[name]
@@ -126,6 +132,7 @@ def test_networks_give_logits_of_so_many_classes(name):
     assert len(set(names)) == len(names)
 
 
+@pytest.mark.one_backend  # what layers compute is Keras's to test
 def test_weights_of_the_networks():
     counts = {"lenet": 1_039_386, "vgg16": 14_995_146, "resnet20": 274_042}
     for name, count in counts.items():

@@ -3,12 +3,27 @@
 import json
 
 import pytest
+import sklearn.datasets
 
-from tests.helpers import BACKEND, run
+from benchmarks import size
+from examples import wnq_digits
+from tests.helpers import BACKEND, run, slow_but_on_tensorflow
 
 
+@slow_but_on_tensorflow
+def test_the_demo_runs_in_short(tmp_path, monkeypatch):
+    few = sklearn.datasets.load_digits(return_X_y=True)
+    monkeypatch.setattr(sklearn.datasets, "load_digits", lambda **_: [part[:400] for part in few])
+    check_the_demo(tmp_path, "-m", "examples.digits", "--epochs", 2)
+
+
+@pytest.mark.slow  # as users start it, on all images
 def test_the_demo_runs(tmp_path):
-    printed = run("examples/digits.py", "--epochs", 3, "--tuning-epochs", 1, "--out", tmp_path)
+    check_the_demo(tmp_path, "examples/digits.py", "--epochs", 3)
+
+
+def check_the_demo(tmp_path, *words):
+    printed = run(*words, "--tuning-epochs", 1, "--out", tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "digits.jsonl").read_text().splitlines()]
     methods = ["k-means", "Sine", "Cosine", "NearestSquared", "NearestExponential"]
     assert [row["method"] for row in rows] == methods
@@ -24,20 +39,36 @@ def test_the_demo_runs(tmp_path):
         assert "in LiteRT" in printed and (tmp_path / "best.tflite").stat().st_size > 100_000
 
 
+@slow_but_on_tensorflow
+def test_the_wnq_study_runs_in_short(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(wnq_digits, "BITS", ((2, None), (2, 2)))
+    monkeypatch.setattr("sys.argv", ["wnq_digits", "--epochs", "2", "--out", str(tmp_path)])
+    wnq_digits.main()
+    check_the_wnq_study(tmp_path, capsys.readouterr().out)
+
+
+@pytest.mark.slow  # kernels of 1 and 3 bits too, as users start it
 def test_the_wnq_study_runs(tmp_path):
-    printed = run("examples/wnq_digits.py", "--epochs", 2, "--out", tmp_path)
+    check_the_wnq_study(
+        tmp_path, run("examples/wnq_digits.py", "--epochs", 2, "--out", tmp_path), kinds=4
+    )
+
+
+def check_the_wnq_study(tmp_path, printed, kinds=2):
     lines = (tmp_path / "wnq_digits.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
-    assert [row["method"] for row in rows] == ["float", *["LQ-Nets", "WNQ"] * 4]
+    assert [row["method"] for row in rows] == ["float", *["LQ-Nets", "WNQ"] * kinds]
     for row in rows[1:]:
         assert 0 < row["entropy"] <= row["bits"] and 0 < row["error"] < 0.5
         assert 50 < row["accuracy"] <= 100
-    assert "[9/9] layers inner, bits 2, inputs 2, method WNQ: accuracy" in printed
+    telling = "layers inner, bits 2, inputs 2, method WNQ: accuracy"
+    assert f"[{len(rows)}/{len(rows)}] {telling}" in printed
     assert (tmp_path / "wnq_digits.txt").read_text() in printed
     assert (tmp_path / "wnq_histograms.png").read_bytes().startswith(b"\x89PNG")
     assert BACKEND != "tensorflow" or "in LiteRT" in printed
 
 
+@slow_but_on_tensorflow
 def test_the_analysis_of_errors_runs(tmp_path):
     words = ["--bits", 1, "--seeds", 1, "--epochs", 1, "--out", tmp_path]
     printed = run("-m", "benchmarks.wnq_error", *words)
@@ -56,6 +87,7 @@ def test_the_analysis_of_errors_runs(tmp_path):
     assert "1 bits, trained: logits" in printed
 
 
+@slow_but_on_tensorflow
 def test_the_step_benchmark_runs(tmp_path):
     printed = run("-m", "benchmarks.wnq_step", "--rounds", 2, "--channels", 8, "--out", tmp_path)
     assert "WNQConv2D, 2 bits" in printed
@@ -63,7 +95,16 @@ def test_the_step_benchmark_runs(tmp_path):
     assert {len(times) for times in record["seconds"].values()} == {2}
 
 
-@pytest.mark.skipif(BACKEND != "tensorflow", reason="LiteRT export needs TensorFlow")
+ON_TENSORFLOW = pytest.mark.skipif(BACKEND != "tensorflow", reason="LiteRT export needs TensorFlow")
+
+
+@ON_TENSORFLOW
+def test_the_sizes_of_one_model(tmp_path):
+    assert_sizes({**size.row(size.network(), 4, True, tmp_path), "normalized": False})
+
+
+@pytest.mark.slow  # four models in all forms
+@ON_TENSORFLOW
 def test_the_size_benchmark_runs(tmp_path):
     run("-m", "benchmarks.size", "--levels", 4, "--out", tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "size.jsonl").read_text().splitlines()]
@@ -74,10 +115,14 @@ def test_the_size_benchmark_runs(tmp_path):
         (True, False),
     ]
     for row in rows:
-        assert row["bound"] < row["archive"] < min(0.85 * row["gzip"], 0.85 * row["zstd"])
-        assert row["archive"] < row["smallest"] <= row["auto"] <= row["float32"] < 1.2e6
-        if row["grid"]:
-            assert row["auto"] <= 94_000 + 5000 * row["normalized"]
+        assert_sizes(row)
+
+
+def assert_sizes(row):
+    assert row["bound"] < row["archive"] < min(0.85 * row["gzip"], 0.85 * row["zstd"])
+    assert row["archive"] < row["smallest"] <= row["auto"] <= row["float32"] < 1.2e6
+    if row["grid"]:
+        assert row["auto"] <= 94_000 + 5000 * row["normalized"]
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from examples import distribution
-from tests.helpers import BACKEND, ROOT
+from tests.helpers import BACKEND, ROOT, run
 
 ON_TENSORFLOW = pytest.mark.skipif(BACKEND != "tensorflow", reason="a strategy of TensorFlow")
 MODELS = ("regularized", "wnq")
@@ -35,7 +35,7 @@ def finish(replicas, *processes):
         assert f"{replicas} replicas" in printed
 
 
-def start_workers(model, folder, **dies):
+def start_workers(models, folder, **dies):
     """Two workers on this machine; `dies` names the epoch in which one of them dies."""
     with socket.socket() as first, socket.socket() as second:
         ports = []
@@ -47,7 +47,7 @@ def start_workers(model, folder, **dies):
     for index in range(2):
         task = {"cluster": cluster, "task": {"type": "worker", "index": index}}
         words = ["--dies-in", dies[f"worker_{index}"]] if f"worker_{index}" in dies else []
-        found.append(start("workers", model, folder, *words, TF_CONFIG=json.dumps(task)))
+        found.append(start("workers", folder, *models, *words, TF_CONFIG=json.dumps(task)))
     return found
 
 
@@ -64,55 +64,57 @@ def assert_same(found, expected, atol=0.0):
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    """The weights after training in one process, by the kind of model."""
-    folders = {model: tmp_path_factory.mktemp(model) for model in MODELS}
-    finish(1, *(start("none", model, folder) for model, folder in folders.items()))
-    return {model: weights(folder / "worker-0.npz") for model, folder in folders.items()}
+    """The weights after training on one device, by the kind of model."""
+    folder = tmp_path_factory.mktemp("alone")
+    assert "1 replicas" in run("-m", "tests.examples.worker", "none", folder, *MODELS)
+    return {model: weights(folder / model / "worker-0.npz") for model in MODELS}
 
 
 @ON_TENSORFLOW
-@pytest.mark.parametrize("model", MODELS)
-def test_two_workers_train_as_one_process(model, alone, tmp_path):
-    finish(2, *start_workers(model, tmp_path))
-    first, second = (weights(tmp_path / f"worker-{i}.npz") for i in range(2))
-    assert_same(first, second)
-    assert_same(first, alone[model], atol=1e-5)
-    learned = "centroids" if model == "regularized" else "basis"
-    assert sum(path.endswith(learned) for path in first) >= 2
+def test_two_workers_train_as_one_process(alone, tmp_path):
+    finish(2, *start_workers(MODELS, tmp_path))
+    for model, learned in zip(MODELS, ("centroids", "basis"), strict=True):
+        first, second = (weights(tmp_path / model / f"worker-{i}.npz") for i in range(2))
+        assert_same(first, second)
+        assert_same(first, alone[model], atol=1e-5)
+        assert sum(path.endswith(learned) for path in first) >= 2
 
 
+@pytest.mark.slow  # four processes for each model
 @ON_TENSORFLOW
 @pytest.mark.parametrize("model", MODELS)
 def test_a_worker_that_died_goes_on_where_it_was(model, alone, tmp_path):
-    survivor, dead = start_workers(model, tmp_path, worker_1=2)
+    survivor, dead = start_workers([model], tmp_path, worker_1=2)
     dead.communicate(timeout=300)
     assert dead.returncode == 9
     survivor.kill()  # it waits for the other
     survivor.communicate()
-    assert not list(tmp_path.glob("*.npz")) and len(list(tmp_path.glob("backup-*"))) == 2
-    workers = start_workers(model, tmp_path)
+    kept = tmp_path / model
+    assert not list(kept.glob("*.npz")) and len(list(kept.glob("backup-*"))) == 2
+    workers = start_workers([model], tmp_path)
     printed = [worker.communicate(timeout=300)[0] for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0], printed
     for text in printed:
         assert "Epoch 3/4" in text and "Epoch 2/4" not in text
-    first, second = (weights(tmp_path / f"worker-{i}.npz") for i in range(2))
+    first, second = (weights(kept / f"worker-{i}.npz") for i in range(2))
     assert_same(first, second)
     assert_same(first, alone[model], atol=1e-5)
 
 
+@pytest.mark.slow  # a process of its own: the tests of layers train on two replicas in theirs
 @ON_TENSORFLOW
-@pytest.mark.parametrize("model", MODELS)
-def test_mirrored_devices_train_as_one(model, alone, tmp_path):
-    finish(2, start("mirrored", model, tmp_path))
-    assert_same(weights(tmp_path / "worker-0.npz"), alone[model], atol=1e-5)
+def test_mirrored_devices_train_as_one(alone, tmp_path):
+    finish(2, start("mirrored", tmp_path, *MODELS))
+    for model in MODELS:
+        assert_same(weights(tmp_path / model / "worker-0.npz"), alone[model], atol=1e-5)
 
 
 @pytest.mark.skipif(BACKEND != "jax", reason="a distribution of JAX")
-@pytest.mark.parametrize("model", MODELS)
-def test_data_parallel_devices_train_as_one(model, alone, tmp_path):
-    flags = "--xla_force_host_platform_device_count=2"
-    finish(2, start("data-parallel", model, tmp_path, XLA_FLAGS=flags))
-    assert_same(weights(tmp_path / "worker-0.npz"), alone[model], atol=1e-5)
+def test_data_parallel_devices_train_as_one(alone, tmp_path):
+    printed = run("-m", "tests.examples.worker", "data-parallel", tmp_path, *MODELS)
+    assert "2 replicas" in printed
+    for model in MODELS:
+        assert_same(weights(tmp_path / model / "worker-0.npz"), alone[model], atol=1e-5)
 
 
 def test_what_a_backend_does_not_have_is_refused(monkeypatch):

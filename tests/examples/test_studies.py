@@ -8,11 +8,13 @@ import pytest
 from PIL import Image
 
 import keras_qareg as qareg
+from examples import architectures
 from examples.study import Study, mean_and_deviation, written
 from examples.training import FallingRate
-from tests.helpers import ROOT, run
+from tests.helpers import ROOT, run, slow_but_on_tensorflow
 
 
+@pytest.mark.one_backend
 def test_a_study_goes_on_where_it_stopped(tmp_path, capsys):
     path, calls = tmp_path / "deep" / "rows.jsonl", []
 
@@ -77,9 +79,11 @@ def write_pets(folder, count=8):
                 Image.fromarray(pixels).save(folder / f"pets-{part}" / kind / f"{i}.png")
 
 
-def test_the_regularizer_experiment_runs_and_resumes(tmp_path):
+# The slow network has normalization, dropout and more convolutions.
+@pytest.mark.parametrize("network", ["lenet", pytest.param("alexnet", marks=pytest.mark.slow)])
+def test_the_regularizer_experiment_runs_and_resumes(network, tmp_path):
     write_pets(tmp_path)
-    words = ["-m", "examples.cifar10_regularizers", "--network", "alexnet", "--width", 0.05]
+    words = ["-m", "examples.cifar10_regularizers", "--network", network, "--width", 0.05]
     words += ["--dataset", "pets", "--data-dir", tmp_path, "--epochs", 3, "--tuning-epochs", 1]
     words += ["--seeds", 1, "--levels", 4, "--batch-size", 16, "--augment"]
     words += ["--methods", "k-means", "NearestExponential", "--out", tmp_path / "out"]
@@ -87,7 +91,7 @@ def test_the_regularizer_experiment_runs_and_resumes(tmp_path):
     assert "[2/2] method NearestExponential: tuned" in printed
     printed = run(*words, "--layers", "conv", "all")
     assert "[1/2] layers all, method k-means: tuned" in printed
-    lines = (tmp_path / "out" / "cifar10_regularizers_alexnet.jsonl").read_text().splitlines()
+    lines = (tmp_path / "out" / f"cifar10_regularizers_{network}.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     assert [(row["layers"], row["method"]) for row in rows] == [
         (layers, method)
@@ -98,14 +102,13 @@ def test_the_regularizer_experiment_runs_and_resumes(tmp_path):
         assert 0 <= row["bits"] <= 2 and 0 <= row["tuned"] <= 100 and row["archive"] > 1000
     assert rows[0]["archive"] > rows[2]["archive"]
     assert len({row["float"] for row in rows}) == 1
-    assert (
-        (tmp_path / "out" / "cifar10_regularizers_alexnet.png").read_bytes().startswith(b"\x89PNG")
-    )
-    table = (tmp_path / "out" / "cifar10_regularizers_alexnet.txt").read_text()
+    picture = tmp_path / "out" / f"cifar10_regularizers_{network}.png"
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    table = picture.with_suffix(".txt").read_text()
     assert table in printed
     printed = run(*words, "--layers", "conv", "--methods", "Sine", "--straight-through")
     assert "[1/1]" in printed
-    file = tmp_path / "out" / "cifar10_regularizers_alexnet_straight_through.jsonl"
+    file = tmp_path / "out" / f"cifar10_regularizers_{network}_straight_through.jsonl"
     (row,) = map(json.loads, file.read_text().splitlines())
     assert row["straight_through"] and row["trained"] == row["shared"], "sharing changes nothing"
     assert table in run(*words, "--layers", "conv", "all", "dense", "--draw")
@@ -130,7 +133,17 @@ def test_ratios_are_to_k_means_of_the_same_seed():
     assert np.isnan(relative(rows[2:])[0]["after"]), "without k-means there is none"
 
 
-def test_the_wnq_experiment_runs_and_resumes(tmp_path):
+@slow_but_on_tensorflow
+@pytest.mark.parametrize(
+    ("more", "cells"),
+    [
+        (["LSQ"], 1),
+        # Five networks more, and 3-bit inputs.
+        pytest.param(["WNQ uniform", "LSQ", "--inputs", 3], 6, marks=pytest.mark.slow),
+    ],
+    ids=["short", "long"],
+)
+def test_the_wnq_experiment_runs_and_resumes(more, cells, tmp_path):
     write_pets(tmp_path)
     out = tmp_path / "out"
     words = ["-m", "examples.cifar_wnq", "--network", "lenet", "--width", 0.1, "--seeds", 1]
@@ -138,8 +151,8 @@ def test_the_wnq_experiment_runs_and_resumes(tmp_path):
     words += ["--start", "float", "--bits", 2, "--augment", "--out", out]
     printed = run(*words, "--methods", "WNQ", "LQ-Nets")
     assert "[3/3]" in printed
-    printed = run(*words, "--methods", "WNQ", "LQ-Nets", "WNQ uniform", "LSQ", "--inputs", 3)
-    assert "[6/6]" in printed, "three cells were there"
+    printed = run(*words, "--methods", "WNQ", "LQ-Nets", *more)
+    assert f"[{cells}/{cells}]" in printed, "three cells were there"
     rows = [json.loads(line) for line in (out / "cifar_wnq.jsonl").read_text().splitlines()]
     assert [row["method"] for row in rows[:3]] == ["float", "WNQ", "LQ-Nets"]
     # This network has no batch normalization to recalibrate after the last epoch.
@@ -152,22 +165,30 @@ def test_the_wnq_experiment_runs_and_resumes(tmp_path):
         exports = (out / "cifar_wnq_export.jsonl").read_text().splitlines()
         for row in map(json.loads, exports):
             assert row["litert"] == row["keras"] and row["bytes"] < row["float_bytes"]
-        assert len(exports) == 2
+        assert len(exports) == 1 + ("WNQ uniform" in more)
 
 
-IMAGENET = """
-import runpy, sys
-import tensorflow_datasets as tfds
-sys.argv = ["imagenet_wnq", *sys.argv[1:]]
-with tfds.testing.mock_data(num_examples=8):
-    runpy.run_module("examples.imagenet_wnq", run_name="__main__")
-"""
+@pytest.fixture
+def imagenet():
+    """A few random images instead; and the settings of Keras that the program changes are put back."""
+    import tensorflow_datasets as tfds
+
+    with tfds.testing.mock_data(num_examples=8):
+        yield
+    keras.config.set_dtype_policy("float32")
 
 
-def test_imagenet_is_trained_on_and_written(tmp_path):
-    pytest.importorskip("tensorflow_datasets")
-    words = ["--batch-size", 4, "--width", 0.05, "--epochs", 2, "--bits", 2, "--out", tmp_path]
-    printed = run("-c", IMAGENET, *words)
+@slow_but_on_tensorflow
+@pytest.mark.usefixtures("imagenet")
+@pytest.mark.parametrize("blocks", [1, pytest.param(8, marks=pytest.mark.slow)])
+def test_imagenet_is_trained_on_and_written(blocks, tmp_path, monkeypatch):
+    words = ["-m", "examples.imagenet_wnq", "--batch-size", 4, "--width", 0.05, "--epochs", 2]
+    words += ["--bits", 2, "--out", tmp_path]
+    if blocks == 1:
+        stages = architectures._residual_stages
+        short = lambda x, channels, _: stages(x, channels[:1], 1)  # noqa: E731
+        monkeypatch.setattr(architectures, "_residual_stages", short)
+    printed = run(*words)
     assert "Epoch 2/2" in printed and "val_top_5" in printed
     (row,) = map(json.loads, (tmp_path / "imagenet_wnq.jsonl").read_text().splitlines())
     assert 0 <= row["top_1"] <= row["top_5"] <= 100 and row["bits"] == 2
@@ -178,4 +199,4 @@ def test_imagenet_is_trained_on_and_written(tmp_path):
     assert len((tmp_path / "epochs.csv").read_text().splitlines()) == 3
     if keras.backend.backend() == "tensorflow":
         assert (tmp_path / "resnet18.tflite").stat().st_size == row["tflite"]
-    assert "Epoch" not in (again := run("-c", IMAGENET, *words)) and "Trained before" in again
+    assert "Epoch" not in (again := run(*words)) and "Trained before" in again

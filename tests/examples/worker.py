@@ -1,9 +1,9 @@
-"""One of the processes of test_distribution.py: trains a small model for a few steps, and writes it.
+"""One of the processes of test_distribution.py: trains small models for a few steps, and writes them.
 
-    python -m tests.examples.worker DISTRIBUTION regularized|wnq FOLDER [--dies-in EPOCH]
+    python -m tests.examples.worker DISTRIBUTION FOLDER [regularized] [wnq] [--dies-in EPOCH]
 
-Its weights by their paths go to `FOLDER/worker-N.npz`; after each epoch its state is kept in
-`FOLDER/backup-N`, from where the same command goes on after it was killed.
+The weights by their paths go to `FOLDER/MODEL/worker-N.npz`; after each epoch the state is kept in
+`FOLDER/MODEL/backup-N`, from where the same command goes on after it was killed.
 """
 
 import argparse
@@ -75,11 +75,36 @@ class Dies(keras.callbacks.Callback):
             os._exit(9)
 
 
+def train(kind, folder, number, dies_in):
+    """Trains one model from the start or from its backup, and writes its weights."""
+    model = network(kind)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(0.05, 0.9), loss, metrics=["accuracy"])
+    callbacks = [
+        keras.callbacks.BackupAndRestore(str(folder / f"backup-{number}")),
+        Dies(dies_in),
+    ]
+    if kind == "regularized":
+        callbacks.append(qareg.callbacks.PenaltySchedule(warmup_epochs=1, power=1))
+    source = data()
+    distribution.fit(
+        model,
+        source.pop("x"),
+        epochs=EPOCHS,
+        verbose=2,
+        shuffle=False,
+        callbacks=callbacks,
+        **source,
+    )
+    weights = {w.path: np.array(ops.convert_to_numpy(w)) for w in model.weights}
+    np.savez(folder / f"worker-{number}.npz", **weights)
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("distribution", choices=distribution.KINDS)
-    parser.add_argument("model", choices=("regularized", "wnq"))
     parser.add_argument("folder", type=Path)
+    parser.add_argument("models", nargs="+", choices=("regularized", "wnq"))
     parser.add_argument("--dies-in", type=int)
     arguments = parser.parse_args()
     number = distribution.worker()
@@ -87,27 +112,10 @@ def main():
         split_the_processor()
     with distribution.distributed(arguments.distribution):
         print(f"{distribution.replicas()} replicas")
-        model = network(arguments.model)
-        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-        model.compile(keras.optimizers.SGD(0.05, 0.9), loss, metrics=["accuracy"])
-        callbacks = [
-            keras.callbacks.BackupAndRestore(str(arguments.folder / f"backup-{number}")),
-            Dies(arguments.dies_in),
-        ]
-        if arguments.model == "regularized":
-            callbacks.append(qareg.callbacks.PenaltySchedule(warmup_epochs=1, power=1))
-        source = data()
-        distribution.fit(
-            model,
-            source.pop("x"),
-            epochs=EPOCHS,
-            verbose=2,
-            shuffle=False,
-            callbacks=callbacks,
-            **source,
-        )
-        weights = {w.path: np.array(ops.convert_to_numpy(w)) for w in model.weights}
-    np.savez(arguments.folder / f"worker-{number}.npz", **weights)
+        for model in arguments.models:
+            folder = arguments.folder / model
+            folder.mkdir(exist_ok=True)
+            train(model, folder, number, arguments.dies_in)
 
 
 if __name__ == "__main__":

@@ -103,6 +103,7 @@ def test_normalization_by_batches_and_back():
     assert (layer.momentum, layer.trainable, "call" in vars(layer)) == (0.9, False, False)
 
 
+@pytest.mark.one_backend
 def test_private_names_are_used_in_this_module_alone():
     private = ("._flatten_layers", "._layers", "_run_through_graph", "._call_signature", ".call = ")
     for path in PACKAGE.rglob("*.py"):

@@ -347,6 +347,7 @@ def test_compress_does_the_whole_job():
         qareg.compress(small_cnn(), data=(images, labels))
 
 
+@pytest.mark.one_backend
 def test_a_stripped_model_loads_without_this_package(tmp_path):
     model = small_cnn(normalize=True)
     model.get_layer("fc").kernel_regularizer = Sine(4)

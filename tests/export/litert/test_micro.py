@@ -1,5 +1,7 @@
 """Files for TFLite Micro: decoded here by the format's description alone, and run in TFLite Micro."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -20,7 +22,9 @@ RNG = np.random.default_rng(0)
 IMAGES = RNG.normal(size=(50, 12, 12, 3)).astype("float32")
 
 
+@functools.cache
 def network(normalize=False):
+    """A small network, made once, so that it is converted once."""
     keras.utils.set_random_seed(0)
 
     def block(layer):
@@ -95,7 +99,7 @@ def expanded_by_the_description(content):
 @tensorflow_only
 @pytest.mark.parametrize("integer", [False, True], ids=["float32", "int8"])
 @pytest.mark.parametrize("normalize", [False, True], ids=["plain", "normalized"])
-@pytest.mark.parametrize("levels", [2, 5, 16])
+@pytest.mark.parametrize("levels", [pytest.param(2, marks=pytest.mark.slow), 5, 16])
 def test_decoded_files_are_the_plain_ones(levels, normalize, integer, tmp_path):
     model = qareg.share_weights(network(normalize), levels)
     data = IMAGES if integer else None
@@ -178,6 +182,7 @@ def test_a_wrong_table_leaves_no_file(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.one_backend
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 7), st.lists(st.integers(0, 127), min_size=1, max_size=60))
 def test_bits_are_reversible(bits, numbers):

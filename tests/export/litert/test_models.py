@@ -29,11 +29,11 @@ def cnn():
     return keras.Model(inputs, layers.Dense(10, activation="softmax")(layers.Flatten()(x)))
 
 
-def resnet20(width=8):
+def resnet(width=8, blocks=1):
     inputs = keras.Input((16, 16, 3))
     x = convolved(inputs, width)
     for stage in range(3):
-        for block in range(3):
+        for block in range(blocks):
             filters, strides = width * 2**stage, 2 if stage and not block else 1
             shortcut = x if strides == 1 else convolved(x, filters, strides, 1, activate=False)
             x = convolved(convolved(x, filters, strides), filters, activate=False)
@@ -82,13 +82,15 @@ def nested():
 
 MODELS = {
     "cnn": cnn,
-    "resnet20": resnet20,
+    "resnet": resnet,
     "mobilenet": mobilenet,
     "lstm": lstm,
     "transformer": transformer,
     "two_by_two": two_by_two,
     "nested": nested,
+    "resnet20": lambda: resnet(blocks=3),
 }
+SLOW = ["resnet20"]  # the same blocks as in "resnet", three times
 # Levels by any method, and on a grid; whether the file must equal Keras.
 FORMS = [
     ("codebook", False, True),
@@ -114,7 +116,9 @@ def prepared(name):
     return model, data if len(data) > 1 else next(iter(data.values()))
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in MODELS]
+)
 def test_every_form_of(name, tmp_path):
     model, data = prepared(name)
     shared = {snap: qareg.share_weights(model, 16, snap=snap) for snap in (False, True)}
@@ -166,7 +170,7 @@ def test_names_of_inputs_and_outputs_are_kept(tmp_path):
 @pytest.mark.parametrize("levels", [4, 16])
 def test_resnet20_in_full(levels, tmp_path):
     """270,000 weights, each convolution normalized."""
-    MODELS["full"] = lambda: resnet20(16)
+    MODELS["full"] = lambda: resnet(16, blocks=3)
     shared = qareg.share_weights(prepared("full")[0], levels)
     sizes = {
         form: qareg.export.litert(shared, tmp_path / "m.tflite", form).bytes
