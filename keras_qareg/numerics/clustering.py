@@ -81,7 +81,7 @@ def kmeans(weights: ArrayLike, levels: int, *, zero_centroid: bool = False) -> n
 
     Returns:
         Float32 array, ascending, of at most `levels` values: fewer only where the weights have
-        fewer distinct values.
+        fewer distinct values, which then are these to the bit.
 
     Raises:
         ValueError: If `levels` is out of range, or the weights are empty or not finite.
@@ -102,7 +102,7 @@ def kmeans(weights: ArrayLike, levels: int, *, zero_centroid: bool = False) -> n
     places = np.append(starts, ordered.size)
     ends, zero = _best_partition(places, sums[places], levels, zero_centroid)
     borders = _refined(places[np.append(0, ends)], sums, zero, int(np.diff(places).max()))
-    return _means(borders, sums, zero, origin)
+    return _means(borders, ordered, sums, zero, origin)
 
 
 METHODS = {"kmeans": kmeans, "quantile": quantile, "uniform": uniform}
@@ -294,10 +294,15 @@ def _best_nearby(
     return np.array(moved[::-1]), float(gain[0])
 
 
-def _means(borders: np.ndarray, sums: np.ndarray, zero: int | None, origin: float) -> np.ndarray:
+def _means(
+    borders: np.ndarray, ordered: np.ndarray, sums: np.ndarray, zero: int | None, origin: float
+) -> np.ndarray:
     """Mean of each interval between borders that has weights, and the zero; ascending."""
     counts = np.diff(borders)
     means = np.diff(sums[borders]) / np.maximum(counts, 1) + origin
+    # Equal weights are their own mean, to the bit: what had few values keeps them, and its zeros.
+    first, last = ordered[borders[:-1].clip(max=ordered.size - 1)], ordered[borders[1:] - 1]
+    means = np.where((counts > 0) & (first == last), first, means)
     if zero is not None:
         means[zero], counts[zero] = 0.0, 1
     return np.unique(means[counts > 0].astype("float32"))

@@ -128,3 +128,17 @@ def test_weights_that_are_not_finite(function, bad):
         function([1.0, bad, 2.0], 2)
     with pytest.raises(ValueError, match="Expected at least one weight. Received: an empty array."):
         function([], 2)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [[-0.3, 0.0, 0.7], [0.1, 0.2, 0.3, 0.7], RNG.normal(size=200)],
+    ids=["ternary", "four", "two hundred"],
+)
+@pytest.mark.parametrize("zero_centroid", [False, True])
+def test_weights_of_few_values_keep_them_to_the_bit(values, zero_centroid):
+    values = np.sort(np.array(values, "float32"))
+    weights = np.random.default_rng(3).permutation(np.repeat(values, 40))
+    found = clustering.kmeans(weights, values.size + 1, zero_centroid=zero_centroid)
+    assert np.isin(values, found).all()
+    np.testing.assert_array_equal(Codebook.nearest(weights, found).weights, weights)
