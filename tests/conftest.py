@@ -29,6 +29,12 @@ if keras.backend.backend() == "tensorflow":
     # Two logical devices, for the tests of tf.distribute.
     _cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(_cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+elif keras.backend.backend() == "torch":
+    import torch
+
+    # Threads of several test processes wait for each other on the same cores, many times over.
+    torch.set_num_threads(1)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 elif keras.backend.backend() == "jax" and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     import jax
 
