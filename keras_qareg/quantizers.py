@@ -27,7 +27,7 @@ from keras_qareg.config import Described, deserialized, find
 from keras_qareg.numerics import replicas
 from keras_qareg.numerics.basis import Grid, best_change, grid_of, nearest
 from keras_qareg.numerics.codebook import Codebook
-from keras_qareg.numerics.compiled import constant, custom_gradient
+from keras_qareg.numerics.compiled import Tensor, constant, custom_gradient
 
 MAX_WEIGHT_BITS, MAX_ACTIVATION_BITS = 4, 8
 # Rounds of least squares from where a new basis starts.
@@ -109,7 +109,7 @@ class WeightNormalizationQuantizer(_LearnedLevels):
         """
         return (self.bits, *(tuple(shape)[-channel_axes:] if self.per_channel else ()))
 
-    def normalized(self, weights: Any) -> tuple[Any, Any]:
+    def normalized(self, weights: Tensor) -> tuple[Any, Any]:
         """Step 1: the float32 kernel divided by its scale, and the scale (1 for a kernel of zeros)."""
         weights = ops.cast(weights, "float32")
         if not self.normalize:
@@ -118,7 +118,7 @@ class WeightNormalizationQuantizer(_LearnedLevels):
         scale = ops.where(largest > 0, largest, ops.ones_like(largest))
         return weights / scale, scale
 
-    def __call__(self, weights: Any, basis: Any) -> Any:
+    def __call__(self, weights: Tensor, basis: Tensor) -> Tensor:
         """The quantized kernel.
 
         Args:
@@ -134,7 +134,7 @@ class WeightNormalizationQuantizer(_LearnedLevels):
         # The levels lie evenly on both sides of zero, so only those of magnitudes are compared.
         midpoints, values = grid.midpoints, self._scaled_levels(grid, basis, scale)
 
-        def quantize(normalized: Any) -> Any:
+        def quantize(normalized: Tensor) -> Any:
             found = nearest(ops.abs(normalized), midpoints, values)
             found = ops.where(normalized > 0, found, -found)
             return found, lambda upstream: (scale * upstream,)
@@ -142,13 +142,13 @@ class WeightNormalizationQuantizer(_LearnedLevels):
         flat = ops.reshape(normalized, (-1, grid.levels.shape[1]))
         return ops.reshape(custom_gradient(quantize)(flat), ops.shape(weights))
 
-    def update(self, weights: Any, basis: Any) -> Any:
+    def update(self, weights: Tensor, basis: Tensor) -> Tensor:
         """The basis after one training step: `momentum` of the old, the rest by least squares."""
         basis = ops.convert_to_tensor(basis)
         flat = self._flat(weights, basis)
         return basis + (1.0 - self.momentum) * self._correction(flat, basis)
 
-    def fit(self, weights: Any, channel_axes: int = 1) -> Any:
+    def fit(self, weights: Tensor, channel_axes: int = 1) -> Tensor:
         """A basis for a kernel: nearest levels and least squares in turn, 20 times.
 
         Args:
@@ -170,7 +170,7 @@ class WeightNormalizationQuantizer(_LearnedLevels):
             0, ITERATIONS, lambda _, basis: basis + self._correction(flat, basis), basis
         )
 
-    def codebook(self, weights: Any, basis: Any) -> Codebook:
+    def codebook(self, weights: Tensor, basis: Tensor) -> Codebook:
         """The levels and indices of the quantized kernel: `codebook(w, v).weights == quantizer(w, v)`.
 
         Returns:
@@ -191,17 +191,17 @@ class WeightNormalizationQuantizer(_LearnedLevels):
         config = {key: getattr(self, key) for key in ("normalize", "per_channel", "uniform")}
         return {**super().get_config(), **config}
 
-    def _flat(self, weights: Any, basis: Any) -> Any:
+    def _flat(self, weights: Tensor, basis: Tensor) -> Tensor:
         normalized, _ = self.normalized(ops.stop_gradient(ops.convert_to_tensor(weights)))
         return ops.reshape(normalized, (-1, math.prod(basis.shape[1:])))
 
-    def _grid(self, basis: Any) -> Grid:
+    def _grid(self, basis: Tensor) -> Grid:
         """The levels above zero."""
         levels, codes = grid_of(ops.stop_gradient(ops.convert_to_tensor(basis)), (-1.0, 1.0))
         half = 2 ** (self.bits - 1)
         return Grid(levels[half:], codes[half:])
 
-    def _scaled_levels(self, grid: Grid, basis: Any, scale: Any) -> Any:
+    def _scaled_levels(self, grid: Grid, basis: Tensor, scale: Any) -> Tensor:
         if not self.uniform:
             return scale * grid.levels
         # An odd integer times one step, rounded once, as integer formats compute it.
@@ -209,7 +209,7 @@ class WeightNormalizationQuantizer(_LearnedLevels):
         powers = constant(self._powers, grid.codes)
         return ops.sum(grid.codes * powers, axis=-1) * step
 
-    def _correction(self, flat: Any, basis: Any) -> Any:
+    def _correction(self, flat: Tensor, basis: Tensor) -> Tensor:
         """What least squares adds to the basis, given the nearest level of each weight."""
         # An evenly spaced basis stays 1, 2, 4 ... times its step.
         direction = self._powers if self.uniform else None
@@ -247,14 +247,14 @@ class ActivationQuantizer(_LearnedLevels):
         """The shape of the basis: `(bits,)`."""
         return (self.bits,)
 
-    def __call__(self, inputs: Any, basis: Any) -> Any:
+    def __call__(self, inputs: Tensor, basis: Tensor) -> Tensor:
         """The quantized activations: a tensor with the shape and dtype of `inputs`."""
         inputs = ops.convert_to_tensor(inputs)
         grid = self._grid(basis)
         midpoints, levels, top = grid.midpoints, grid.levels, grid.levels[-1, 0]
 
-        def quantize(flat: Any) -> Any:
-            def grad(upstream: Any) -> Any:
+        def quantize(flat: Tensor) -> Any:
+            def grad(upstream: Tensor) -> Any:
                 inside = ops.logical_and(flat >= 0, flat <= top)
                 passes = ops.logical_or(inside, top <= 0)
                 return (ops.where(passes, upstream, ops.zeros_like(upstream)),)
@@ -266,7 +266,7 @@ class ActivationQuantizer(_LearnedLevels):
         found = ops.reshape(custom_gradient(quantize)(flat), ops.shape(inputs))
         return ops.cast(found, inputs.dtype)
 
-    def update(self, inputs: Any, basis: Any) -> Any:
+    def update(self, inputs: Tensor, basis: Tensor) -> Tensor:
         """The basis after one training step with these activations, of shape `(bits,)`.
 
         Where `tf.distribute` shares the batch out, it learns from the activations of all replicas.
@@ -280,7 +280,7 @@ class ActivationQuantizer(_LearnedLevels):
         change = best_change(flat, self._grid(basis), together=replicas.mean)[:, 0]
         return ops.maximum(basis + (1.0 - self.momentum) * change, 0.0)
 
-    def _start(self, flat: Any) -> Any:
+    def _start(self, flat: Tensor) -> Tensor:
         """Evenly spaced levels up to the largest activation, or a few times the typical one."""
         typical = ops.sqrt(replicas.mean(ops.mean(ops.square(flat))))
         largest = ops.max(replicas.gathered(ops.max(flat)))
@@ -288,7 +288,7 @@ class ActivationQuantizer(_LearnedLevels):
         powers = 2.0 ** np.arange(self.bits, dtype="float32")
         return top * constant(powers / powers.sum(), top)
 
-    def _grid(self, basis: Any) -> Grid:
+    def _grid(self, basis: Tensor) -> Grid:
         return grid_of(ops.stop_gradient(ops.convert_to_tensor(basis)), (0.0, 1.0))
 
 

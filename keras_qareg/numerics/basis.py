@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from keras import ops
 
-from keras_qareg.numerics.compiled import constant, segment_sums, take
+from keras_qareg.numerics.compiled import Tensor, constant, segment_sums, take
 
 # Above this many levels, bisection is cheaper than one comparison a level.
 _COMPARED_LEVELS = 16
@@ -30,15 +30,15 @@ _RIDGE = 1e-6
 class Grid(NamedTuple):
     """The levels of a basis in ascending order, and the signs or bits that make them."""
 
-    levels: Any  # (levels, channels)
-    codes: Any  # (levels, channels, bits)
+    levels: Tensor  # (levels, channels)
+    codes: Tensor  # (levels, channels, bits)
 
     @property
-    def midpoints(self) -> Any:
+    def midpoints(self) -> Tensor:
         return 0.5 * self.levels[:-1] + 0.5 * self.levels[1:]
 
 
-def grid_of(basis: Any, digits: tuple[float, float]) -> Grid:
+def grid_of(basis: Tensor, digits: tuple[float, float]) -> Grid:
     """All levels of a basis `(bits, *channels)`, sorted in each channel."""
     bits = basis.shape[0]
     basis = ops.reshape(ops.cast(basis, "float32"), (bits, -1))
@@ -50,7 +50,7 @@ def grid_of(basis: Any, digits: tuple[float, float]) -> Grid:
     return Grid(ops.take_along_axis(levels, order, axis=0), ops.take(codes, order, axis=0))
 
 
-def nearest(flat: Any, midpoints: Any, values: Any) -> Any:
+def nearest(flat: Tensor, midpoints: Tensor, values: Tensor) -> Tensor:
     """Of `values` `(levels, channels)`, those whose levels are nearest to `flat` `(n, channels)`.
 
     At a tie it is the lower level. Beyond 16 levels there must be one channel.
@@ -66,11 +66,11 @@ def nearest(flat: Any, midpoints: Any, values: Any) -> Any:
 
 
 def best_change(
-    flat: Any,
+    flat: Tensor,
     grid: Grid,
     direction: np.ndarray | None = None,
-    together: Callable[[Any], Any] = lambda means: means,
-) -> Any:
+    together: Callable[[Tensor], Tensor] = lambda means: means,
+) -> Tensor:
     """What to add to a basis for the least squared error, as long as each value keeps its level.
 
     Args:
@@ -93,7 +93,7 @@ def best_change(
     return direction[:, None] * (ops.sum(force * direction, axis=1) / (square + _RIDGE))
 
 
-def _members(flat: Any, grid: Grid) -> tuple[Any, Any]:
+def _members(flat: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
     """For each level, the share of the values that are nearest to it, and their summed errors.
 
     Errors are divided by the number of all values. Both have shape `(levels, channels)`.
@@ -116,13 +116,13 @@ def _members(flat: Any, grid: Grid) -> tuple[Any, Any]:
     return ops.cast(counts, "float32") / size, sums / size
 
 
-def _steps(parts: list[Any]) -> Any:
+def _steps(parts: list[Tensor]) -> Tensor:
     """Sums over the values of each part less those of the next: `(parts, channels)`."""
     sums = [ops.sum(part, axis=0) for part in parts]
     return ops.stack([*(a - b for a, b in itertools.pairwise(sums)), sums[-1]])
 
 
-def _solve(matrix: Any, right: Any) -> Any:
+def _solve(matrix: Tensor, right: Tensor) -> Tensor:
     """Solves small symmetric systems `(channels, bits, bits)`, singular ones too.
 
     What the ridge takes from the solution is given back by solving once more for the residual;
@@ -133,7 +133,7 @@ def _solve(matrix: Any, right: Any) -> Any:
     return solution + _eliminate(matrix, residual)
 
 
-def _eliminate(matrix: Any, right: Any) -> Any:
+def _eliminate(matrix: Tensor, right: Tensor) -> Tensor:
     """Gauss-Jordan elimination of a ridge regression.
 
     Library solvers raise an error on NaN in the middle of training, and are slow at thousands of

@@ -10,7 +10,7 @@ from keras import ops
 from numpy.typing import ArrayLike
 
 from keras_qareg.numerics.clustering import MAX_LEVELS
-from keras_qareg.numerics.compiled import custom_gradient, segment_sums, take
+from keras_qareg.numerics.compiled import Tensor, custom_gradient, segment_sums, take
 from keras_qareg.numerics.grids import integer_grid, integer_weights
 
 # Fewer midpoints than this are compared with, one after the other; so many weights at a time.
@@ -218,7 +218,7 @@ class Codebook:
         return error / (float(np.square(weights).sum()) or 1.0)
 
 
-def lookup(centroids: Any, indices: Any) -> Any:
+def lookup(centroids: Tensor, indices: Tensor) -> Tensor:
     """`centroids[indices]`, differentiable in the centroids.
 
     The gradient of a centroid is the sum of the gradients of its members (Han et al., "Deep

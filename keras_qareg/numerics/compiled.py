@@ -15,6 +15,8 @@ import keras
 import numpy as np
 from keras import ops
 
+# A tensor of the backend in use; where it is taken, also a variable, or what a tensor is made of.
+Tensor = Any
 # Elements that are worked on at a time: what lies between the operations stays in the cache.
 CHUNK = 1 << 17
 

@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 from keras import ops
 
 from keras_qareg.numerics.compiled import (
+    Tensor,
     compiled,
     custom_gradient,
     in_chunks,
@@ -49,8 +50,8 @@ _COSINE = [(-1) ** n / math.factorial(2 * n) for n in range(7)]
 
 
 def evenly_spaced(
-    weights: Any, low: Any, high: Any, levels: int, *, outside: str = "linear"
-) -> Any:
+    weights: Tensor, low: Tensor, high: Tensor, levels: int, *, outside: str = "linear"
+) -> Tensor:
     """Penalty of basins at `levels` evenly spaced values from `low` to `high`, both included.
 
     With `u = (levels - 1) (w - low) / (high - low)` and `d` the distance of `u` to its closest
@@ -78,7 +79,7 @@ def evenly_spaced(
     return _differentiable(_evenly_spaced(levels, outside), weights, low, high)
 
 
-def nearest_squared(weights: Any, centroids: Any) -> Any:
+def nearest_squared(weights: Tensor, centroids: Tensor) -> Tensor:
     """Squared distance to the nearest centroid: `sum_i min_j (w_i - c_j)^2`.
 
     Args:
@@ -97,7 +98,7 @@ def nearest_squared(weights: Any, centroids: Any) -> Any:
     return _differentiable(_nearest("squared", 1.0), weights, centroids)
 
 
-def nearest_exponential(weights: Any, centroids: Any, sharpness: float = 1.0) -> Any:
+def nearest_exponential(weights: Tensor, centroids: Tensor, sharpness: float = 1.0) -> Tensor:
     """Saturating distance to the nearest centroid: `sum_i 1 - exp(-sharpness min_j |w_i - c_j|)`.
 
     Args:
@@ -117,7 +118,7 @@ def nearest_exponential(weights: Any, centroids: Any, sharpness: float = 1.0) ->
     return _differentiable(_nearest("exponential", float(sharpness)), weights, centroids)
 
 
-def nearest(weights: Any, centroids: Any) -> Any:
+def nearest(weights: Tensor, centroids: Tensor) -> Tensor:
     """The nearest centroid of each weight, passed straight through.
 
     Args:
@@ -134,10 +135,10 @@ def nearest(weights: Any, centroids: Any) -> Any:
     [0.0, 1.0, 1.0]
     """
 
-    def quantize(weights: Any, centroids: Any) -> Any:
+    def quantize(weights: Tensor, centroids: Tensor) -> Tensor:
         values, places, ranks = _nearest_values()(weights, centroids)
 
-        def grad(upstream: Any) -> Any:
+        def grad(upstream: Tensor) -> Tensor:
             sums = segment_sums(upstream, places, centroids.shape[0])
             return upstream, ops.take(sums, ranks)
 
@@ -146,10 +147,10 @@ def nearest(weights: Any, centroids: Any) -> Any:
     return custom_gradient(quantize)(_tensor(weights), _tensor(centroids))
 
 
-def _differentiable(function: Callable[..., Any], *inputs: Any) -> Any:
+def _differentiable(function: Callable[..., Any], *inputs: Tensor) -> Tensor:
     """The first result of a function; the others are its gradients, of the first inputs or of all."""
 
-    def penalize(*inputs: Any) -> Any:
+    def penalize(*inputs: Tensor) -> Tensor:
         value, *slopes = function(*inputs)
         none = [None] * (len(inputs) - len(slopes))
         return value, lambda upstream: (*(upstream * slope for slope in slopes), *none)
@@ -157,7 +158,7 @@ def _differentiable(function: Callable[..., Any], *inputs: Any) -> Any:
     return custom_gradient(penalize)(*(_tensor(x) for x in inputs))
 
 
-def _tensor(x: Any) -> Any:
+def _tensor(x: Tensor) -> Tensor:
     """A float32 tensor of its own: `custom_gradient` does not reach a variable that it is given."""
     return ops.cast(ops.convert_to_tensor(x), "float32")
 
@@ -166,13 +167,13 @@ def _tensor(x: Any) -> Any:
 def _evenly_spaced(levels: int, outside: str) -> Callable[..., Any]:
     sine, cosine = (ops.sin, ops.cos) if on_torch() else (_sine, _cosine)
 
-    def penalty(weights: Any, low: Any, high: Any) -> tuple[Any, Any]:
+    def penalty(weights: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         # A range of no width is one basin, with the slope of a range of unit width.
         wide = high - low > _NARROWEST
         scale = (levels - 1) / ops.where(wide, high - low, ops.ones_like(high))
         last = ops.where(wide, levels - 1.0, 0.0)
 
-        def part_of(part: Any) -> Any:
+        def part_of(part: Tensor) -> Tensor:
             position = (part - low) * scale
             basin = ops.round(position)
             if outside == "linear":
@@ -194,15 +195,15 @@ def _evenly_spaced(levels: int, outside: str) -> Callable[..., Any]:
     return compiled(penalty)
 
 
-def _sine(angle: Any) -> Any:
+def _sine(angle: Tensor) -> Tensor:
     return angle * _series(ops.square(angle), _SINE)
 
 
-def _cosine(angle: Any) -> Any:
+def _cosine(angle: Tensor) -> Tensor:
     return _series(ops.square(angle), _COSINE)
 
 
-def _series(square: Any, coefficients: list[float]) -> Any:
+def _series(square: Tensor, coefficients: list[float]) -> Tensor:
     total = coefficients[-1]
     for coefficient in reversed(coefficients[:-1]):
         total = total * square + coefficient
@@ -214,7 +215,7 @@ def _nearest(kind: str, sharpness: float) -> Callable[..., Any]:
     return compiled(functools.partial(_nearest_penalty, functools.partial(_pay, kind, sharpness)))
 
 
-def _pay(kind: str, sharpness: float, distance: Any) -> tuple[Any, Any]:
+def _pay(kind: str, sharpness: float, distance: Tensor) -> tuple[Tensor, Tensor]:
     """The penalty of each distance, and its slope."""
     if kind == "squared":
         return ops.square(distance), 2.0 * distance
@@ -225,21 +226,21 @@ def _pay(kind: str, sharpness: float, distance: Any) -> tuple[Any, Any]:
 class _Cells(NamedTuple):
     """Centroids in ascending order, and which of them may be the nearest in each bin of their range."""
 
-    order: Any
-    ascending: Any
-    midpoints: Any
-    bin_of: Callable[[Any], Any]
+    order: Tensor
+    ascending: Tensor
+    midpoints: Tensor
+    bin_of: Callable[[Tensor], Tensor]
     # The centroids below the first and above the last midpoint of each bin.
-    below: Any
-    above: Any
+    below: Tensor
+    above: Tensor
 
     @property
-    def tell_apart(self) -> Any:
+    def tell_apart(self) -> Tensor:
         """Whether no bin has more than one midpoint, so that one comparison decides."""
         return ops.max(self.above - self.below) <= 1
 
 
-def _cells(centroids: Any) -> _Cells:
+def _cells(centroids: Tensor) -> _Cells:
     order = ops.argsort(centroids)
     ascending = ops.take(centroids, order)
     midpoints = 0.5 * ascending[:-1] + 0.5 * ascending[1:]
@@ -252,18 +253,18 @@ def _cells(centroids: Any) -> _Cells:
 
 @functools.lru_cache
 def _nearest_values() -> Callable[..., Any]:
-    def values(weights: Any, centroids: Any) -> tuple[Any, Any, Any]:
+    def values(weights: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The nearest centroid of each weight, its place in ascending order, and the places of all."""
         cells = _cells(centroids)
         lower, upper = take(cells.ascending, cells.below), take(cells.ascending, cells.above)
         midpoints = 0.5 * lower + 0.5 * upper
 
-        def look_up(part: Any) -> Any:
+        def look_up(part: Tensor) -> Tensor:
             bins = cells.bin_of(part)
             below, above = take(cells.below, bins), take(cells.above, bins)
             return ops.where(part > take(midpoints, bins), above, below), ()
 
-        def search(part: Any) -> Any:
+        def search(part: Tensor) -> Tensor:
             return ops.searchsorted(cells.midpoints, part, side="left"), ()
 
         places = quick_or_sure(
@@ -276,23 +277,25 @@ def _nearest_values() -> Callable[..., Any]:
     return compiled(values)
 
 
-def _nearest_penalty(pay: Any, weights: Any, centroids: Any) -> tuple[Any, Any, Any]:
+def _nearest_penalty(
+    pay: Tensor, weights: Tensor, centroids: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """The total penalty, and its gradients by weights and centroids."""
     cells, levels = _cells(centroids), centroids.shape[0]
     lower, upper = take(cells.ascending, cells.below), take(cells.ascending, cells.above)
     owners = ops.reshape(ops.stack([cells.below, cells.above], axis=1), (-1,))
 
-    def look_up(part: Any) -> tuple[Any, Any]:
+    def look_up(part: Tensor) -> tuple[Tensor, Tensor]:
         place = cells.bin_of(part)
         low, high = take(lower, place), take(upper, place)
         beyond = part > 0.5 * low + 0.5 * high
         return part - ops.where(beyond, high, low), 2 * place + ops.cast(beyond, "int32")
 
-    def search(part: Any) -> tuple[Any, Any]:
+    def search(part: Tensor) -> tuple[Tensor, Tensor]:
         index = ops.searchsorted(cells.midpoints, part, side="left")
         return part - take(cells.ascending, index), index
 
-    def looked_up() -> tuple[Any, Any, Any]:
+    def looked_up() -> tuple[Tensor, Tensor, Tensor]:
         value, slopes, sums = _summed(weights, look_up, pay, 2 * _BINS)
         return value, slopes, segment_sums(sums, owners, levels)
 
@@ -304,13 +307,15 @@ def _nearest_penalty(pay: Any, weights: Any, centroids: Any) -> tuple[Any, Any, 
     return value, slopes, -ops.take(members, ops.argsort(cells.order))
 
 
-def _summed(weights: Any, locate: Any, pay: Any, places: int) -> tuple[Any, Any, Any]:
+def _summed(
+    weights: Tensor, locate: Tensor, pay: Tensor, places: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """The total penalty, the slope of each weight, and the sums of slopes by place.
 
     `locate` gives the distances of weights from their centroids, and the places to sum them up at.
     """
 
-    def part_of(part: Any) -> Any:
+    def part_of(part: Tensor) -> Tensor:
         distance, place = locate(part)
         value, slope = pay(distance)
         return slope, (ops.sum(value), segment_sums(slope, place, places))
@@ -319,7 +324,7 @@ def _summed(weights: Any, locate: Any, pay: Any, places: int) -> tuple[Any, Any,
     return value, slopes, sums
 
 
-def _binning(ascending: Any) -> Callable[[Any], Any]:
+def _binning(ascending: Tensor) -> Callable[[Tensor], Tensor]:
     """A function that never falls, from values to bins."""
     low, width = ascending[0], ascending[-1] - ascending[0]
     # Bins so narrow that their number in a unit overflows are not told apart.

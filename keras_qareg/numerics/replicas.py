@@ -5,13 +5,13 @@ On JAX a layer sees the whole batch, whatever devices hold it.
 
 from __future__ import annotations
 
-from typing import Any
-
 import keras
 from keras import ops
 
+from keras_qareg.numerics.compiled import Tensor
 
-def gathered(values: Any) -> Any:
+
+def gathered(values: Tensor) -> Tensor:
     """A tensor of all replicas, one after the other: `(replicas, ...)`, the same on all of them.
 
     Args:
@@ -30,7 +30,7 @@ def gathered(values: Any) -> Any:
     return context.all_gather(values, axis=0)
 
 
-def _gathered_from_processes(values: Any) -> Any:
+def _gathered_from_processes(values: Tensor) -> Tensor:
     """On PyTorch a replica is a process of a group (`torch.nn.parallel.DistributedDataParallel`)."""
     import torch
     from torch import distributed
@@ -43,6 +43,6 @@ def _gathered_from_processes(values: Any) -> Any:
     return torch.cat(parts)
 
 
-def mean(values: Any) -> Any:
+def mean(values: Tensor) -> Tensor:
     """The mean of a tensor over all replicas, which have equal shares of the batch."""
     return ops.mean(gathered(values), axis=0)
