@@ -177,3 +177,32 @@ def test_the_command_starts_without_keras():
         "print('keras' in sys.modules, 'numpy' in sys.modules)"
     )
     assert fresh(program) == ["keras-qareg", qareg.__version__, "False", "False"]
+
+
+@pytest.mark.skipif(BACKEND == "tensorflow", reason="it is what the others do without")
+def test_nothing_but_litert_needs_tensorflow(tmp_path):
+    """As where JAX or PyTorch alone is installed: the others cannot be imported."""
+    program = (
+        "import sys, pathlib\n"
+        "from importlib.util import find_spec\n"
+        "absent = {name for name in ('tensorflow', 'ai_edge_litert') if find_spec(name)}\n"
+        "class Absent:\n"
+        "    def find_spec(name, path=None, target=None):\n"
+        "        if name in absent: raise ModuleNotFoundError(f'No module named {name!r}')\n"
+        "sys.meta_path.insert(0, Absent)\n"
+        "import keras, numpy as np, keras_qareg as qareg\n"
+        "model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(16), keras.layers.Dense(2)])\n"
+        "model = qareg.quantization_aware(model, qareg.regularizers.NearestSquared(4))\n"
+        "model.compile('sgd', 'mse')\n"
+        "x, y = np.ones((8, 8), 'float32'), np.ones((8, 2), 'float32')\n"
+        "model.fit(x, y, verbose=0, callbacks=[qareg.callbacks.PenaltySchedule(warmup_epochs=0)])\n"
+        "shared = qareg.share_weights(model)\n"
+        f"file = qareg.export.save_archive(shared, pathlib.Path({str(tmp_path)!r}) / 'm.qareg')\n"
+        "again = qareg.export.load_archive(file)\n"
+        "print(qareg.export.verify(shared, file), len(qareg.report.summary(again).rows))\n"
+        "try: qareg.export.litert(shared, file.with_suffix('.tflite'))\n"
+        "except RuntimeError as error: print(str(error).split('.')[0])\n"
+    )
+    printed = " ".join(fresh(program))
+    assert "equal: all 4 tensors, bit for bit 2" in printed
+    assert "Expected the TensorFlow backend, which LiteRT conversion needs" in printed
