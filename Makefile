@@ -41,6 +41,7 @@ test-torch: $(TORCH)/.installed ## the tests on PyTorch, in .venv-torch: fetches
 
 test-slow: $(INSTALLED) ## the tests that take minutes each
 	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -m slow
+	KERAS_BACKEND=jax $(BIN)/python -m pytest -m slow
 
 ##@ Evidence (written to results/)
 study: $(INSTALLED) ## the tables of digits, three seeds each
