@@ -24,8 +24,8 @@ demo: $(INSTALLED) ## train, share, tune and export a CNN on scikit-learn's digi
 	$(BIN)/python examples/digits.py
 
 ##@ Tests
-check: lint ## the inner loop, under a minute: lint, types, structure, and numerics on JAX
-	KERAS_BACKEND=jax $(BIN)/python -m pytest -n 2 tests/test_structure.py tests/numerics -k 'not docstrings'
+check: lint ## the inner loop, under a minute: lint, types, structure and numerics
+	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -n 2 tests/test_structure.py tests/numerics -k 'not docstrings'
 
 lint: $(INSTALLED) ## style, format and types
 	$(BIN)/ruff check .
