@@ -166,8 +166,8 @@ def clone(model: keras.Model, change: Change) -> keras.Model:
         successor = make(layer) if make else fresh(layer)
         pairs.append((layer, successor))
         if _is_entered(layer):
-            if not attributes(layer).keys() <= attributes(successor).keys():
-                _build_like(successor, layer)  # what it makes when it is built
+            if _layers_made_later(layer, successor):
+                _build_like(successor, layer)
             with unlocked(successor):
                 _replace_children(layer, successor, copy)
         if getattr(layer, "compiled", False):
@@ -211,6 +211,16 @@ def _build_like(copied: keras.Model, model: keras.Model) -> None:
     else:
         copied.build_from_config(config)
         copied.built = True
+
+
+def _layers_made_later(old: Layer, new: Layer) -> bool:
+    """Whether a layer holds layers that it makes when it is built, and its unbuilt copy does not yet."""
+    missing = attributes(old).keys() - attributes(new).keys()
+    return any(
+        isinstance(part, Layer)
+        for name in missing
+        for part in keras.tree.flatten(attributes(old)[name])
+    )
 
 
 def _replace_children(old: Layer, new: Layer, copy: Callable[[Layer], Layer]) -> None:
