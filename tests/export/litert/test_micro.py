@@ -1,6 +1,7 @@
 """Files for TFLite Micro: decoded here by the format's description alone, and run in TFLite Micro."""
 
 import functools
+import importlib.util
 
 import keras
 import numpy as np
@@ -127,8 +128,12 @@ def test_decoded_files_are_the_plain_ones(levels, normalize, integer, tmp_path):
     assert report.bytes < 0.5 * plain.stat().st_size or levels == 16 or integer
     assert report.bytes < plain.stat().st_size and report.batch_size == 1
     assert report.runtime_version == "TFLite Micro of 2025"
-    assert report.micro == "equal in TFLite Micro, to the bit" and report.micro in str(report)
     assert qareg.export.verify(model, path).startswith("int8" if integer else "equal: outputs")
+    if importlib.util.find_spec("tflite_micro") is None:
+        pytest.skip(
+            "the package tflite-micro is for Python 3.11 on Linux alone; all else was compared"
+        )
+    assert report.micro == "equal in TFLite Micro, to the bit" and report.micro in str(report)
 
 
 @tensorflow_only
