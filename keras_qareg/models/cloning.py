@@ -215,12 +215,9 @@ def _build_like(copied: keras.Model, model: keras.Model) -> None:
 
 def _layers_made_later(old: Layer, new: Layer) -> bool:
     """Whether a layer holds layers that it makes when it is built, and its unbuilt copy does not yet."""
-    missing = attributes(old).keys() - attributes(new).keys()
-    return any(
-        isinstance(part, Layer)
-        for name in missing
-        for part in keras.tree.flatten(attributes(old)[name])
-    )
+    theirs = attributes(new)
+    made = {name: value for name, value in attributes(old).items() if name not in theirs}
+    return any(isinstance(part, Layer) for part in keras.tree.flatten(made))
 
 
 def _replace_children(old: Layer, new: Layer, copy: Callable[[Layer], Layer]) -> None:
