@@ -14,7 +14,7 @@ from keras_qareg.models.converting import wnq
 from keras_qareg.models.reading import codebooks, kernel_codebooks
 from keras_qareg.models.recalibrating import recalibrate
 from keras_qareg.models.sharing import compress, share_weights
-from keras_qareg.models.stripping import quantizes_inputs, strip
+from keras_qareg.models.stripping import quantizes_inputs, strip, unquantized
 from keras_qareg.models.wrapping import quantization_aware
 
 __all__ = [
@@ -26,5 +26,6 @@ __all__ = [
     "recalibrate",
     "share_weights",
     "strip",
+    "unquantized",
     "wnq",
 ]

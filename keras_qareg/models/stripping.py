@@ -10,8 +10,10 @@ from keras import ops
 from keras.layers import Layer
 
 from keras_qareg.layers import QuantizationAware, SharedWeights, WeightNormalized, kernels
+from keras_qareg.layers.keras_private import attributes, layers_inside
 from keras_qareg.models.cloning import clone, fresh, inner_layer
 from keras_qareg.models.selection import check_built, quantized_layers
+from keras_qareg.regularizers import QuantizationRegularizer
 
 
 def strip(model: keras.Model) -> keras.Model:
@@ -62,6 +64,19 @@ def strip(model: keras.Model) -> keras.Model:
         for kernel, weights in zip(kernels(successor), used_kernels(layer), strict=True):
             kernel.assign(weights)
     return stripped
+
+
+def unquantized(model: keras.Model) -> keras.Model:
+    """The very model that was passed where it is plain already, else what `strip` makes of it.
+
+    A plain model is not copied: some can only be used as the objects that their author made.
+    """
+    check_built(model)
+    ours = (SharedWeights, WeightNormalized, QuantizationAware, QuantizationRegularizer)
+    parts = [
+        part for layer in layers_inside(model) for part in (layer, *attributes(layer).values())
+    ]
+    return strip(model) if any(isinstance(part, ours) for part in parts) else model
 
 
 def used_kernels(layer: Layer) -> list[np.ndarray]:
