@@ -209,6 +209,10 @@ class OfSequential(keras.Sequential):
         super().__init__([keras.Input((8,)), layers.Dense(units, name="first")], **kwargs)
         self.units = units
 
+    @classmethod
+    def from_config(cls, config):
+        return cls(**config)
+
     def get_config(self):
         return {"units": self.units, "name": self.name}
 
