@@ -104,10 +104,15 @@ class QuantizationAware(KernelWrapper):
         self._in_training = bool(training)
         if not self.straight_through:
             return self.layer(*args, **kwargs)
+        return self._call_with(self.used_kernels(), *args, **kwargs)
+
+    def used_kernels(self) -> list[Any]:
+        """The kernels, quantized where the layer computes with quantized ones: a list of tensors."""
+        if not self.straight_through:
+            return super().used_kernels()
         placed = ops.convert_to_tensor(self.placed) > 0
         pairs = zip(self.kernels, self.centroids, strict=True)
-        quantized = [_quantized(placed, kernel, centroids) for kernel, centroids in pairs]
-        return self._call_with(quantized, *args, **kwargs)
+        return [_quantized(placed, kernel, centroids) for kernel, centroids in pairs]
 
     @property
     def quantizes(self) -> bool:
