@@ -101,7 +101,8 @@ class QuantizationAware(KernelWrapper):
         )
 
     def call(self, *args: Any, training: bool | None = None, **kwargs: Any) -> Any:
-        self._in_training = bool(training)
+        # Keras says False where it evaluates; a training loop that says nothing trains.
+        self._in_training = training is not False
         if not self.straight_through:
             return self.layer(*args, **kwargs)
         return self._call_with(self.used_kernels(), *args, **kwargs)

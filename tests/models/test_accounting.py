@@ -198,8 +198,8 @@ def test_a_variable_of_two_layers_is_refused():
     assert len(model.weights) == 2
     assert error_of(lambda: qareg.strip(model)) == (
         f"Expected weights of model '{model.name}' that its layers can be copied with. Received: "
-        f"['{dense.kernel.path}'], each of which several layers have as their own. Give these layers the layer "
-        "that owns the weight as an attribute, and read the weight from there."
+        f"['{dense.kernel.path}'], each of which several layers have as their own. Give these layers "
+        "the layer that owns the weight as an attribute, and read the weight from there."
     )
 
 
