@@ -178,6 +178,8 @@ class PenaltySchedule(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
         self._training = True
+        for layer in _wrapped_layers(self.model, "PenaltySchedule"):
+            layer.scheduled = True
 
     def on_train_end(self, logs: dict[str, float] | None = None) -> None:
         self._training = False
