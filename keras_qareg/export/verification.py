@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,10 @@ from keras_qareg.export.litert.inspection import describe_litert, stored_constan
 from keras_qareg.export.litert.micro import expanded, recognized
 from keras_qareg.export.litert.proof import TOLERANCES, prove
 from keras_qareg.export.litert.recognition import recognize
-from keras_qareg.export.litert.runtime import tensor_values
-from keras_qareg.models import codebooks, quantizes_inputs, strip
+from keras_qareg.export.litert.runtime import input_details, tensor_values
+from keras_qareg.export.litert.samples import SAMPLES, given, sample_inputs
+from keras_qareg.export.litert.signature import Signature
+from keras_qareg.models import codebooks, quantizes_inputs, unquantized
 from keras_qareg.numerics.codebook import Codebook
 
 
@@ -54,19 +55,18 @@ def verify(
     """
     path = Path(path)
     if is_archive(path):
-        return _verify_archive(strip(model), path)
+        return _verify_archive(unquantized(model), path)
     describe_litert(path)  # raises where the file is none, or is damaged
-    plain = model if quantizes_inputs(model) else strip(model)
     content = path.read_bytes()
-    plain_content = expanded(content)
-    precision = _precision(plain_content)
-    with tempfile.TemporaryDirectory() as folder:
-        runnable = Path(folder) / path.name
-        runnable.write_bytes(plain_content)
-        difference, output_range = prove(plain, runnable, precision, representative_data)
-    count = _check_kernels(
-        content, path, model.name, [*codebooks(model).items(), *codebooks(plain).items()]
-    )
+    runnable = expanded(content)
+    precision = _precision(runnable)
+    data = given(model, representative_data, SAMPLES)
+    signature = Signature.of(model, data).as_in(input_details(runnable))
+    inputs = sample_inputs(model, signature, data)
+    difference, output_range = prove(model, signature, inputs, runnable, precision)
+    plain = model if quantizes_inputs(model) else unquantized(model)
+    books = [*codebooks(model).items(), *codebooks(plain).items()]
+    count = _check_kernels(content, path, model.name, books, inputs)
     same = "equal" if TOLERANCES[precision] is not None else "int8, which rounds"
     return (
         f"{same}: outputs within {difference:.2e} (up to {output_range:.2e}), and "
@@ -83,7 +83,13 @@ def _precision(content: bytes) -> str:
     return "float16" if "float16" in kinds else "float32"
 
 
-def _check_kernels(content: bytes, path: Path, name: str, books: list[tuple[str, Codebook]]) -> int:
+def _check_kernels(
+    content: bytes,
+    path: Path,
+    name: str,
+    books: list[tuple[str, Codebook]],
+    inputs: dict[str, np.ndarray],
+) -> int:
     """How many kernels of a file were rewritten; all of them must be the model's."""
     entries = flatbuffer.kernel_entries(flatbuffer.read(content))
     content = expanded(content)
@@ -94,7 +100,7 @@ def _check_kernels(content: bytes, path: Path, name: str, books: list[tuple[str,
         for constant in flatbuffer.constants(model, kind)
     }
     computed = [(int(entry["graph"]), str(entry["tensor"])) for entry in entries]
-    values = tensor_values(content, set(computed) - set(constants))
+    values = tensor_values(content, set(computed) - set(constants), inputs)
     for key in computed:
         if key in constants:
             found = recognized(model, constants[key], books)

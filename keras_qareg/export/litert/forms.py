@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -93,21 +92,26 @@ class _Option(NamedTuple):
 
 
 def rewrite(
-    file: Path, books: Iterable[tuple[str, Codebook]], form: str, decode_once: bool = True
+    content: bytes,
+    books: Iterable[tuple[str, Codebook]],
+    form: str,
+    decode_once: bool,
+    inputs: dict[str, np.ndarray],
 ) -> tuple[bytes, list[KernelForm]]:
     """A float32 file with its kernels in a low-bit form.
 
     Args:
-        file: The `.tflite` file.
+        content: The `.tflite` file.
         books: Paths and codebooks of the kernels of the Keras model.
         form: One of `LOW_BIT_FORMS`.
         decode_once: Whether codebooks are decoded before the first run, not in each.
+        inputs: What the new file is run on, by name, to see its kernels.
 
     Returns:
         The content of the new file, and the form of each constant of two or more axes.
     """
     books = list(books)
-    model = flatbuffer.read(file.read_bytes())
+    model = flatbuffer.read(content)
     forms, entries, expected = [], [], {}
     for constant in flatbuffer.constants(model):
         found = recognize(constant.values, books)
@@ -126,11 +130,11 @@ def rewrite(
         exact = found is not None and found.exact
         forms.append(KernelForm.of(constant, found, held, size, exact, reason))
     if not entries:
-        return file.read_bytes(), forms
+        return content, forms
     call_once(model)
     flatbuffer.add_metadata(model, entries)
     content = flatbuffer.to_bytes(model)
-    _prove(content, expected)
+    _prove(content, expected, inputs)
     return content, forms
 
 
@@ -212,9 +216,13 @@ def _entry(constant: Constant, found: Recognized, option: _Option) -> dict[str, 
     return entry
 
 
-def _prove(content: bytes, expected: dict[tuple[int, str], Recognized]) -> None:
+def _prove(
+    content: bytes,
+    expected: dict[tuple[int, str], Recognized],
+    inputs: dict[str, np.ndarray],
+) -> None:
     """Runs the new file, and compares each kernel with what it must be."""
-    values = tensor_values(content, expected)
+    values = tensor_values(content, expected, inputs)
     for key, wanted in expected.items():
         got = values.get(key)
         same = got is not None and np.array_equal(got, wanted.values)
