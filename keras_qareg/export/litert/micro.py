@@ -127,7 +127,7 @@ def _encoded(model: Any, number: int, place: int, found: Recognized) -> tuple[li
     bits, levels = _bits(found), len(found.tables)
     header = np.zeros(_HEADER_BYTES, "uint8")
     # Later runtimes read the axis of the channels in the high bits, earlier ones from the tensor.
-    axis = _ONE_TABLE if found.axis is None else found.axis
+    axis = _ONE_TABLE if found.tables.shape[1] == 1 else (found.axis or 0)
     header[[1, 4, 5, 6]] = 1, 1, axis << 4 | bits, levels
     tables = np.frombuffer(np.ascontiguousarray(found.tables.T).tobytes(), "uint8")
     inputs = [

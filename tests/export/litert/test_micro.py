@@ -71,7 +71,7 @@ def expanded_by_the_description(content):
             tensor = graph.tensors[output]
             assert model.buffers[tensor.buffer].data is None
             assert [ancillary[0], ancillary[1], ancillary[4]] == [0, 1, 1]
-            bits, stride = ancillary[5], ancillary[6]
+            bits, stride = ancillary[5] & 7, ancillary[6]
             assert set(ancillary[2:4] + ancillary[7:16]) == {0} and 1 <= bits <= 7 <= 128 >= stride
             size = int(np.prod(tensor.shape))
             assert len(encoded) == (size * bits + 7) // 8
@@ -85,6 +85,7 @@ def expanded_by_the_description(content):
             assert table.size == scales * stride
             axis = 0 if scales == 1 else details.quantizedDimension
             assert axis in (0, len(tensor.shape) - 1)
+            assert ancillary[5] == bits | (15 if scales == 1 else axis) << 4
             per_channel = 1 if axis else size // scales
             channels = [j // per_channel % scales for j in range(size)]
             values = [table[c * stride + index] for c, index in zip(channels, indices, strict=True)]
@@ -135,7 +136,7 @@ def test_decoded_files_are_the_plain_ones(levels, normalize, integer, tmp_path):
         )
     assert report.micro.startswith("equal in TFLite Micro, to the bit, in an arena of ")
     assert f"{report.arena_bytes:,} bytes" in report.micro and report.micro in str(report)
-    assert report.arena_bytes < 100_000
+    assert report.arena_bytes < 200_000
 
 
 @tensorflow_only
