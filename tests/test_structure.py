@@ -23,7 +23,8 @@ MODULES = sorted(
 FLOORS = {
     "": [
         ["__version__", "numerics"],
-        ["config"],
+        ["config", "inputs"],
+        ["data"],
         ["regularizers", "quantizers"],
         ["layers"],
         ["models"],
@@ -33,6 +34,7 @@ FLOORS = {
         ["__main__", "__init__"],
     ],
     "models": [
+        ["compiling", "graphs"],
         ["cloning"],
         ["selection"],
         ["reading", "wrapping", "converting", "stripping", "recalibrating"],

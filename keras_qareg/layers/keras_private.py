@@ -58,7 +58,11 @@ def _names_of_keras() -> frozenset[str]:
     bare = Bare()
     bare.compile("sgd", "mse")
     bare(keras.ops.zeros((1, 1)))
-    return frozenset({*vars(bare), *vars(Layer(name="bare"))}) - {"inner"}
+    graph = keras.Model(inputs := keras.Input((1,)), bare.inner(inputs))
+    graphs = {*vars(graph), *vars(keras.Sequential([keras.Input((1,))])), "_functional"}
+    # What `fit`, `evaluate` and `predict` leave behind, on any backend.
+    used = {"history", "stop_evaluating", "stop_predicting", "_jax_state", "_torch_params"}
+    return frozenset({*vars(bare), *vars(Layer(name="bare")), *graphs, *used}) - {"inner"}
 
 
 @contextlib.contextmanager
@@ -98,6 +102,43 @@ def uncompiled(model: keras.Model) -> keras.Model:
     view = object.__new__(type(model))
     vars(view).update(vars(model), compiled=False)
     return view
+
+
+def compile_arguments(model: keras.Model) -> dict[str, Any]:
+    """What a model was compiled with, and what was set since (`Model._compile_config`).
+
+    `compile` alone would forget a learning rate or `run_eagerly` that was assigned later. The optimizer
+    is the one that was passed: Keras may have put it into one that scales the loss.
+    """
+    optimizer, scales = model.optimizer, keras.optimizers.LossScaleOptimizer
+    scaled = isinstance(optimizer, scales)
+    given = model._compile_config.config
+    if scaled and not isinstance(given["optimizer"], scales):
+        optimizer = optimizer.inner_optimizer
+    return {
+        **given,
+        "optimizer": optimizer,
+        "run_eagerly": model.run_eagerly,
+        "jit_compile": model.jit_compile,
+        "steps_per_execution": model.steps_per_execution,
+        "auto_scale_loss": scaled,
+    }
+
+
+def of_class(bare: keras.Model, model: keras.Model) -> keras.Model:
+    """A Sequential or Functional model as one of the class of another, without calling its `__init__`.
+
+    A subclass makes its own layers there; these are made already. `Operation.__new__` keeps the
+    arguments of the constructor for `get_config`, which here are those of the other model.
+    """
+    kind: Any = type(model)
+    made: keras.Model = kind.__new__(kind)
+    if isinstance(bare, keras.Sequential):
+        keras.Sequential.__init__(made, bare._layers, name=bare.name)
+    else:
+        type(bare).__init__(made, bare.input, bare.output, name=bare.name)
+    made._auto_config = model._auto_config
+    return made
 
 
 @contextlib.contextmanager

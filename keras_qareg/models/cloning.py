@@ -10,7 +10,6 @@ from __future__ import annotations
 import inspect
 import operator
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -25,9 +24,10 @@ from keras_qareg.layers.keras_private import (
     is_graph,
     layers_inside,
     track_children,
-    uncompiled,
     unlocked,
 )
+from keras_qareg.models.compiling import compile_like
+from keras_qareg.models.graphs import copy_graph
 
 # For a layer, the function that makes its successor; None for an ordinary copy.
 Change = Callable[[Layer], Callable[[Layer], Layer] | None]
@@ -150,11 +150,11 @@ def clone(model: keras.Model, change: Change) -> keras.Model:
     def copy(layer: Layer) -> Layer:
         """A sublayer of any kind; one that stands in several places stays one."""
         if id(layer) not in cache:
-            cache[id(layer)] = copy_graph(layer) if is_graph(layer) else copy_leaf(layer)
+            cache[id(layer)] = copy_model(layer) if is_graph(layer) else copy_leaf(layer)
         return cache[id(layer)]
 
-    def copy_graph(graph: keras.Model) -> keras.Model:
-        copied = keras.models.clone_model(uncompiled(graph), clone_function=copy)
+    def copy_model(graph: keras.Model) -> keras.Model:
+        copied = copy_graph(graph, copy, cache)
         if graph.compiled:
             compiled.append((graph, copied))
         return copied
@@ -183,7 +183,7 @@ def clone(model: keras.Model, change: Change) -> keras.Model:
     _account_for(model, copied, counterparts)
     _rename_inputs(copied, model)
     for old, new in compiled:
-        _compile_like(new, old)
+        compile_like(new, old)
     return copied
 
 
@@ -313,14 +313,3 @@ def own_weights(layer: Layer) -> list[keras.Variable]:
     """The weights of a layer or model itself, less those of the layers inside."""
     inside = {id(weight) for child in children(layer) for weight in child.weights}
     return [weight for weight in layer.weights if id(weight) not in inside]
-
-
-def _compile_like(copied: keras.Model, model: keras.Model) -> None:
-    try:
-        copied.compile_from_config(model.get_compile_config())
-    except (TypeError, ValueError) as error:
-        warnings.warn(
-            f"The new model is not compiled, because the loss, metrics or optimizer of "
-            f"'{model.name}' could not be copied ({error}). Call `compile()` on it.",
-            stacklevel=3,
-        )

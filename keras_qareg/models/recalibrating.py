@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -10,11 +10,14 @@ import numpy as np
 from keras import ops
 from keras.layers import BatchNormalization
 
+from keras_qareg.data import read
 from keras_qareg.layers.keras_private import layers_inside, normalizing_by_batches
 from keras_qareg.models.selection import check_built
 
 
-def recalibrate(model: keras.Model, data: Any, *, batch_size: int = 256) -> None:
+def recalibrate(
+    model: keras.Model, data: Any, *, batch_size: int = 256, steps: int | None = None
+) -> None:
     """Measures the moving means and variances of all `BatchNormalization` layers anew, in place.
 
     In training these are averages over the last steps, in which weights of few levels still jump
@@ -28,15 +31,17 @@ def recalibrate(model: keras.Model, data: Any, *, batch_size: int = 256) -> None
     Args:
         model: A built model. Its `BatchNormalization` layers may be frozen; without any, it stays as
             it is.
-        data: Inputs as `model` takes them: an array or a structure of arrays, cut into batches; or an
-            iterable of batches (such as a `tf.data.Dataset`), of which a tuple's first part counts.
-            A thousand images or more, augmented as those that the model was trained on: its weights
-            belong to statistics of these (docs/method.md has what it is worth).
+        data: Inputs in any form that `fit` takes, with targets or without, which do not count: arrays,
+            a `tf.data.Dataset`, `PyDataset`, `DataLoader`, generator, or list of batches. A thousand
+            images or more, augmented as those that the model was trained on: its weights belong to
+            statistics of these (docs/method.md has what it is worth).
         batch_size: Positive integer, for arrays. Small batches give poor variances. Defaults to 256.
+        steps: Positive integer: how many batches to take, which endless data need. `None`: all.
 
     Raises:
-        ValueError: If the model is unbuilt, `batch_size` is not positive, there is no input, or
-            statistics become infinite or NaN. The model then is as it was.
+        ValueError: If the model is unbuilt, `batch_size` is not positive, data do not fit the model
+            (no inputs, other shapes or names, NaN), or statistics become infinite. The model then is
+            as it was.
 
     Example:
 
@@ -49,6 +54,7 @@ def recalibrate(model: keras.Model, data: Any, *, batch_size: int = 256) -> None
     check_built(model)
     if batch_size < 1:
         raise ValueError(f"Expected a positive `batch_size`. Received: batch_size={batch_size!r}")
+    given = read(data, model, steps=steps)
     found = [layer for layer in layers_inside(model) if isinstance(layer, BatchNormalization)]
     if not found:
         return
@@ -56,7 +62,7 @@ def recalibrate(model: keras.Model, data: Any, *, batch_size: int = 256) -> None
     before = [ops.convert_to_numpy(v).copy() for v in statistics]
     try:
         with normalizing_by_batches(found):
-            _measure(model, found, _batches(data, batch_size))
+            _measure(model, found, (inputs for inputs, _, _ in given.batches(batch_size)))
         if not all(np.isfinite(ops.convert_to_numpy(v)).all() for v in statistics):
             raise ValueError(
                 "Expected inputs with finite statistics. Received NaN or infinite ones."
@@ -75,21 +81,3 @@ def _measure(model: keras.Model, found: list[BatchNormalization], batches: Itera
             layer.momentum = seen / (seen + size)  # so that the average is over all inputs
         model(batch, training=False)
         seen += size
-    if not seen:
-        raise ValueError("Expected `data` with inputs. Received none.")
-
-
-def _batches(data: Any, batch_size: int) -> Iterator[Any]:
-    leaves = keras.tree.flatten(data)
-    if all(hasattr(leaf, "shape") for leaf in leaves):
-        for start in range(0, leaves[0].shape[0] if leaves else 0, batch_size):
-            part = slice(start, start + batch_size)
-            yield keras.tree.map_structure(lambda leaf, part=part: leaf[part], data)
-    elif isinstance(data, Iterable):
-        for batch in data:
-            yield batch[0] if isinstance(batch, tuple) else batch
-    else:
-        raise ValueError(
-            "Expected `data` to be arrays, or an iterable of batches. "
-            f"Received: {type(data).__name__}"
-        )

@@ -12,8 +12,10 @@ from keras import ops
 from keras.layers import Layer
 
 from keras_qareg import regularizers
+from keras_qareg.data import read
 from keras_qareg.layers import QuantizationAware, SharedWeights, channel_axes, kernels
 from keras_qareg.models.cloning import clone, containers, inner_layer, own_regularizer, own_weights
+from keras_qareg.models.compiling import compile_like
 from keras_qareg.models.recalibrating import recalibrate
 from keras_qareg.models.selection import (
     Layers,
@@ -32,6 +34,7 @@ _MANY_WEIGHTS, _WORKERS = 10_000_000, min(4, os.cpu_count() or 1)
 # Inputs without which the statistics of batch normalization are better left as they are, and about so
 # many, evenly taken, as are enough for them.
 _FEWEST_INPUTS, _ENOUGH_INPUTS = 256, 4096
+_CALIBRATION_BATCH = 256
 METHODS = ("auto", "trained", "kmeans", "quantile", "uniform")
 TRAINABLE = ("centroids", "centroids+rest")
 
@@ -146,8 +149,9 @@ def compress(
     levels: int | None = 16,
     layers: Layers = "all",
     *,
-    data: tuple[Any, Any] | None = None,
+    data: Any = None,
     epochs: int = 5,
+    steps: int | None = None,
     batch_size: int = 32,
     learning_rate: float = 1e-3,
     snap: bool = False,
@@ -162,9 +166,12 @@ def compress(
         model: A built, trained model.
         levels: Integer from 2 to 256, values a kernel. Defaults to 16.
         layers: Which layers, as in `quantization_aware`.
-        data: `(inputs, targets)` to tune the centroids on; `None`: no tuning, and statistics of batch
+        data: What to tune the centroids on, in any form that `fit` takes: `(inputs, targets)` or
+            `(inputs, targets, sample_weight)`, a `tf.data.Dataset`, `PyDataset`, `DataLoader`,
+            generator, or list of such batches. `None`: no tuning, and statistics of batch
             normalization as they were.
         epochs: Epochs of tuning. Defaults to 5.
+        steps: Batches an epoch, which endless data need. `None`: all.
         batch_size: Examples a step of tuning. Defaults to 32.
         learning_rate: Of Adam, for tuning. Defaults to 1e-3.
         snap: Whether values are whole multiples of a step, as in `share_weights`. Defaults to `False`.
@@ -174,8 +181,8 @@ def compress(
         An ordinary model (see `strip`) whose chosen kernels have at most `levels` values.
 
     Raises:
-        ValueError: As `share_weights`; or if there are data and the model was never compiled, so
-            that its loss is unknown.
+        ValueError: As `share_weights`; if data do not fit the model; or if there are data and the
+            model was never compiled, so that its loss is unknown.
 
     Example:
 
@@ -184,23 +191,29 @@ def compress(
     >>> len(np.unique(small.get_layer("fc").kernel))
     4
     """
+    check_built(model)
     if data is not None and not getattr(model, "compiled", False):
         raise ValueError(
             "Expected a compiled model, whose loss says what to tune for. Received: model "
             f"'{getattr(model, 'name', model)}' without a loss. Call `model.compile(loss=...)` first."
         )
-    shared = share_weights(model, levels, layers, snap=snap)
-    if data is not None:
-        shared.compile(
-            optimizer=keras.optimizers.Adam(learning_rate),
-            loss=model.loss,
+    if data is None:
+        return strip(share_weights(model, levels, layers, snap=snap))
+    given = read(data, model, steps=steps).repeatable()
+    if not given.has_targets:
+        raise ValueError(
+            "Expected `data` with targets to tune the centroids on. Received: inputs alone."
         )
-        inputs, targets = data
-        count = keras.tree.flatten(inputs)[0].shape[0]
-        if count >= _FEWEST_INPUTS:
-            some = slice(None, None, max(1, count // _ENOUGH_INPUTS))
-            recalibrate(shared, keras.tree.map_structure(lambda part: part[some], inputs))
-        shared.fit(inputs, targets, epochs=epochs, batch_size=batch_size, verbose=verbose)
+    shared = share_weights(model, levels, layers, snap=snap)
+    compile_like(shared, model, optimizer=keras.optimizers.Adam(learning_rate))
+    if not shared.compiled:
+        raise ValueError(
+            f"Expected a model with the `compile` of keras.Model. Received: {type(model).__name__}, "
+            "which has another. Use share_weights(), compile and fit its result, and strip() that."
+        )
+    if given.has(_FEWEST_INPUTS):
+        recalibrate(shared, given.some(_ENOUGH_INPUTS, _CALIBRATION_BATCH))
+    shared.fit(**given.fit_arguments(batch_size), epochs=epochs, verbose=verbose)
     return strip(shared)
 
 

@@ -8,7 +8,7 @@ import pytest
 from keras import layers
 
 import keras_qareg as qareg
-from tests.helpers import predict
+from tests.helpers import arrays, error_of, predict
 
 INPUTS = np.random.default_rng(0).normal(size=(6, 8)).astype("float32")
 
@@ -182,3 +182,77 @@ def test_what_cannot_be_copied_is_named():
         qareg.strip(model)
     assert "Expected a copy of model 'in_an_object" in str(error.value)
     assert "lacks ['" in str(error.value) and "boxed/kernel" in str(error.value)
+
+
+@keras.saving.register_keras_serializable("tests")
+class OfFunctional(keras.Model):
+    """A Functional model with a class of its own, as those of keras-hub are."""
+
+    def __init__(self, units=5, **kwargs):
+        inputs = keras.Input((8,))
+        self.first = layers.Dense(units, name="first")
+        hidden = self.first(inputs)
+        super().__init__(inputs, layers.Dense(3, name="last")(hidden), **kwargs)
+        self.units, self.hidden = units, hidden
+        self._parts = {"all": [self.first], "pair": (self.first, "text")}
+
+    def get_config(self):
+        return {"units": self.units, "name": self.name}
+
+    def doubled(self, inputs):
+        return 2 * self(inputs)
+
+
+@keras.saving.register_keras_serializable("tests")
+class OfSequential(keras.Sequential):
+    def __init__(self, units=5, **kwargs):
+        super().__init__([keras.Input((8,)), layers.Dense(units, name="first")], **kwargs)
+        self.units = units
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**config)
+
+    def get_config(self):
+        return {"units": self.units, "name": self.name}
+
+    def doubled(self, inputs):
+        return 2 * self(inputs)
+
+
+@pytest.mark.parametrize("kind", [OfFunctional, OfSequential])
+def test_subclasses_of_graphs_stay_what_they_are(kind, tmp_path):
+    model = kind(6)
+    model.names = ["a", "b"]
+    shared = qareg.share_weights(model, levels=4)
+    assert type(shared) is kind and shared.units == 6 and shared.names == ["a", "b"]
+    plain = qareg.strip(shared)
+    assert type(plain) is kind
+    inputs = np.ones((2, 8), "float32")
+    np.testing.assert_array_equal(*arrays(plain.doubled(inputs), shared.doubled(inputs)))
+    plain.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert type(loaded) is kind
+    np.testing.assert_array_equal(*arrays(loaded(inputs), plain(inputs)))
+    outer = keras.Model(outside := keras.Input((8,)), kind(4, name="inside")(outside))
+    assert type(qareg.share_weights(outer, levels=4).get_layer("inside")) is kind
+
+
+def test_attributes_of_a_subclass_are_those_of_the_copy():
+    model = OfFunctional()
+    shared = qareg.share_weights(model, levels=4)
+    first = shared.get_layer("first")
+    assert shared.first is first is not model.first
+    assert shared._parts["all"][0] is first and shared._parts["pair"] == (first, "text")
+    inputs = np.ones((2, 8), "float32")
+    inside = keras.Model(shared.inputs, shared.hidden)  # its tensors too
+    np.testing.assert_allclose(*arrays(inside([inputs]), first(inputs)), rtol=1e-6)
+
+
+def test_a_tensor_of_another_model_is_refused():
+    model = OfFunctional()
+    model.elsewhere = keras.Input((3,))
+    assert error_of(lambda: qareg.strip(model)).startswith(
+        f"Expected attribute '{model.name}.elsewhere' to be a tensor inside the model, which its copy "
+        "has too. Received: <KerasTensor"
+    )

@@ -309,28 +309,6 @@ def test_a_layer_too_small_is_left_alone_with_a_warning():
         assert len(qareg.codebooks(qareg.share_weights(model, levels=16))) == 2  # tiny has 8 values
 
 
-def test_a_compiled_model_stays_compiled():
-    images, labels = digits(32)
-    model = compiled(small_cnn(), metrics=["accuracy"])
-    for transformed in (
-        qareg.quantization_aware(model, NearestSquared(4)),
-        qareg.share_weights(model, levels=4),
-        qareg.strip(model),
-    ):
-        assert transformed.compiled
-        transformed.fit(images, labels, verbose=0)
-    assert model.compiled
-    assert not qareg.strip(small_cnn()).compiled
-
-
-def test_a_loss_that_cannot_be_copied_only_warns():
-    model = small_cnn()
-    model.compile("sgd", loss=lambda y, p: ops.mean(p))
-    with pytest.warns(UserWarning, match="The new model is not compiled"):
-        stripped = qareg.strip(model)
-    assert not stripped.compiled and model.compiled
-
-
 def test_compress_does_the_whole_job():
     images, labels = digits()
     model = compiled(small_cnn())

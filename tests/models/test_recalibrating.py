@@ -105,8 +105,8 @@ def test_training_goes_on_afterwards():
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (INPUTS[:0], "Received none"),
-        (iter([]), "Received none"),
+        (INPUTS[:0], "Received: none"),
+        (iter([]), "Received: none"),
         (np.where(np.arange(300)[:, None, None, None] == 299, np.nan, INPUTS), "NaN"),
         (7, "Received: int"),
     ],
