@@ -18,7 +18,7 @@ from keras_qareg.export.litert.micro import expanded, recognized
 from keras_qareg.export.litert.proof import TOLERANCES, prove
 from keras_qareg.export.litert.recognition import recognize
 from keras_qareg.export.litert.runtime import input_details, tensor_values
-from keras_qareg.export.litert.samples import SAMPLES, given, sample_inputs
+from keras_qareg.export.litert.samples import SAMPLES, sample_inputs, users_data
 from keras_qareg.export.litert.signature import Signature
 from keras_qareg.models import codebooks, quantizes_inputs, unquantized
 from keras_qareg.numerics.codebook import Codebook
@@ -60,7 +60,7 @@ def verify(
     content = path.read_bytes()
     runnable = expanded(content)
     precision = _precision(runnable)
-    data = given(model, representative_data, SAMPLES)
+    data = users_data(model, representative_data, SAMPLES)
     signature = Signature.of(model, data).as_in(input_details(runnable))
     inputs = sample_inputs(model, signature, data)
     difference, output_range = prove(model, signature, inputs, runnable, precision)

@@ -20,7 +20,7 @@ from keras_qareg.export.litert.integer import keep_grids
 from keras_qareg.export.litert.micro import expanded, rewrite_micro
 from keras_qareg.export.litert.precision import in_float32
 from keras_qareg.export.litert.proof import TOLERANCES, Draft, ExportReport, report_on
-from keras_qareg.export.litert.samples import given, sample_inputs
+from keras_qareg.export.litert.samples import sample_inputs, users_data
 from keras_qareg.export.litert.signature import Signature
 from keras_qareg.models import codebooks, quantizes_inputs, unquantized
 from keras_qareg.models.selection import check_built, check_choice
@@ -101,7 +101,7 @@ def litert(
     _check_types(weights, representative_data, input_type, output_type)
     # Plain layers do not quantize their inputs; those that do are exported as they stand.
     plain = model if quantizes_inputs(model) else unquantized(model)
-    data = given(model, representative_data, CALIBRATION_SAMPLES)
+    data = users_data(model, representative_data, CALIBRATION_SAMPLES)
     signature = Signature.of(plain, data, input_shape)
     inputs = sample_inputs(model, signature, data)
     books = [*codebooks(model).items(), *codebooks(plain).items()]

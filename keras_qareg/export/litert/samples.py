@@ -7,22 +7,16 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_qareg.data import samples
 from keras_qareg.export.litert.runtime import input_details
 from keras_qareg.export.litert.signature import OPEN_SIZES, Signature
 
 SAMPLES = 8
 
 
-def given(model: keras.Model, data: Any, count: int) -> Any:
-    """The first inputs of the user's in the structure that a model is called with, or `None`."""
-    if data is None:
-        return None
-    known = getattr(model, "inputs", None)
-    structure = getattr(model, "input", known[0] if known else data)
-    if isinstance(data, dict) and not isinstance(structure, dict):
-        data = [data[x.name] for x in keras.tree.flatten(structure)]
-    leaves = [np.asarray(part)[:count] for part in keras.tree.flatten(data)]
-    return keras.tree.pack_sequence_as(structure, leaves)
+def users_data(model: keras.Model, data: Any, count: int) -> Any:
+    """The first of the user's inputs in the structure that a model is called with; `None` of none."""
+    return None if data is None else samples(data, model, count=count, name="representative_data")
 
 
 def sample_inputs(model: keras.Model, signature: Signature, data: Any) -> dict[str, np.ndarray]:
