@@ -108,7 +108,8 @@ def litert(
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}-") as folder:
         with in_float32(plain):
             source = Source.of(plain, signature, inputs, Path(folder), one=weights == "tflm")
-            options = {"data": data, "input_type": input_type, "output_type": output_type}
+            calibration = None if data is None else signature.named(data)
+            options = {"data": calibration, "input_type": input_type, "output_type": output_type}
             draft = _written(source, books, weights, options, decode_once)
         precision = weights
         if weights == "tflm":

@@ -86,11 +86,11 @@ class Source:
         kinds = {"supported_types": [tf.float16]}
         return self._optimized({"target_spec": kinds})
 
-    def int8(self, data: Any, input_type: str, output_type: str) -> bytes:
+    def int8(self, data: dict[str, np.ndarray] | None, input_type: str, output_type: str) -> bytes:
         """The file with int8 kernels, and with int8 activations where there are data.
 
         Args:
-            data: Inputs to calibrate on, in the structure that the model is called with; or `None`.
+            data: Inputs to calibrate on, by name; or `None`.
             input_type: The type of the inputs of the file.
             output_type: The type of its outputs.
 
@@ -115,12 +115,12 @@ class Source:
                 options["inference_output_type"] = getattr(tf, output_type)
         return self._optimized(options)
 
-    def _examples(self, data: Any) -> Iterator[dict[str, np.ndarray]]:
+    def _examples(self, data: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
         """One batch of the file after the other, as the converter's calibration asks for them."""
-        arrays = self.signature.named(data)
         size = self.signature.leaves[0].shape[0] or 1
-        for start in range(0, len(next(iter(arrays.values()))), size):
-            yield {name: part[start : start + size] for name, part in arrays.items()}
+        for start in range(0, len(next(iter(data.values()))), size):
+            batch = {name: part[start : start + size] for name, part in data.items()}
+            yield in_batches(self.signature, batch)
 
     def _optimized(self, options: dict[str, Any]) -> bytes:
         import tensorflow as tf

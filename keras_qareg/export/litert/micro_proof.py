@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
+import importlib.util
 import re
+import subprocess
+import sys
 import tempfile
-from collections.abc import Iterator
-from typing import IO
+from pathlib import Path
 
 import numpy as np
 
-from keras_qareg.export.litert import flatbuffer
+from keras_qareg.export.litert import flatbuffer, micro_run
 from keras_qareg.export.litert.micro import expanded
 from keras_qareg.export.litert.runtime import input_details, stored
 
-# Enough to measure in. Besides what is then in use, preparing operators takes memory for a while.
-_ARENA_BYTES, _STEPS = 64 << 20, 32
+# Enough to measure in.
+_ARENA_BYTES = 64 << 20
+# Preparing operators takes memory for a while, besides what is in use then: so many 32nds are tried.
+_MORE = (128, 64, 32, 16, 8, 4, 2, 1, 0)
 # The runtime begins its arena at a multiple of 16 bytes, and gives memory out in such pieces.
 _ALIGNMENT = 16
 
@@ -29,92 +31,77 @@ def prove_micro(content: bytes, inputs: dict[str, np.ndarray]) -> tuple[str, int
         inputs: What it is run on, by name.
 
     Returns:
-        What was found, for the report: also where the package `tflite-micro` is not installed, or has
-        no operator for some layer of the model; and the arena that the file ran in, in bytes.
+        What was found, for the report: also where the package `tflite-micro` is not installed, or does
+        not run some layer of the model; and the arena that the file ran in, in bytes.
 
     Raises:
         ValueError: If the outputs are not the same.
     """
-    try:
-        import tflite_micro  # noqa: F401
-    except ImportError:
+    if importlib.util.find_spec("tflite_micro") is None:
         return "not run in TFLite Micro (`pip install tflite-micro` to have it done)", None
-    arrays = _in_order(content, inputs)
-    try:
-        plain, _ = _run(expanded(content), arrays, _ARENA_BYTES)
-    except RuntimeError as error:
-        return f"TFLite Micro does not run some layer of this model ({error})", None
-    try:
-        _, used = _run(content, arrays, _ARENA_BYTES)
-        decoded, arena = _run_in_little(content, arrays, used)
-    except RuntimeError as error:
-        raise ValueError(
-            f"Expected TFLite Micro to run the file as it runs the plain one. Received: {error}"
-        ) from error
-    if not all(np.array_equal(*pair, equal_nan=True) for pair in zip(plain, decoded, strict=True)):
-        raise ValueError(
-            "Expected the outputs of the plain file in TFLite Micro. Received: other ones. Nothing "
-            "was written; please report the model."
-        )
+    plain = expanded(content)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "plain").write_bytes(plain)
+        (folder / "file").write_bytes(content)
+        np.savez(folder / "inputs.npz", *_in_order(plain, inputs))
+        count = len(flatbuffer.read(plain).subgraphs[0].outputs)
+        found, said = _run(folder, [("plain", _ARENA_BYTES), ("file", _ARENA_BYTES)], count)
+        if not found:
+            return f"TFLite Micro does not run some layer of this model ({said})", None
+        if len(found) < 2 or not _equal(*found):
+            raise ValueError(
+                "Expected the outputs of the plain file in TFLite Micro. Received: "
+                f"{'other ones' if len(found) == 2 else said}. Nothing was written; please report the "
+                "model."
+            )
+        used = int(re.findall(r"Arena allocation total (\d+) bytes", said)[-1])
+        sizes = [used + _ALIGNMENT + used * more // 32 for more in _MORE]
+        in_little, _ = _run(folder, [("file", size) for size in sizes], count)
+        arena = sizes[len(in_little) - 1] if in_little else _ARENA_BYTES
+        if any(not _equal(found[0], outputs) for outputs in in_little):
+            raise ValueError(
+                f"Expected the same outputs of TFLite Micro in arenas of {sizes} bytes. Received: "
+                "other ones. Nothing was written; please report the model."
+            )
     return f"equal in TFLite Micro, to the bit, in an arena of {arena:,} bytes", arena
+
+
+def _run(
+    folder: Path, runs: list[tuple[str, int]], count: int
+) -> tuple[list[list[np.ndarray]], str]:
+    """The outputs of those runs that succeeded, and what the runtime said: all, or why it ended."""
+    for old in folder.glob("[0-9]*.npz"):
+        old.unlink()
+    arguments = [word for file, arena in runs for word in (file, str(arena), str(count))]
+    done = subprocess.run(
+        [sys.executable, "-P", micro_run.__file__, str(folder), *arguments],
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+    found = []
+    for number in range(len(runs)):
+        file = folder / f"{number}.npz"
+        if not file.exists():
+            lines = [
+                line for line in done.stderr.split("\n") if re.match("Node|[A-Z].* not ", line)
+            ]
+            return found, lines[-1] if lines else f"it ended with {done.returncode}"
+        with np.load(file) as outputs:
+            found.append([outputs[f"arr_{place}"] for place in range(count)])
+    return found, done.stderr
+
+
+def _equal(some: list[np.ndarray], others: list[np.ndarray]) -> bool:
+    return all(np.array_equal(a, b, equal_nan=True) for a, b in zip(some, others, strict=True))
 
 
 def _in_order(content: bytes, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
     """The inputs in the order of the graph, as this runtime takes them, in the types of the file."""
-    runnable = expanded(content)
-    details = {
+    arrays = {
         int(detail["index"]): stored(inputs[name], detail)
-        for name, detail in input_details(runnable).items()
+        for name, detail in input_details(content).items()
     }
-    return [details[int(place)] for place in flatbuffer.read(runnable).subgraphs[0].inputs]
-
-
-def _run(content: bytes, inputs: list[np.ndarray], arena: int) -> tuple[list[np.ndarray], int]:
-    """The outputs of a file, and how much of the arena is in use."""
-    from tflite_micro import runtime
-
-    with tempfile.TemporaryFile() as said, _errors_into(said):
-        try:
-            interpreter = runtime.Interpreter.from_bytes(content, arena_size=arena)
-            for place, array in enumerate(inputs):
-                interpreter.set_input(array, place)
-            interpreter.invoke()
-            interpreter.print_allocations()
-        except RuntimeError as error:
-            raise RuntimeError(_last_line(said) or str(error)) from error
-        said.seek(0)
-        found = re.search(rb"Arena allocation total (\d+) bytes", said.read())
-    count = len(flatbuffer.read(content).subgraphs[0].outputs)
-    return [interpreter.get_output(i) for i in range(count)], int(found[1]) if found else arena
-
-
-def _run_in_little(
-    content: bytes, inputs: list[np.ndarray], used: int
-) -> tuple[list[np.ndarray], int]:
-    """The outputs of a file in an arena that is hardly larger than it must be, and its size."""
-    arena = used
-    while True:
-        arena = -(-(arena + used // _STEPS) // _ALIGNMENT) * _ALIGNMENT
-        try:
-            return _run(content, inputs, arena)[0], arena
-        except RuntimeError:
-            if arena >= _ARENA_BYTES:
-                raise
-
-
-@contextlib.contextmanager
-def _errors_into(file: IO[bytes]) -> Iterator[None]:
-    """The runtime writes what it has to say to the error output of the process, below Python."""
-    before = os.dup(2)
-    try:
-        os.dup2(file.fileno(), 2)
-        yield
-    finally:
-        os.dup2(before, 2)
-        os.close(before)
-
-
-def _last_line(file: IO[bytes]) -> str:
-    file.seek(0)
-    lines = file.read().decode(errors="replace").split("\n")
-    return next((line for line in reversed(lines) if line.strip()), "")
+    return [arrays[int(place)] for place in flatbuffer.read(content).subgraphs[0].inputs]
