@@ -81,14 +81,12 @@ def _run(
         errors="replace",
         check=False,
     )
-    found = []
+    found: list[list[np.ndarray]] = []
     for number in range(len(runs)):
         file = folder / f"{number}.npz"
         if not file.exists():
-            lines = [
-                line for line in done.stderr.split("\n") if re.match("Node|[A-Z].* not ", line)
-            ]
-            return found, lines[-1] if lines else f"it ended with {done.returncode}"
+            reasons = [line for line in done.stderr.split("\n") if re.match("Node |Didn't", line)]
+            return found, reasons[0] if reasons else f"it ended with {done.returncode}"
         with np.load(file) as outputs:
             found.append([outputs[f"arr_{place}"] for place in range(count)])
     return found, done.stderr

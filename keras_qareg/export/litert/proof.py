@@ -143,7 +143,8 @@ def prove(
         ValueError: If the difference is more than the form explains, or Keras gives NaN.
     """
     expected = signature.call(model, inputs)
-    difference, output_range = 0.0, 0.0
+    tolerance = TOLERANCES.get(weights, TOLERANCES["float32"])
+    difference, counted, output_range = 0.0, 0.0, 0.0
     for delegate in (True, False):
         got = run_by_name(content, inputs, delegate)
         if set(got) != set(expected) and len(got) == len(expected) == 1:
@@ -156,13 +157,14 @@ def prove(
                 f"Received: {_shapes(got)}"
             )
         for name, want in expected.items():
-            difference = max(difference, _difference(got[name], want))
-            output_range = max(output_range, _reach(want))
-    tolerance = TOLERANCES.get(weights, TOLERANCES["float32"])
-    if tolerance is not None and not difference <= tolerance * max(output_range, 1e-6):
+            apart = _difference(got[name], want)
+            difference, output_range = max(difference, apart), max(output_range, _reach(want))
+            if not _rounded_over(got[name], want, tolerance or 0.0):
+                counted = max(counted, apart)
+    if tolerance is not None and not counted <= tolerance * max(output_range, 1e-6):
         raise ValueError(
             f"Expected the outputs of the file within {tolerance:g} of those of model '{model.name}', "
-            f"relative to the largest. Received: a difference of {difference:.3g} with outputs up to "
+            f"relative to the largest. Received: a difference of {counted:.3g} with outputs up to "
             f"{output_range:.3g}."
         )
     return difference, output_range
@@ -173,6 +175,16 @@ def _difference(got: np.ndarray, want: np.ndarray) -> float:
     apart = got != want
     wide = np.abs(got[apart].astype("float64") - want[apart].astype("float64"))
     return float(np.where(np.isnan(wide), np.inf, wide).max(initial=0.0))
+
+
+def _rounded_over(got: np.ndarray, want: np.ndarray, tolerance: float) -> bool:
+    """Whether the differences of whole numbers are so few that they come from rounding before them.
+
+    A number may fall on the other side of a threshold then, as in a mask, and be off by a whole class.
+    """
+    if np.issubdtype(want.dtype, np.floating):
+        return False
+    return float((got != want).mean()) <= 10 * tolerance
 
 
 def _reach(values: np.ndarray) -> float:
