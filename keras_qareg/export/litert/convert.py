@@ -22,7 +22,7 @@ from keras_qareg.export.litert.precision import in_float32
 from keras_qareg.export.litert.proof import TOLERANCES, Draft, ExportReport, report_on
 from keras_qareg.export.litert.samples import sample_inputs, users_data
 from keras_qareg.export.litert.signature import Signature
-from keras_qareg.models import codebooks, quantizes_inputs, unquantized
+from keras_qareg.models import kernel_codebooks, quantizes_inputs, unquantized
 from keras_qareg.models.selection import check_built, check_choice
 from keras_qareg.numerics.codebook import Codebook
 
@@ -104,7 +104,7 @@ def litert(
     data = users_data(model, representative_data, CALIBRATION_SAMPLES)
     signature = Signature.of(plain, data, input_shape)
     inputs = sample_inputs(model, signature, data)
-    books = [*codebooks(model).items(), *codebooks(plain).items()]
+    books = [(path, book) for m in (model, plain) for path, _, book in kernel_codebooks(m) if book]
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}-") as folder:
         with in_float32(plain):
             source = Source.of(plain, signature, inputs, Path(folder), one=weights == "tflm")

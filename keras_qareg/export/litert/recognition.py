@@ -28,7 +28,7 @@ class Recognized:
     """A constant of a file that is a Keras kernel.
 
     Attributes:
-        path: The path of the kernel in the Keras model.
+        path: The path of the kernel in the Keras model; of the whole one, where it is a part.
         indices: Uint8 array in the shape of the constant: the level of each value.
         tables: Float32 array `(levels, channels)`: what the levels are in the constant, one table or
             one for each slice along `axis`.
@@ -132,16 +132,56 @@ def recognize_codes(
     return None
 
 
+def is_kernel(
+    constant: np.ndarray, kernels: Iterable[np.ndarray], rounding: np.ndarray | float = 0.0
+) -> bool:
+    """Whether a constant of a file is one of some kernels, or a part of one.
+
+    Args:
+        constant: Float32 array.
+        kernels: Float32 arrays, with their axes in any order; a channel may have a factor of its own.
+        rounding: How far values may be, besides the rounding of float32.
+    """
+    for kernel in kernels:
+        for part, order in _parts(kernel.shape, constant.shape):
+            weights = kernel[..., part].transpose(order).reshape(constant.shape)
+            if np.array_equal(weights, constant):
+                return True
+            allowed = rounding + _ROUNDING * np.abs(constant).max()
+            if any((error <= allowed).all() for _, _, error in _factors(weights, constant)):
+                return True
+    return False
+
+
 def _arrangements(
     shape: tuple[int, ...], books: Iterable[tuple[str, Codebook]]
 ) -> Iterator[tuple[str, Codebook, tuple[int, ...]]]:
-    """The kernels that have this shape with their axes in some order, and the orders."""
+    """The kernels, or parts of kernels, that have this shape with their axes in some order, which is
+    given with them.
+    """
     for path, book in books:
-        if book.indices.size != math.prod(shape):
-            continue
-        for order in itertools.permutations(range(book.indices.ndim)):
-            if _same_shape([book.indices.shape[i] for i in order], shape):
-                yield path, book, order
+        for part, order in _parts(book.indices.shape, shape):
+            centroids = book.centroids if book.centroids.ndim == 1 else book.centroids[..., part]
+            whole = part == slice(0, book.indices.shape[-1])
+            yield path, book if whole else Codebook(centroids, book.indices[..., part]), order
+
+
+def _parts(
+    kernel: tuple[int, ...], shape: tuple[int, ...]
+) -> Iterator[tuple[slice, tuple[int, ...]]]:
+    """Which parts along the last axis of a kernel have a shape, and the orders of the axes.
+
+    Recurrent layers multiply with some of their gates apart: with equal parts, or with the last one.
+    """
+    others, size = math.prod(kernel[:-1]), math.prod(shape)
+    if not kernel or not others or not size or size % others or size // others > kernel[-1]:
+        return
+    width = size // others
+    for start in sorted({*range(0, kernel[-1] - width + 1, width), kernel[-1] - width}):
+        part = (*kernel[:-1], width)
+        for order in itertools.permutations(range(len(part))):
+            if _same_shape([part[i] for i in order], shape):
+                yield slice(start, start + width), order
 
 
 def _same_shape(shape: list[int], other: Any) -> bool:
@@ -181,15 +221,11 @@ def _folded(
     path: str, book: Codebook, order: tuple[int, ...], constant: np.ndarray
 ) -> Recognized | None:
     """Whether each channel of the constant is a multiple of the kernel's."""
-    weights = book.weights.transpose(order).reshape(constant.shape).astype("float64")
+    weights = book.weights.transpose(order).reshape(constant.shape)
     indices = book.indices.transpose(order).reshape(constant.shape)
     tolerance = _ROUNDING * np.abs(constant).max()
-    for axis in dict.fromkeys((0, constant.ndim - 1)):
-        others = tuple(i for i in range(constant.ndim) if i != axis)
-        squares = np.square(weights).sum(axis=others)
-        factors = (weights * constant).sum(axis=others) / np.where(squares > 0, squares, 1.0)
-        scaled = weights * along(factors, axis, constant.ndim)
-        if np.abs(scaled - constant).max() > tolerance:
+    for axis, factors, error in _factors(weights, constant):
+        if error.max() > tolerance:
             continue
         tables = book.centroids.reshape(book.centroids.shape[0], -1)
         cells = _cells(constant, indices, len(tables), axis, factors.size)
@@ -199,6 +235,19 @@ def _folded(
         base = (book.centroids, factors.astype("float32")) if book.centroids.ndim == 1 else ()
         return Recognized(path, indices, tables, axis, False, *base)
     return None
+
+
+def _factors(
+    weights: np.ndarray, constant: np.ndarray
+) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Axes that may count channels, the best factor of each channel, and what is left of the values."""
+    weights = weights.astype("float64")
+    for axis in dict.fromkeys((0, constant.ndim - 1)):
+        others = tuple(i for i in range(constant.ndim) if i != axis)
+        squares = np.square(weights).sum(axis=others)
+        factors = (weights * constant).sum(axis=others) / np.where(squares > 0, squares, 1.0)
+        scaled = weights * along(factors, axis, constant.ndim)
+        yield axis, factors, np.abs(scaled - constant)
 
 
 def _cells(
