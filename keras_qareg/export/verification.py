@@ -92,7 +92,7 @@ def _check_kernels(
     content = expanded(content)
     read = flatbuffer.read(content)
     constants = {
-        (constant.graph, constant.name.removesuffix("/decoded")): constant
+        (constant.graph, constant.name): constant
         for kind in ("float32", "int8")
         for constant in flatbuffer.constants(read, kind)
     }

@@ -5,6 +5,7 @@ LiteRT does not know this operator. `expanded` puts the kernels back, so that Li
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from typing import Any
 
@@ -98,6 +99,7 @@ def _insert(model: Any, tables: dict[tuple[int, int], Recognized]) -> None:
     code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.CUSTOM
     code.customCode, code.version = OPERATOR, 1
     model.operatorCodes.append(code)
+    encoded: dict[tuple[int, int], list[int]] = {}
     for number, graph in enumerate(model.subgraphs):
         operators = []
         for operator in graph.operators:
@@ -107,42 +109,46 @@ def _insert(model: Any, tables: dict[tuple[int, int], Recognized]) -> None:
                 decode.opcodeIndex = len(model.operatorCodes) - 1
                 decode.inputs, decode.outputs = [], []
                 for place in held:
-                    inputs, output = _encoded(model, number, place, tables[number, place])
-                    decode.inputs += inputs
-                    decode.outputs.append(output)
+                    found, key = tables[number, place], (number, place)
+                    # The first consumer has the constant's own tensor, each other one a new one.
+                    first = key not in encoded
+                    encoded[key] = encoded.get(key) or _encoded(model, number, place, found)
+                    decode.inputs += encoded[key]
+                    decode.outputs.append(place if first else _copy(model, number, place))
                 taken = dict(zip(held, decode.outputs, strict=True))
                 operator.inputs = [taken.get(int(i), int(i)) for i in operator.inputs]
                 operators.append(decode)
             operators.append(operator)
         graph.operators = operators
-        for place in (tensor for where, tensor in tables if where == number):
-            graph.tensors[place].buffer = 0
 
 
-def _encoded(model: Any, number: int, place: int, found: Recognized) -> tuple[list[int], int]:
-    """The indices and the tables of a constant as tensors, and the tensor to decode into."""
-    graph = model.subgraphs[number]
-    constant = graph.tensors[place]
-    chain = flatbuffer.Chain(model, number, constant.name.decode())
+def _encoded(model: Any, number: int, place: int, found: Recognized) -> list[int]:
+    """The indices and the tables of a constant as tensors; the constant is to be decoded into."""
+    constant = model.subgraphs[number].tensors[place]
+    # Names are a third of the files of small models, and nothing asks for these.
+    chain = flatbuffer.Chain(model, number, "")
     bits, levels = _bits(found), len(found.tables)
     header = np.zeros(_HEADER_BYTES, "uint8")
     # Later runtimes read the axis of the channels in the high bits, earlier ones from the tensor.
     axis = _ONE_TABLE if found.tables.shape[1] == 1 else (found.axis or 0)
     header[[1, 4, 5, 6]] = 1, 1, axis << 4 | bits, levels
     tables = np.frombuffer(np.ascontiguousarray(found.tables.T).tobytes(), "uint8")
-    inputs = [
+    constant.buffer = 0
+    if found.tables.dtype == "float32" and found.tables.shape[1] > 1:
+        # The number of scales tells the runtime how many tables there are; a float has no other use.
+        scales = np.ones(found.tables.shape[1])
+        constant.quantization = flatbuffer.quantization(scales, found.axis or 0)
+    return [
         chain.constant("indices", packed_bits(found.indices, bits), "uint8"),
         chain.constant("tables", np.concatenate([header, tables]), "uint8"),
     ]
-    kind = "float32" if found.tables.dtype == "float32" else "int8"
-    output = graph.tensors[chain.tensor("decoded", constant.shape, kind)]
-    output.quantization = constant.quantization
-    if kind == "float32":
-        # The number of scales tells the runtime how many tables there are; a float has no other use.
-        channels, axis = found.tables.shape[1], found.axis or 0
-        several = channels > 1
-        output.quantization = flatbuffer.quantization(np.ones(channels), axis) if several else None
-    return inputs, len(graph.tensors) - 1
+
+
+def _copy(model: Any, number: int, place: int) -> int:
+    """A tensor like another one, which has no content yet."""
+    tensors = model.subgraphs[number].tensors
+    tensors.append(copy.copy(tensors[place]))
+    return len(tensors) - 1
 
 
 def expanded(content: bytes) -> bytes:

@@ -89,11 +89,12 @@ def recognize(constant: np.ndarray, books: Iterable[tuple[str, Codebook]]) -> Re
         A `Recognized`, or `None` where no kernel has these values.
     """
     found = None
-    for path, book, order in _arrangements(constant.shape, books):
+    for path, book, order, whole in _arrangements(constant.shape, books):
         found = _as_it_is(path, book, order, constant) or found
         if found is not None and found.exact:
             return found
-        found = found or _folded(path, book, order, constant)
+        if whole:  # nothing is folded into parts, which are in loops
+            found = found or _folded(path, book, order, constant)
     return found
 
 
@@ -112,7 +113,7 @@ def recognize_codes(
         A `Recognized` whose tables are int8, with the factor that each channel has beside the Keras
         kernel; or `None` where no kernel has these codes.
     """
-    for path, book, order in _arrangements(codes.shape, books):
+    for path, book, order, whole in _arrangements(codes.shape, books):
         indices = book.indices.transpose(order).reshape(codes.shape)
         levels, channels = book.centroids.shape[0], scales.size
         base = book.centroids.reshape(levels, -1).astype("float64")
@@ -125,6 +126,7 @@ def recognize_codes(
         values, base = tables * scales.astype("float64"), np.where(used, base, 0.0)
         squares = np.square(base).sum(axis=0)
         factors = (base * values).sum(axis=0) / np.where(squares > 0, squares, 1.0)
+        factors = factors if whole else np.ones(channels)
         if (np.abs(base * factors - values) <= scales).all():
             place = axis if channels > 1 else None
             factors = factors.astype("float32")
@@ -145,25 +147,28 @@ def is_kernel(
     for kernel in kernels:
         for part, order in _parts(kernel.shape, constant.shape):
             weights = kernel[..., part].transpose(order).reshape(constant.shape)
-            if np.array_equal(weights, constant):
-                return True
             allowed = rounding + _ROUNDING * np.abs(constant).max()
-            if any((error <= allowed).all() for _, _, error in _factors(weights, constant)):
+            if (np.abs(weights - constant) <= allowed).all():
+                return True
+            # Nothing is folded into parts, which are in loops.
+            whole = weights.size == kernel.size
+            if whole and any((e <= allowed).all() for *_, e in _factors(weights, constant)):
                 return True
     return False
 
 
 def _arrangements(
     shape: tuple[int, ...], books: Iterable[tuple[str, Codebook]]
-) -> Iterator[tuple[str, Codebook, tuple[int, ...]]]:
-    """The kernels, or parts of kernels, that have this shape with their axes in some order, which is
-    given with them.
+) -> Iterator[tuple[str, Codebook, tuple[int, ...], bool]]:
+    """The kernels, and parts of kernels, that have this shape with their axes in some order; the
+    orders, and whether they are whole.
     """
     for path, book in books:
         for part, order in _parts(book.indices.shape, shape):
             centroids = book.centroids if book.centroids.ndim == 1 else book.centroids[..., part]
             whole = part == slice(0, book.indices.shape[-1])
-            yield path, book if whole else Codebook(centroids, book.indices[..., part]), order
+            taken = book if whole else Codebook(centroids, book.indices[..., part])
+            yield path, taken, order, whole
 
 
 def _parts(
