@@ -50,10 +50,9 @@ def litert(
     Args:
         model: A built model; wrapped and shared layers are stripped first.
         path: The file to write, ending in `.tflite`, in a folder that exists.
-        weights: How kernels are held. `"auto"` (default): each in the fewest bytes that are exact
-            and run at float speed. Kernels on an evenly spaced grid become integers, int8 in
-            convolutions, as few bits as fit in dense layers; others stay float32. `"smallest"`: the
-            fewest bytes that are exact, where convolutions of fewer than 8 bits run slower.
+        weights: How kernels are held. `"auto"` (default): exact, and at float speed: kernels on an
+            evenly spaced grid become int8 in dense layers and convolutions, others stay float32.
+            `"smallest"`: the fewest bytes that are exact; fewer than 8 bits run slower.
             `"int8-exact"`, `"int4-exact"`, `"int2-exact"`: at least so many bits, more where the grid
             needs them. `"codebook"`: any few values, as packed indices and a table; exact and small,
             and slower. `"tflm"`: for TFLite Micro, which looks indices up itself; float32, or full

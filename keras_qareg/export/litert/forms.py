@@ -26,12 +26,9 @@ RUNTIMES = {
     "codebook-uint8": "2.14.0",
 }
 _KINDS = ("int2", "int4", "int8")
-# Operators that run at float speed with these kinds: XNNPACK unpacks them once, at the start.
-_AT_FLOAT_SPEED = {
-    "FULLY_CONNECTED": _KINDS,
-    "CONV_2D": ("int8",),
-    "DEPTHWISE_CONV_2D": ("int8",),
-}
+# Operators that run at float speed with int8 kernels: XNNPACK unpacks them once, at the start. It leaves
+# those with kernels of fewer bits to slower code (checked with LiteRT 2.3).
+_AT_FLOAT_SPEED = {"FULLY_CONNECTED", "CONV_2D", "DEPTHWISE_CONV_2D"}
 # What a form adds to a file beside its values: operators, tensors, their names.
 _OVERHEAD = {"int": 300, "codebook": 1400}
 
@@ -161,7 +158,7 @@ def _options(constant: Constant, found: Recognized, decode_once: bool) -> list[_
         low, high = grid[0].min(), grid[0].max()
         for kind in _KINDS:
             if CODE_RANGES[kind][0] <= low and high <= CODE_RANGES[kind][1]:
-                fast = all(kind in _AT_FLOAT_SPEED.get(name, ()) for name in constant.consumers)
+                fast = kind == "int8" and constant.consumers <= _AT_FLOAT_SPEED
                 stored = -(-size * bits_of_kind(kind) // 8) + grid[1].nbytes
                 options.append(_Option(kind, stored, fast, grid))
     parts = found.parts

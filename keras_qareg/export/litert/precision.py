@@ -14,6 +14,14 @@ from keras_qareg.layers.keras_private import layers_inside
 _STEPS = {"float16": 2.0**-10, "bfloat16": 2.0**-7}
 
 
+class _InFloat32(keras.DTypePolicy):
+    """Computing in float32 with variables of the type that is its name, which are cast when used."""
+
+    @property
+    def compute_dtype(self) -> str:
+        return "float32"
+
+
 def widest_step(model: keras.Model) -> float:
     """The step from 1 to the next number that the model computes with; 0 if this is float32."""
     return max((_STEPS[layer.compute_dtype] for layer in _half(model)), default=0.0)
@@ -28,8 +36,8 @@ def in_float32(model: keras.Model) -> Iterator[None]:
     """
     before = [(layer, layer.dtype_policy) for layer in _half(model)]
     try:
-        for layer, _ in before:
-            layer.dtype_policy = "float32"
+        for layer, policy in before:
+            layer.dtype_policy = _InFloat32(policy.variable_dtype)
         yield
     finally:
         for layer, policy in before:
@@ -37,4 +45,8 @@ def in_float32(model: keras.Model) -> Iterator[None]:
 
 
 def _half(model: keras.Model) -> list[Layer]:
-    return [layer for layer in layers_inside(model) if layer.compute_dtype in _STEPS]
+    return [
+        layer
+        for layer in layers_inside(model)
+        if layer.compute_dtype in _STEPS and layer.dtype_policy.quantization_mode is None
+    ]
