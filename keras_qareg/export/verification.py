@@ -20,8 +20,8 @@ from keras_qareg.export.litert.recognition import along, is_kernel
 from keras_qareg.export.litert.runtime import input_details, tensor_values
 from keras_qareg.export.litert.samples import SAMPLES, sample_inputs, users_data
 from keras_qareg.export.litert.signature import Signature
-from keras_qareg.models.cloning import leaf_layers
 from keras_qareg.models.stripping import used_kernels
+from keras_qareg.models.walking import leaf_layers
 
 
 def verify(

@@ -40,6 +40,7 @@ from keras_qareg.export.files import check_target
 from keras_qareg.export.packing import bits_of
 from keras_qareg.layers.keras_private import layers_inside
 from keras_qareg.models import codebooks, unquantized
+from keras_qareg.models.reading import kernel_paths
 from keras_qareg.numerics.clustering import MAX_LEVELS
 from keras_qareg.numerics.codebook import Codebook
 from keras_qareg.report import table
@@ -87,14 +88,16 @@ def save_archive(
         )
     books = codebooks(model)
     plain = unquantized(model)
+    paths = kernel_paths(plain)
     sections: list[bytes] = []
     config = keras.saving.serialize_keras_object(plain)
     config.pop("compile_config", None)
     manifest = {
         "config": _add(sections, zlib.compress(json.dumps(config).encode(), 9)),
         "tensors": [
-            {"name": weight.path, **_packed(weight, books.get(weight.path), float_dtype, sections)}
+            {"name": path, **_packed(weight, books.get(path), float_dtype, sections)}
             for weight in plain.weights
+            for path in [paths.get(id(weight), weight.path)]
         ],
         "assets": [
             {"layer": place, "name": name, "section": _add(sections, content)}

@@ -9,7 +9,7 @@ import numpy as np
 from keras import ops
 
 from keras_qareg.layers import kernels
-from keras_qareg.models.cloning import inner_layer
+from keras_qareg.models.accounting import inner_layer
 from keras_qareg.models.selection import quantized_layers
 from keras_qareg.models.stripping import used_kernels
 
