@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -13,7 +14,14 @@ from keras.layers import Layer
 
 from keras_qareg import regularizers
 from keras_qareg.data import read
-from keras_qareg.layers import QuantizationAware, SharedWeights, Weights, channel_axes, kernels
+from keras_qareg.layers import (
+    KEPT_CONSTRAINTS,
+    QuantizationAware,
+    SharedWeights,
+    Weights,
+    channel_axes,
+    kernels,
+)
 from keras_qareg.models.accounting import inner_layer, own_weights
 from keras_qareg.models.cloning import clone, own_regularizer
 from keras_qareg.models.compiling import compile_like
@@ -40,6 +48,8 @@ _MANY_WEIGHTS, _WORKERS = 10_000_000, min(4, os.cpu_count() or 1)
 # many, evenly taken, as are enough for them.
 _FEWEST_INPUTS, _ENOUGH_INPUTS = 256, 4096
 _CALIBRATION_BATCH = 256
+# The share of exact zeros from which on they stay zeros.
+_MANY_ZEROS = 0.1
 METHODS = ("auto", "trained", "kmeans", "quantile", "uniform")
 TRAINABLE = ("centroids", "centroids+rest")
 
@@ -51,7 +61,7 @@ def share_weights(
     *,
     weights: Weights = None,
     method: str = "auto",
-    zero_centroid: bool = False,
+    zero_centroid: bool | str = "auto",
     trainable: str = "centroids",
     snap: bool = False,
     verbose: str | int = "auto",
@@ -71,7 +81,10 @@ def share_weights(
             mean of its members (arXiv 2602.03614), the basins of a `Sine` or `Cosine`, and exact
             k-means elsewhere. `"trained"` is the same, but an error where a layer has no centroids;
             `"kmeans"`, `"quantile"` and `"uniform"` look at the weights alone.
-        zero_centroid: Whether one centroid of each kernel is 0 and stays so. Defaults to `False`.
+        zero_centroid: Whether one centroid of each kernel is 0 and stays so. `"auto"` (default): where
+            a tenth of its weights or more are exactly 0, as in pruned kernels, or a channel is dead
+            (all its weights are below 1e-5 of the kernel's largest, and become 0); not where centroids
+            were trained.
         trainable: `"centroids"`: they alone train, and normalization keeps its statistics;
             `"centroids+rest"`: whatever else was trainable trains with them.
         snap: Whether centroids are whole numbers times a step, zero among them (-1 and 1 with two
@@ -88,7 +101,8 @@ def share_weights(
 
     Raises:
         ValueError: If an argument is out of its range, the model is unbuilt or shared already, no
-            layer matches, or a kernel has NaN or infinite weights.
+            layer matches, or a kernel has NaN or infinite weights, or a constraint other than `NonNeg`
+            (which the centroids then have).
 
     Example:
 
@@ -98,7 +112,7 @@ def share_weights(
     [4]
     """
     levels = None if levels is None else clustering.check_levels(levels)
-    _check_arguments(model, method, trainable, snap)
+    _check_arguments(model, method, trainable, snap, zero_centroid)
     sizes = {layer: _levels_of(layer, levels) for layer in select(model, layers, weights)}
     sizes = {layer: size for layer, size in sizes.items() if large_enough(layer, size, weights)}
     if not sizes:
@@ -108,7 +122,10 @@ def share_weights(
             f"{no_kernel(model, weights)}"
         )
     warn_of_overlooked(model, layers, weights)
-    books = _cluster_all(sizes, weights, "snap" if snap else method, zero_centroid, verbose)
+    _check_constraints(sizes, weights)
+    found = _cluster_all(sizes, weights, "snap" if snap else method, zero_centroid, verbose)
+    books = {layer: [book for book, _ in pairs] for layer, pairs in found.items()}
+    zeros = {layer: any(zero for _, zero in pairs) for layer, pairs in found.items()}
     made = []
 
     def share(layer: Layer) -> Layer:
@@ -117,7 +134,7 @@ def share_weights(
         wrapper = SharedWeights(
             inner,
             sizes[layer],
-            zero_centroid=zero_centroid,
+            zero_centroid=zero_centroid is True or zeros[layer],
             snap=snap,
             kernel_names=names_of_kernels(layer, weights),
             name=layer.name,
@@ -140,8 +157,14 @@ def share_weights(
     return shared
 
 
-def _check_arguments(model: keras.Model, method: str, trainable: str, snap: bool) -> None:
+def _check_arguments(
+    model: keras.Model, method: str, trainable: str, snap: bool, zero_centroid: bool | str
+) -> None:
     check_built(model)
+    if zero_centroid not in (True, False, "auto"):
+        raise ValueError(
+            f"Expected `zero_centroid` to be True, False or 'auto'. Received: {zero_centroid!r}"
+        )
     check_choice("method", method, METHODS)
     check_choice("trainable", trainable, TRAINABLE)
     if snap and method not in ("auto", "uniform"):
@@ -156,6 +179,20 @@ def _check_arguments(model: keras.Model, method: str, trainable: str, snap: bool
                 f"with layer '{layer.name}' of type {type(layer).__name__}. Take "
                 "keras_qareg.strip(model) first."
             )
+
+
+def _check_constraints(chosen: Iterable[Layer], weights: Weights) -> None:
+    """Raises a `ValueError` where shared values cannot keep what a kernel is held to."""
+    for layer in chosen:
+        for kernel in kernels(layer, weights):
+            held = kernel.constraint
+            if held is not None and not isinstance(held, KEPT_CONSTRAINTS):
+                raise ValueError(
+                    "Expected kernels whose constraint shared values can keep (NonNeg), or without "
+                    f"one. Received: '{kernel.path}' with {type(held).__name__}. Leave the layer out "
+                    f"(`layers`), or take the constraint off first: layer '{layer.name}' can be made "
+                    "again without."
+                )
 
 
 def compress(
@@ -255,9 +292,9 @@ def _cluster_all(
     sizes: dict[Layer, int],
     weights: Weights,
     method: str,
-    zero_centroid: bool,
+    zero_centroid: bool | str,
     verbose: str | int,
-) -> dict[Layer, list[Codebook]]:
+) -> dict[Layer, list[tuple[Codebook, bool]]]:
     """The codebooks of all layers, some at a time: NumPy sorts and counts without Python's lock."""
     if verbose == "auto":
         verbose = int(sum(layer.count_params() for layer in sizes) >= _MANY_WEIGHTS)
@@ -277,9 +314,9 @@ def _cluster_all(
 
 
 def _cluster(
-    layer: Layer, levels: int, weights: Weights, method: str, zero_centroid: bool
-) -> list[Codebook]:
-    """The codebook of each kernel of a layer."""
+    layer: Layer, levels: int, weights: Weights, method: str, zero_centroid: bool | str
+) -> list[tuple[Codebook, bool]]:
+    """The codebook of each kernel of a layer, and whether it has a zero that is to stay."""
     found = kernels(layer, weights)
     trained: list[Any] = [None] * len(found)
     regularizer = _regularizer_of(layer)
@@ -297,20 +334,34 @@ def _cluster(
     means = trained[0] is not None and regularizer is not None and regularizer.learned
     books = []
     for kernel, values, centroids in zip(found, used_kernels(layer, weights), trained, strict=True):
+        axes = channel_axes(inner_layer(layer), kernel)
+        zero = zero_centroid is True
         try:
             clustering.check_finite(ops.convert_to_numpy(kernel))
+            if centroids is None:
+                values, has_zeros = _with_exact_zeros(values, levels, axes)
+                zero = has_zeros if zero_centroid == "auto" else zero
             if method == "snap":
-                books.append(_on_grid(values, levels, channel_axes(inner_layer(layer), kernel)))
+                books.append((_on_grid(values, levels, axes), False))
                 continue
             if centroids is None:
-                centroids = _initial(values, levels, method, zero_centroid)
-            elif zero_centroid:
+                centroids = _initial(values, levels, method, zero)
+            elif zero:
                 centroids = _with_zero(centroids)
         except ValueError as error:
             raise ValueError(f"Kernel '{kernel.path}': {error}") from error
         book = Codebook.nearest(values, centroids)
-        books.append(book.with_member_means(values, zero_centroid) if means else book)
+        books.append((book.with_member_means(values, zero) if means else book, zero))
     return books
+
+
+def _with_exact_zeros(values: np.ndarray, levels: int, axes: int) -> tuple[np.ndarray, bool]:
+    """A kernel whose dead channels are 0, and whether its zeros are worth a centroid."""
+    dead = clustering.dead_channels(values, axes)
+    values = np.where(dead, np.float32(0), values) if dead.any() else values
+    share = float(np.mean(values == 0))
+    # Of two values, one is too much for a few zeros.
+    return values, share >= 0.5 if levels == 2 else bool(dead.any()) or share >= _MANY_ZEROS
 
 
 def _on_grid(weights: np.ndarray, levels: int, axes: int) -> Codebook:
