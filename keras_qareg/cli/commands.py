@@ -1,0 +1,194 @@
+"""What each command does. Files and numbers are checked before Keras is imported."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from keras_qareg.cli.arrays import Arrays
+from keras_qareg.cli.backend import check_backend
+from keras_qareg.cli.messages import CommandError, plain, tell
+from keras_qareg.cli.models import custom_objects, load_model
+from keras_qareg.cli.paths import Kind, check_model, check_output, kind_of
+
+MISMATCH = 1
+
+
+def run(options: argparse.Namespace) -> int:
+    """Runs the command that was parsed and returns its exit status."""
+    return _COMMANDS[options.command](options) or 0
+
+
+def say(text: Any) -> None:
+    """Prints something at once, also into a pipe."""
+    print(text, flush=True)
+
+
+def _compress(options: argparse.Namespace) -> None:
+    check_output(options.out, options.source, force=options.force, suffix=".tflite")
+    data = None if options.data is None else Arrays(options.data, targets=True)
+    check_model(options.source)
+    check_backend()
+    with custom_objects(options.custom_objects):
+        from keras_qareg.export.litert.convert import litert
+        from keras_qareg.models import share_and_tune
+        from keras_qareg.report import summary
+
+        model, examples = load_model(options.source), None
+        if options.seed is not None:
+            _seed(options.seed)
+        if data is not None:
+            examples = data.for_model(model)
+            _compile(model, options)
+        say(f"Sharing weights: at most {options.levels} values a kernel")
+        if data is not None:
+            say(f"Tuning on {data.path}: {options.epochs} epochs")
+        shared = share_and_tune(
+            model,
+            options.levels,
+            options.layers,
+            data=examples,
+            epochs=options.epochs,
+            snap=options.snap,
+            # A bar is drawn over and over, which in a file or a pipe is a mess.
+            verbose="auto" if sys.stdout.isatty() else 2,
+        )
+        say(summary(shared, model))
+        say("Exporting and comparing with Keras")
+        # The shared model, whose tables say how each kernel is held; not what strip makes of it.
+        inputs = None if examples is None else examples[0]
+        say(
+            litert(
+                shared,
+                options.out,
+                options.weights,
+                inputs,
+                decode_once=not options.decode_each_run,
+            )
+        )
+
+
+def _seed(seed: int) -> None:
+    import keras
+
+    keras.utils.set_random_seed(seed)
+
+
+def _compile(model: Any, options: argparse.Namespace) -> None:
+    if model.compiled:
+        return
+    if options.loss is None:
+        raise CommandError(
+            f"Expected a compiled model to tune. Received: {options.source} without a loss. "
+            "Name one, for example --loss sparse_categorical_crossentropy"
+        )
+    import keras
+
+    keras.losses.get(options.loss)  # raises where there is no such loss
+    model.compile(loss=options.loss)
+
+
+def _export(options: argparse.Namespace) -> None:
+    check_output(options.out, options.source, force=options.force, suffix=".tflite")
+    data = None if options.data is None else Arrays(options.data, targets=False)
+    check_model(options.source)
+    check_backend()
+    with custom_objects(options.custom_objects):
+        from keras_qareg.export.litert.convert import litert
+
+        model = load_model(options.source)
+        inputs = None if data is None else data.for_model(model)
+        say("Exporting and comparing with Keras")
+        once = not options.decode_each_run
+        say(litert(model, options.out, options.weights, inputs, decode_once=once))
+
+
+def _archive(options: argparse.Namespace) -> None:
+    check_output(options.out, options.source, force=options.force)
+    check_model(options.source)
+    check_backend()
+    with custom_objects(options.custom_objects):
+        from keras_qareg.export.archive.archive import describe, save_archive
+
+        model = load_model(options.source)
+        say(describe(save_archive(model, options.out, float_dtype=options.float_dtype)))
+
+
+def _unarchive(options: argparse.Namespace) -> None:
+    check_output(options.out, options.source, force=options.force, suffix=".keras")
+    kind = kind_of(options.source)
+    if kind is not Kind.ARCHIVE:
+        raise CommandError(
+            f"Expected an archive of keras-qareg. Received: {options.source}, which is {kind.value}"
+        )
+    check_backend()
+    with custom_objects(options.custom_objects):
+        from keras_qareg.export.archive.archive import load_archive
+
+        model = load_archive(options.source)
+        with tempfile.TemporaryDirectory(
+            dir=options.out.parent, prefix=f".{options.out.stem}-"
+        ) as f:
+            draft = Path(f) / options.out.name
+            model.save(draft)
+            draft.replace(options.out)
+    say(f"{options.out}: {options.out.stat().st_size:,} bytes")
+
+
+def _verify(options: argparse.Namespace) -> int:
+    check_model(options.source)
+    kind = kind_of(options.file)
+    if kind not in (Kind.ARCHIVE, Kind.LITERT):
+        raise CommandError(
+            f"Expected a .tflite file or an archive. Received: {options.file}, which is {kind.value}"
+        )
+    check_backend()
+    with custom_objects(options.custom_objects):
+        from keras_qareg.export import ArchiveError
+        from keras_qareg.export.verification import verify
+
+        model = load_model(options.source)
+        _described(options.file, kind)  # raises where the file is damaged
+        try:
+            say(f"{options.file}: {verify(model, options.file)}")
+        except ArchiveError:
+            raise
+        except ValueError as mismatch:
+            tell(plain(mismatch))
+            return MISMATCH
+    return 0
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    kind = kind_of(options.source)
+    if kind not in (Kind.ARCHIVE, Kind.LITERT):
+        check_model(options.source)
+    check_backend()
+    with custom_objects(options.custom_objects):
+        if kind in (Kind.ARCHIVE, Kind.LITERT):
+            say(_described(options.source, kind))
+        else:
+            from keras_qareg.report import summary
+
+            say(summary(load_model(options.source)))
+
+
+def _described(path: Path, kind: Kind) -> str:
+    from keras_qareg.export.archive.archive import describe
+    from keras_qareg.export.litert.inspection import describe_litert
+
+    return describe(path) if kind is Kind.ARCHIVE else describe_litert(path)
+
+
+_COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
+    "compress": _compress,
+    "export": _export,
+    "archive": _archive,
+    "unarchive": _unarchive,
+    "verify": _verify,
+    "inspect": _inspect,
+}

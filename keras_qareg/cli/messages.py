@@ -1,0 +1,73 @@
+"""What the command says of errors and warnings: one plain line each."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+_PACKAGE = Path(__file__).parent.parent
+_ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+# What Keras and TensorFlow add to a reason: the arguments of a layer, whole configurations, traces.
+_INTERNALS = re.compile(
+    r"\n*\s*(Arguments received by |Full object config: |Call arguments received by |\[\[\{\{node ).*",
+    re.DOTALL,
+)
+_PREFIXES = re.compile(
+    r"^(Exception encountered when calling .*?\.\s*\n\s*\n|Graph execution error:.*\n(?=[^\n]+\s*$))",
+    re.DOTALL,
+)
+# The folders of drafts: those in the temporary folder, and those beside the file to write.
+_TEMPORARY = re.compile(rf"({re.escape(tempfile.gettempdir())}/tmp|\S*/?\.[^\s/]+-)[a-z0-9_]{{8}}/")
+_EXPECTED = (ValueError, RuntimeError, OSError, ImportError)
+
+
+class CommandError(Exception):
+    """What is wrong with words or files of a command line."""
+
+
+def plain(error: BaseException) -> str:
+    """What an error says, in one line, without colours and without the insides of libraries."""
+    text = _ANSI.sub("", str(error))
+    text = _PREFIXES.sub("", _INTERNALS.sub("", text))
+    text = " ".join(_TEMPORARY.sub("", text).split())
+    if isinstance(error, (CommandError, *_EXPECTED)) and text:
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def tell(text: str) -> None:
+    """Says something on standard error."""
+    print(f"keras-qareg: {text}", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Warnings of this package in one line each; those of others, and what they log, not at all."""
+    disabled = logging.root.manager.disable
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        warnings.showwarning = _show
+        logging.disable(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            logging.disable(disabled)
+
+
+def _show(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> Any:
+    if Path(filename).is_relative_to(_PACKAGE):
+        tell(f"warning: {' '.join(str(message).split())}")
