@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import keras
 import numpy as np
@@ -129,14 +130,14 @@ def summary(model: keras.Model, reference: keras.Model | None = None) -> Summary
 
     Args:
         model: A built model: plain, quantization-aware, shared, or with WNQ layers.
-        reference: The model before, whose kernels of the same paths the errors are against. `None`:
-            what the layers remember; a plain model knows no weights from before.
+        reference: The model before, with the same layers, whose kernels the errors are against.
+            `None`: what the layers remember; a plain model knows no weights from before.
 
     Returns:
         A `Summary`; print it for a table. Bytes count weights alone, no file format.
 
     Raises:
-        ValueError: If a model is unbuilt, or `reference` lacks a kernel that is quantized.
+        ValueError: If a model is unbuilt, or `reference` has other kernels.
 
     Example:
 
@@ -145,34 +146,35 @@ def summary(model: keras.Model, reference: keras.Model | None = None) -> Summary
     544
     """
     found = list(kernel_codebooks(model))
-    counted = {id(kernel) for _, kernel, _ in found}
-    remembered = set()
-    for layer in quantized_layers(model):
-        remembered |= {id(weight) for weight in layer.quantization_weights}
-        remembered |= {id(kernel) for kernel in kernels(inner_layer(layer))}
-    before = None if reference is None else _weights_of(reference)
+    layers = quantized_layers(model)
+    latent = {id(kernel) for layer in layers for kernel in kernels(inner_layer(layer))}
+    counted = {id(weight) for layer in layers for weight in layer.quantization_weights}
     rows = []
-    for path, kernel, book in found:
-        weights = ops.convert_to_numpy(kernel) if id(kernel) in remembered else None
-        if before is not None and book is not None:
-            weights = _weights_before(before, path, tuple(kernel.shape))
-        rows.append(_row(path, tuple(kernel.shape), book, weights))
-    other = [weight for weight in model.weights if id(weight) not in counted | remembered]
+    for (path, kernel, book), before in zip(found, _weights_of(reference, found), strict=True):
+        counted.add(id(kernel))
+        if id(kernel) in latent and before is None:
+            before = ops.convert_to_numpy(kernel)
+        row = _row(path, tuple(kernel.shape), book, before)
+        if id(kernel) not in latent and row.packed_bytes >= row.float_bytes:
+            # Not quantized, but so small that all its weights are few.
+            row = _row(path, tuple(kernel.shape), None, None)
+        rows.append(row)
+    other = [weight for weight in model.weights if id(weight) not in counted]
     return Summary(tuple(rows), sum(FLOAT_BYTES * math.prod(weight.shape) for weight in other))
 
 
-def _weights_of(reference: keras.Model) -> dict[str, np.ndarray]:
-    return {path: ops.convert_to_numpy(kernel) for path, kernel, _ in kernel_codebooks(reference)}
-
-
-def _weights_before(before: dict[str, np.ndarray], path: str, shape: tuple[int, ...]) -> np.ndarray:
-    found = before.get(path)
-    if found is None or found.shape != shape:
+def _weights_of(reference: keras.Model | None, found: list[Any]) -> list[np.ndarray | None]:
+    """The kernels of a model, in order: paths differ where a model was loaded."""
+    if reference is None:
+        return [None] * len(found)
+    weights = [ops.convert_to_numpy(kernel) for _, kernel, _ in kernel_codebooks(reference)]
+    expected = [tuple(kernel.shape) for _, kernel, _ in found]
+    shapes = [kernel.shape for kernel in weights]
+    if shapes != expected:
         raise ValueError(
-            f"Expected `reference` with a kernel '{path}' of shape {shape}. Received: "
-            f"{'none of that name' if found is None else f'shape={found.shape}'}"
+            f"Expected `reference` with kernels of shapes {expected}. Received: {shapes}"
         )
-    return found
+    return weights
 
 
 def _row(

@@ -102,7 +102,9 @@ class Arrays:
             return ["y"], self["y"]
         if not names or set(names) - set(self._file.files):
             wanted = names if len(names) > 1 else ["y"]
-            raise self._lacking(f"{_listed(wanted)}, the targets")
+            raise self._lacking(
+                f"{_listed(wanted)}, the targets{' of its outputs' * (len(names) > 1)}"
+            )
         arrays = [self[name] for name in names]
         if isinstance(structure, dict):
             return names, dict(zip(names, arrays, strict=True))
@@ -128,9 +130,9 @@ class Arrays:
             )
 
     def _lacking(self, wanted: str) -> CommandError:
-        found = _listed(self._file.files) or "none"
+        found = _listed(self._file.files) or "nothing"
         return CommandError(
-            f"Expected --data with arrays {wanted}. Received: {self.path} with arrays: {found}"
+            f"Expected --data to hold {wanted}. Received: {self.path}, which holds {found}"
         )
 
     @contextlib.contextmanager

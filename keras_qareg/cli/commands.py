@@ -12,7 +12,7 @@ from typing import Any
 from keras_qareg.cli.arrays import Arrays
 from keras_qareg.cli.backend import check_backend
 from keras_qareg.cli.messages import CommandError, plain, tell
-from keras_qareg.cli.models import custom_objects, load_model
+from keras_qareg.cli.models import custom_objects, load_model, opening
 from keras_qareg.cli.paths import Kind, check_model, check_output, kind_of
 
 MISMATCH = 1
@@ -44,9 +44,10 @@ def _compress(options: argparse.Namespace) -> None:
         if data is not None:
             examples = data.for_model(model)
             _compile(model, options)
-        say(f"Sharing weights: at most {options.levels} values a kernel")
-        if data is not None:
-            say(f"Tuning on {data.path}: {options.epochs} epochs")
+            _check_loss(model, examples)
+        part = "channel" if options.snap else "kernel"
+        tuning = "" if data is None else f", and tuning them on {data.path}"
+        say(f"Sharing weights, at most {options.levels} values a {part}{tuning}")
         shared = share_and_tune(
             model,
             options.levels,
@@ -80,6 +81,8 @@ def _seed(seed: int) -> None:
 
 def _compile(model: Any, options: argparse.Namespace) -> None:
     if model.compiled:
+        if options.loss is not None:
+            tell(f"warning: {options.source} is compiled with a loss, so --loss is not used")
         return
     if options.loss is None:
         raise CommandError(
@@ -90,6 +93,28 @@ def _compile(model: Any, options: argparse.Namespace) -> None:
 
     keras.losses.get(options.loss)  # raises where there is no such loss
     model.compile(loss=options.loss)
+
+
+def _check_loss(model: Any, examples: tuple[Any, Any, Any]) -> None:
+    """Raises a `CommandError` where targets do not fit the model, before anything long begins."""
+    import keras
+
+    inputs, targets, weights = keras.tree.map_structure(
+        lambda array: None if array is None else array[:1], examples
+    )
+    outputs = model(inputs, training=False)
+    try:
+        model.compute_loss(x=inputs, y=targets, y_pred=outputs, sample_weight=weights)
+    # Each backend has errors of its own for shapes that do not fit.
+    except Exception as error:
+        shapes = [
+            ", ".join(str((None, *leaf.shape[1:])) for leaf in keras.tree.flatten(values))
+            for values in (outputs, targets)
+        ]
+        raise CommandError(
+            f"Expected targets in --data that fit the model's loss and its outputs of shape "
+            f"{shapes[0]}. Received: shape={shapes[1]} ({plain(error)})"
+        ) from error
 
 
 def _export(options: argparse.Namespace) -> None:
@@ -129,7 +154,8 @@ def _unarchive(options: argparse.Namespace) -> None:
     with custom_objects(options.custom_objects):
         from keras_qareg.export.archive.archive import load_archive
 
-        model = load_archive(options.source)
+        with opening(options.source):
+            model = load_archive(options.source)
         with tempfile.TemporaryDirectory(
             dir=options.out.parent, prefix=f".{options.out.stem}-"
         ) as f:
@@ -154,7 +180,8 @@ def _verify(options: argparse.Namespace) -> int:
         model = load_model(options.source)
         _described(options.file, kind)  # raises where the file is damaged
         try:
-            say(f"{options.file}: {verify(model, options.file)}")
+            with opening(options.file):
+                say(f"{options.file}: {verify(model, options.file)}")
         except ArchiveError:
             raise
         except ValueError as mismatch:

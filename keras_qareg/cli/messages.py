@@ -14,15 +14,20 @@ from typing import Any, TextIO
 
 _PACKAGE = Path(__file__).parent.parent
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
-# What Keras and TensorFlow add to a reason: the arguments of a layer, whole configurations, traces.
-_INTERNALS = re.compile(
-    r"\n*\s*(Arguments received by |Full object config: |Call arguments received by |\[\[\{\{node ).*",
-    re.DOTALL,
+# What Keras and TensorFlow put after a reason (arguments of a layer, configurations, traces), before it,
+# and into it.
+_AFTER = re.compile(
+    r"\s*(Arguments received by |Call arguments received by |Full object config: |\[\[\{\{node ).*",
+    re.S,
 )
-_PREFIXES = re.compile(
-    r"^(Exception encountered when calling .*?\.\s*\n\s*\n|Graph execution error:.*\n(?=[^\n]+\s*$))",
-    re.DOTALL,
+_BEFORE = (
+    re.compile(
+        r"<class '[^']*'> could not be deserialized properly\..*Exception encountered: ", re.S
+    ),
+    re.compile(r"Exception encountered when calling [^\n]*\n\s*"),
+    re.compile(r"Graph execution error:.*\n(?=[^\n]+\s*$)", re.S),
 )
+_NODES = re.compile(r"\{\{[^}]*\}\} ?|\[Op:\w+\]( name: ?\S*)?")
 # The folders of drafts: those in the temporary folder, and those beside the file to write.
 _TEMPORARY = re.compile(rf"({re.escape(tempfile.gettempdir())}/tmp|\S*/?\.[^\s/]+-)[a-z0-9_]{{8}}/")
 _EXPECTED = (ValueError, RuntimeError, OSError, ImportError)
@@ -35,7 +40,9 @@ class CommandError(Exception):
 def plain(error: BaseException) -> str:
     """What an error says, in one line, without colours and without the insides of libraries."""
     text = _ANSI.sub("", str(error))
-    text = _PREFIXES.sub("", _INTERNALS.sub("", text))
+    text = _AFTER.sub("", text)
+    for pattern in (*_BEFORE, _NODES):
+        text = pattern.sub("", text)
     text = " ".join(_TEMPORARY.sub("", text).split())
     if isinstance(error, (CommandError, *_EXPECTED)) and text:
         return text

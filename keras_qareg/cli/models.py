@@ -33,11 +33,38 @@ def custom_objects(name: str | None) -> Iterator[None]:
     Raises:
         CommandError: If it cannot be imported.
     """
-    module = None if name is None else _imported(name)
+    objects = {} if name is None else _objects(_imported(name))
     import keras
 
-    with keras.saving.custom_object_scope({} if module is None else _objects(module)):
+    # Not a scope: another one inside, as of an archive, would hide it.
+    known = keras.saving.get_custom_objects()
+    before = dict(known)
+    known.update(objects)
+    try:
         yield
+    finally:
+        known.clear()
+        known.update(before)
+
+
+@contextlib.contextmanager
+def opening(path: Path) -> Iterator[None]:
+    """Says of a file that cannot be opened which class or function it needs.
+
+    Raises:
+        CommandError: If Keras does not know one.
+    """
+    try:
+        yield
+    except Exception as error:
+        unknown = _UNKNOWN.search(str(error))
+        if unknown is None:
+            raise
+        name = next(filter(None, unknown.groups()))
+        raise CommandError(
+            f"Expected to know '{name}', which {path} has. Received: nothing of that name. Add "
+            "--custom-objects with the module or .py file that defines it"
+        ) from error
 
 
 def _imported(name: str) -> ModuleType:
@@ -86,9 +113,10 @@ def load_model(path: Path) -> Any:
     import keras_qareg  # noqa: F401  (registers the layers that the file may name)
 
     try:
-        if kind is Kind.KERAS:
-            return keras.saving.load_model(path)
-        return _load_h5(path)
+        with opening(path):
+            return keras.saving.load_model(path) if kind is Kind.KERAS else _load_h5(path)
+    except CommandError:
+        raise
     except Exception as error:
         raise CommandError(_reason(path, kind, error)) from error
 
@@ -107,14 +135,23 @@ def _check_h5(path: Path) -> None:
 def _load_h5(path: Path) -> Any:
     import keras
 
-    # A function, as a subclass would be saved under its own name.
-    known = {"DepthwiseConv2D": _depthwise}
+    # Keras does not find these short names in such files. The layer is a function, as a subclass would
+    # be saved under its own name.
+    known = {
+        "mse": keras.losses.mean_squared_error,
+        "mae": keras.losses.mean_absolute_error,
+        "DepthwiseConv2D": _depthwise,
+    }
     try:
         return keras.saving.load_model(path, custom_objects=known)
     except Exception:
         # Keras 2 wrote losses and optimizers that Keras 3 does not read; the model may be fine.
         model = keras.saving.load_model(path, custom_objects=known, compile=False)
-    warnings.warn(f"{path} was compiled with what Keras 3 does not know.", stacklevel=2)
+    warnings.warn(
+        f"{path} has a loss, a metric or an optimizer that Keras 3 cannot read. The model counts as "
+        "not compiled.",
+        stacklevel=2,
+    )
     return model
 
 
@@ -127,13 +164,6 @@ def _depthwise(**config: Any) -> Any:
 
 
 def _reason(path: Path, kind: Kind, error: Exception) -> str:
-    unknown, said = _UNKNOWN.search(str(error)), plain(error)
-    if unknown:
-        name = next(filter(None, unknown.groups()))
-        return (
-            f"Expected to know '{name}', which {path} has. Received: nothing of that name. Add "
-            "--custom-objects with the module or .py file that defines it"
-        )
     if _LAMBDA.search(str(error)):
         return (
             f"Expected a model without code in its file. Received: {path} with a Lambda layer, whose "
@@ -141,7 +171,7 @@ def _reason(path: Path, kind: Kind, error: Exception) -> str:
             "keras.saving.load_model(path, safe_mode=False) and call keras_qareg there"
         )
     written = _keras_version(path) if kind is Kind.HDF5 else ""
-    return f"Expected a readable Keras model file. Received: {path}{written} ({said})"
+    return f"Expected a readable Keras model file. Received: {path}{written} ({plain(error)})"
 
 
 def _keras_version(path: Path) -> str:

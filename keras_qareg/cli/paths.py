@@ -17,7 +17,7 @@ class Kind(Enum):
     LITERT = "a .tflite file"
     ARCHIVE = "an archive of keras-qareg"
     NPZ = "a .npz file"
-    NPY = "a .npy file, which holds one array"
+    NPY = "a .npy file of one array"
     SAVED_MODEL = "a TensorFlow SavedModel"
     FOLDER = "a folder"
     ZIP = "a .zip file"

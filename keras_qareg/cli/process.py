@@ -110,12 +110,13 @@ def plain_streams() -> Iterator[None]:
         line_buffering=sys.stdout.isatty(),
     )
     with open(os.devnull, "w") as nowhere, open(saved, "w", buffering=1) as original:
-        os.dup2(nowhere.fileno(), 2)
+        # In this order, and back in the other one: at any moment Python's errors get there.
         sys.stdout, sys.stderr = output, original
+        os.dup2(nowhere.fileno(), 2)
         try:
             yield
         finally:
+            os.dup2(saved, 2)
             output.flush()
             output.detach()
             sys.stdout, sys.stderr = before
-            os.dup2(saved, 2)
