@@ -13,9 +13,18 @@ from keras_qareg.cli.messages import CommandError
 BACKENDS = ("tensorflow", "jax", "torch")
 
 
-def check_backend() -> None:
-    """Raises a `CommandError` where Keras is going to ask for a backend that is not installed."""
+def check_backend(*, converts: bool = False) -> None:
+    """Raises a `CommandError` where Keras is going to ask for a backend that will not do.
+
+    Args:
+        converts: Whether it must be TensorFlow, which LiteRT conversion needs.
+    """
     wanted = wanted_backend()
+    if converts and wanted != "tensorflow":
+        raise CommandError(
+            "Expected the TensorFlow backend, which LiteRT conversion needs. Received: "
+            f"KERAS_BACKEND={wanted}. Set KERAS_BACKEND=tensorflow"
+        )
     if "keras" in sys.modules or wanted not in BACKENDS or importlib.util.find_spec(wanted):
         return
     found = [name for name in BACKENDS if importlib.util.find_spec(name)]

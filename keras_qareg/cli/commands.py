@@ -32,7 +32,7 @@ def _compress(options: argparse.Namespace) -> None:
     check_output(options.out, options.source, force=options.force, suffix=".tflite")
     data = None if options.data is None else Arrays(options.data, targets=True)
     check_model(options.source)
-    check_backend()
+    check_backend(converts=True)
     with custom_objects(options.custom_objects):
         from keras_qareg.export.litert.convert import litert
         from keras_qareg.models import share_and_tune
@@ -121,7 +121,7 @@ def _export(options: argparse.Namespace) -> None:
     check_output(options.out, options.source, force=options.force, suffix=".tflite")
     data = None if options.data is None else Arrays(options.data, targets=False)
     check_model(options.source)
-    check_backend()
+    check_backend(converts=True)
     with custom_objects(options.custom_objects):
         from keras_qareg.export.litert.convert import litert
 
