@@ -14,7 +14,7 @@ def main() -> int:
     try:
         interrupts.listen()
         with plain_streams():
-            from keras_qareg.cli.command import main
+            from keras_qareg.cli.entry import main
 
             status = main(interrupted=lambda: interrupts.asked)
     except KeyboardInterrupt:

@@ -44,9 +44,9 @@ FLOORS = {
     "cli": [
         ["messages", "process"],
         ["backend", "paths"],
-        ["options", "arrays", "models"],
+        ["options", "arrays", "opening"],
         ["commands"],
-        ["command"],
+        ["entry"],
         ["__init__"],
     ],
     "export": [["files", "packing"], ["litert", "archive"], ["verification"], ["__init__"]],

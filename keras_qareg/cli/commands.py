@@ -12,7 +12,7 @@ from typing import Any
 from keras_qareg.cli.arrays import Arrays
 from keras_qareg.cli.backend import check_backend
 from keras_qareg.cli.messages import CommandError, plain, tell
-from keras_qareg.cli.models import custom_objects, load_model, opening
+from keras_qareg.cli.opening import custom_objects, load_model, opening
 from keras_qareg.cli.paths import Kind, check_model, check_output, kind_of
 
 MISMATCH = 1

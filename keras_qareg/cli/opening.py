@@ -69,22 +69,30 @@ def opening(path: Path) -> Iterator[None]:
 
 def _imported(name: str) -> ModuleType:
     try:
-        if not name.endswith(".py"):
-            # The command's own folder is first in the path, not the one that it was started in.
-            sys.path.insert(0, str(Path.cwd()))
-            return importlib.import_module(name)
-        path = Path(name).resolve(strict=True)
-        sys.path.insert(0, str(path.parent))
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules.setdefault(path.stem, module)
-        spec.loader.exec_module(module)
+        if name.endswith(".py"):
+            return _from_file(Path(name).resolve(strict=True))
+        # The command's own folder is first in the path, not the one that it was started in.
+        sys.path.insert(0, str(Path.cwd()))
+        return importlib.import_module(name)
     except Exception as error:
         raise CommandError(
             "Expected --custom-objects to name a module that can be imported, or a .py file. "
             f"Received: {name} ({type(error).__name__}: {plain(error)})"
         ) from error
+
+
+def _from_file(path: Path) -> ModuleType:
+    sys.path.insert(0, str(path.parent))  # for the modules beside it
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    known = sys.modules.setdefault(path.stem, module)  # where dataclasses look for it
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        if known is module:
+            del sys.modules[path.stem]
+        raise
     return module
 
 
