@@ -175,7 +175,8 @@ def compress(
         batch_size: Examples a step of tuning. Defaults to 32.
         learning_rate: Of Adam, for tuning. Defaults to 1e-3.
         snap: Whether values are whole multiples of a step, as in `share_weights`. Defaults to `False`.
-        verbose: Progress of tuning, as in `keras.Model.fit`. Defaults to `"auto"`.
+        verbose: Progress of tuning, as in `keras.Model.fit`; where that draws a bar, one counts the
+            layers of large models before. Defaults to `"auto"`.
 
     Returns:
         An ordinary model (see `strip`) whose chosen kernels have at most `levels` values.
@@ -232,7 +233,8 @@ def share_and_tune(
         raise ValueError(
             "Expected `data` with targets to tune the centroids on. Received: inputs alone."
         )
-    shared = share_weights(model, levels, layers, snap=snap)
+    bar = 0 if verbose in (0, 2) else "auto"
+    shared = share_weights(model, levels, layers, snap=snap, verbose=bar)
     if given is None:
         return shared
     compile_like(shared, model, optimizer=keras.optimizers.Adam(learning_rate))

@@ -19,7 +19,8 @@ def rows(printed):
 
 
 @tensorflow_only
-def test_compress_shares_tunes_and_exports(saved, run):
+def test_compress_shares_tunes_and_exports(saved, run, monkeypatch):
+    monkeypatch.setattr("keras_qareg.models.sharing._MANY_WEIGHTS", 1)  # which would show a bar
     out = saved / "small.tflite"
     words = ["compress", saved / "model.keras", "--levels", 4, "--out", out]
     status, printed, errors = run(*words, "--data", saved / "data.npz", "--epochs", 2)
