@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import warnings
 from typing import Any
 
 import keras
@@ -11,7 +12,7 @@ import numpy as np
 from keras import ops
 
 from keras_qareg.layers import QuantizationAware
-from keras_qareg.models.selection import check_built, wrappers
+from keras_qareg.models.selection import wrappers
 from keras_qareg.numerics.clustering import METHODS
 
 # How often the strength is raised in an epoch, at most.
@@ -21,8 +22,14 @@ _BALANCE = 40_000
 
 
 def _wrapped_layers(model: keras.Model, callback: str) -> list[QuantizationAware]:
-    check_built(model)
+    # The model may be one around these, such as a distiller, which is built by its first batch.
     found = [layer for layer in wrappers(model) if isinstance(layer, QuantizationAware)]
+    unbuilt = [layer.name for layer in found if not layer.built]
+    if unbuilt:
+        raise ValueError(
+            f"Expected built QuantizationAware layers for {callback}. Received: {unbuilt} without "
+            "weights. Call the model on a batch first."
+        )
     if not found:
         raise ValueError(
             f"Expected a model with QuantizationAware layers for {callback}. Received: model "
@@ -37,10 +44,16 @@ class PenaltySchedule(keras.callbacks.Callback):
     The strength of each `QuantizationAware` layer is 0 for `warmup_epochs`, and rises from there: at
     the end of epoch `e` (from 0) it is `((e - warmup_epochs + 1) / ramp_epochs)^power` of its
     regularizer's, up to all of it, and within an epoch it goes there in up to 20 steps. Small layers
-    are ahead of that (`balance`). At the first epoch after the warm-up the centroids are placed from
-    the weights of each kernel (and a `Sine` or `Cosine` gets its range from them). The strength depends
-    on the place in training alone and the layers remember that their centroids were placed, so training
-    goes on as it was under `fit(initial_epoch=...)` and `keras.callbacks.BackupAndRestore`.
+    are ahead of that (`balance`). After the warm-up the centroids are placed from the weights of each
+    kernel (and a `Sine` or `Cosine` gets its range from them). The strength depends on the place in
+    training alone and the layers remember that their centroids were placed, so training goes on as it
+    was under `fit(initial_epoch=...)` and `keras.callbacks.BackupAndRestore`.
+
+    What is validated and saved at the end of an epoch are quantized kernels in the warm-up too, with
+    centroids placed for the moment. So `EarlyStopping(restore_best_weights=True)` and
+    `ModelCheckpoint(save_best_only=True)` compare networks as they would be shipped, where layers are
+    `straight_through`. A warning says where training was stopped before the penalty was at its full
+    strength: `EarlyStopping(start_from_epoch=...)` avoids that.
 
     Args:
         warmup_epochs: Non-negative integer; `None` (default): a third of the epochs of `fit`.
@@ -101,7 +114,7 @@ class PenaltySchedule(keras.callbacks.Callback):
             )
         self.warmup_epochs, self.ramp_epochs = warmup_epochs, ramp_epochs
         self.initialize, self.power, self.balance = initialize, power, balance
-        self._epoch = 0
+        self._epoch, self._training = 0, False
 
     def __repr__(self) -> str:
         names = ("warmup_epochs", "ramp_epochs", "initialize", "power", "balance")
@@ -125,12 +138,19 @@ class PenaltySchedule(keras.callbacks.Callback):
             layer.balance.assign(self._balance(layer))
             if self.ramp(epoch) == 0.0:
                 layer.placed.assign(0.0)
-            elif not float(ops.convert_to_numpy(layer.placed)):
-                if self.initialize is None:
-                    layer.placed.assign(1.0)
-                else:
-                    layer.place_centroids(self.initialize)
+        if self.ramp(epoch) > 0.0:
+            self._place()
         self._set_strength(epoch - 1 if self._steps() else epoch)
+
+    def _place(self) -> None:
+        """Places the centroids where they are not placed yet."""
+        for layer in _wrapped_layers(self.model, "PenaltySchedule"):
+            if float(ops.convert_to_numpy(layer.placed)):
+                continue
+            if self.initialize is None:
+                layer.placed.assign(1.0)
+            else:
+                layer.place_centroids(self.initialize)
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, float] | None = None) -> None:
         steps = self._steps()
@@ -140,8 +160,34 @@ class PenaltySchedule(keras.callbacks.Callback):
                 self.model.jax_state_sync()  # during an epoch, Keras keeps the weights elsewhere
             self._set_strength(self._epoch - 1 + (batch + 1) / steps)
 
+    def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
+        if self._steps() == batch + 1 and self.ramp(self._epoch) == 0.0:
+            if keras.backend.backend() == "jax":
+                self.model.jax_state_sync()
+            # Validated and saved is the network that would be shipped, in the warm-up too: else
+            # `EarlyStopping` and `ModelCheckpoint` would choose the float one.
+            self._place()
+
+    def on_test_begin(self, logs: dict[str, float] | None = None) -> None:
+        if self._training:
+            self._place()
+
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        self._place()
         self._set_strength(epoch)
+
+    def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
+        self._training = True
+
+    def on_train_end(self, logs: dict[str, float] | None = None) -> None:
+        self._training = False
+        planned = (self.params or {}).get("epochs", 1)
+        if self.ramp(self._epoch) < 1.0 and self._epoch + 1 < planned:
+            warnings.warn(
+                f"Training ended after epoch {self._epoch + 1} of {planned}, before the penalty had its "
+                "full strength. Give `EarlyStopping` a `start_from_epoch`, or more `patience`.",
+                stacklevel=2,
+            )
 
     def _steps(self) -> int | None:
         steps: int | None = (self.params or {}).get("steps")

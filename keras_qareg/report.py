@@ -12,7 +12,7 @@ from keras import ops
 
 from keras_qareg.layers import kernels
 from keras_qareg.models import kernel_codebooks
-from keras_qareg.models.cloning import inner_layer
+from keras_qareg.models.accounting import inner_layer
 from keras_qareg.models.selection import quantized_layers
 from keras_qareg.numerics.codebook import Codebook
 

@@ -3,14 +3,15 @@
 import keras
 import numpy as np
 import pytest
-from keras import ops
+from keras import layers, ops
 
 import keras_qareg as qareg
 from keras_qareg.callbacks import CentroidHistory, PenaltySchedule
+from keras_qareg.layers import QuantizationAware
 from keras_qareg.models.selection import wrappers
 from keras_qareg.numerics.clustering import kmeans
 from keras_qareg.regularizers import NearestExponential, NearestSquared, Sine
-from tests.helpers import compiled, digits, small_cnn, snapshot
+from tests.helpers import compiled, digits, error_of, small_cnn, snapshot
 
 IMAGES, LABELS = digits(64)
 
@@ -101,7 +102,7 @@ def test_the_strength_of_small_layers_is_ahead_in_balance():
 
 
 @pytest.mark.parametrize("regularizer", [NearestSquared(4, strength=0.0), Sine(4, strength=0.0)])
-def test_centroids_are_placed_once_from_the_weights_after_the_warm_up(regularizer):
+def test_centroids_are_placed_from_the_weights_at_the_end_of_the_warm_up(regularizer):
     class Weights(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
             self.last = snapshot(x.kernels[0] for x in wrappers(self.model))
@@ -117,9 +118,9 @@ def test_centroids_are_placed_once_from_the_weights_after_the_warm_up(regularize
         found = kmeans(weights.seen[1][place], 4)
         expected = regularizer.fit_basins(found)
         path = layer.kernel_paths[0]
-        for epoch in (2, 3):  # with strength 0, no loss moves them afterwards
+        for epoch in (1, 2, 3):  # with strength 0, no loss moves them afterwards
             np.testing.assert_allclose(history.centroids[path][epoch], expected, rtol=1e-5)
-        assert not np.allclose(history.centroids[path][1], expected, rtol=1e-5)
+        assert not np.allclose(history.centroids[path][0], expected, rtol=1e-5)
 
 
 def test_an_interrupted_training_ends_as_an_uninterrupted_one(tmp_path):
@@ -238,3 +239,79 @@ def test_optimizers_round_trip_and_refuse_nonsense(tmp_path):
     assert [type(part).__name__ for part in loaded.optimizer.optimizers] == ["SGD", "Adam"]
     with pytest.raises(ValueError, match="Expected a positive learning rate for the centroids"):
         qareg.optimizers.with_centroid_optimizer("adam", 0.0)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("validated", [True, False])
+def test_usual_callbacks_choose_among_quantized_networks(order, validated, tmp_path):
+    images, labels = digits(96)
+    model = model_to_train(NearestSquared(2))
+    monitor = {"monitor": "val_loss" if validated else "loss"}
+    checkpoint = keras.callbacks.ModelCheckpoint(
+        tmp_path / "best.keras", save_best_only=True, **monitor
+    )
+    stop = keras.callbacks.EarlyStopping(patience=9, restore_best_weights=True, **monitor)
+    callbacks = [PenaltySchedule(4, 2), checkpoint, stop][::order]
+    data = {"validation_data": (images, labels)} if validated else {}
+    history = model.fit(images, labels, epochs=6, verbose=0, callbacks=callbacks, **data).history
+    for found in (model, keras.saving.load_model(tmp_path / "best.keras")):
+        assert all(layer.quantizes for layer in wrappers(found))
+    if validated:
+        plain = compiled(qareg.strip(model))
+        loss = plain.evaluate(images, labels, verbose=0)
+        np.testing.assert_allclose(loss, min(history["val_loss"]), rtol=1e-4)
+
+
+def test_training_that_stops_early_is_told():
+    model = model_to_train(NearestSquared(2))
+    stop = keras.callbacks.EarlyStopping(monitor="loss", mode="max", patience=1)
+    with pytest.warns(
+        UserWarning, match="Training ended after epoch [23] of 9, before the penalty"
+    ):
+        train(model, 9, PenaltySchedule(4, 2), stop)
+
+
+class Distiller(keras.Model):
+    """A model around a student, which is built by its first batch."""
+
+    def __init__(self, student, teacher, **kwargs):
+        super().__init__(**kwargs)
+        self.student, self.teacher = student, teacher
+
+    def call(self, inputs):
+        return self.student(inputs)
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        return ops.mean((self.teacher(x) - y_pred) ** 2) + sum(self.losses)
+
+
+def test_a_student_inside_an_unbuilt_model_is_found():
+    images, labels = digits(32)
+    student = qareg.quantization_aware(small_cnn(), NearestSquared(2))
+    history = CentroidHistory()
+    official = keras.distillation.Distiller(
+        teacher=small_cnn(),
+        student=student,
+        distillation_losses=keras.distillation.LogitsDistillation(temperature=2.0),
+    )
+    for distiller in (Distiller(student, small_cnn()), official):
+        if distiller is official:
+            distiller.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        else:
+            distiller.compile("adam")
+        callbacks = [PenaltySchedule(1, 1), history]
+        distiller.fit(images, labels, epochs=2, verbose=0, callbacks=callbacks)
+        assert all(layer.quantizes for layer in wrappers(student))
+    assert len(history.epochs) == 4 and len(history.centroids) == len(wrappers(student))
+
+
+def test_layers_without_weights_are_refused():
+    model = keras.Sequential(
+        [QuantizationAware(layers.Dense(4), NearestSquared(2), name="wrapped")]
+    )
+    schedule = PenaltySchedule()
+    schedule.set_model(model)
+    assert error_of(lambda: schedule.on_epoch_begin(0)) == (
+        "Expected built QuantizationAware layers for PenaltySchedule. Received: ['wrapped'] without "
+        "weights. Call the model on a batch first."
+    )

@@ -34,7 +34,7 @@ FLOORS = {
         ["__main__", "__init__"],
     ],
     "models": [
-        ["compiling", "graphs"],
+        ["compiling", "graphs", "accounting", "walking"],
         ["cloning"],
         ["selection"],
         ["reading", "wrapping", "converting", "stripping", "recalibrating"],

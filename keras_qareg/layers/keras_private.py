@@ -141,6 +141,19 @@ def of_class(bare: keras.Model, model: keras.Model) -> keras.Model:
     return made
 
 
+def replace_arguments(graph: keras.Model, change: Callable[[Any], Any]) -> None:
+    """Changes what the operations of a graph are called with beside its tensors (`Node.arguments`)."""
+    graph = getattr(graph, "_functional", None) or graph  # of a Sequential model
+    for operation in getattr(graph, "operations", ()):
+        for node in operation._inbound_nodes:
+            given = node.arguments
+            if any(isinstance(part, keras.Variable) for part in given._flat_arguments):
+                given.args, given.kwargs = keras.tree.map_structure(
+                    change, (given.args, given.kwargs)
+                )
+                given._flat_arguments = keras.tree.flatten((given.args, given.kwargs))
+
+
 @contextlib.contextmanager
 def normalizing_by_batches(layers: list[BatchNormalization]) -> Iterator[None]:
     """Lets layers normalize by each batch's own statistics and learn these, whatever `training` says.

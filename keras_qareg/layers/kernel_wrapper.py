@@ -128,18 +128,38 @@ class KernelWrapper(keras.layers.Wrapper):
             variables.append(self.add_weight(**{**kwargs, "name": label, "shape": shape}))
         return variables
 
+    def used_kernels(self) -> list[Any]:
+        """What the layer inside computes with in the place of its kernels: a list of tensors."""
+        return [ops.convert_to_tensor(kernel) for kernel in self.kernels]
+
+    def __getattr__(self, name: str) -> Any:
+        """What the layer inside has, so that code which asks it for something may ask the wrapper.
+
+        A kernel is the one that is computed with: tied layers read it, as `wrapper.embeddings`.
+        """
+        try:
+            return super().__getattr__(name)  # PyTorch keeps layers and parameters there
+        except AttributeError:
+            if name.startswith("_") or name == "layer" or not hasattr(self, "layer"):
+                raise AttributeError(
+                    f"'{type(self).__name__}' object has no attribute '{name}'"
+                ) from None
+        found = getattr(self.layer, name)
+        if self.built and isinstance(found, keras.Variable):
+            for kernel, used in zip(self.kernels, self.used_kernels(), strict=True):
+                if kernel is found:
+                    return used
+        return found
+
     def _call_with(self, values: list[Any], *args: Any, **kwargs: Any) -> Any:
         """Calls the layer inside with other values for its kernels, through which gradients go."""
         given = {id(kernel): value for kernel, value in zip(self.kernels, values, strict=True)}
         # Every variable of the layer is mapped, so that the scope may stand inside another.
         mapping = [(v, given.get(id(v), v.value)) for v in self.layer.variables]
-        with keras.StatelessScope(mapping, collect_losses=True) as scope:
-            before = dict(scope.state_mapping)
+        with _RecordingScope(mapping, collect_losses=True) as scope:
             outputs = self.layer(*args, **kwargs)
-        for variable, _ in mapping:  # statistics and random seeds move on
-            updated = scope.get_current_value(variable)
-            if updated is not before[id(variable)]:
-                variable.assign(updated)
+        for variable, value in scope.updates.values():
+            variable.assign(value)
         for loss in scope.losses:
             # A new tensor: Keras tells by identity which layer a loss belongs to.
             self.add_loss(ops.cast(loss, "float32") * 1.0)
@@ -153,6 +173,18 @@ class KernelWrapper(keras.layers.Wrapper):
 
     def compute_mask(self, *args: Any, **kwargs: Any) -> Any:
         return self.layer.compute_mask(*args, **kwargs)
+
+
+class _RecordingScope(keras.StatelessScope):
+    """Keeps what was assigned inside: statistics, random seeds, and states that no layer lists."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.updates: dict[int, tuple[keras.Variable, Any]] = {}
+
+    def add_update(self, update: tuple[keras.Variable, Any]) -> None:
+        super().add_update(update)
+        self.updates[id(update[0])] = update
 
 
 def _symbol_of(value: Any) -> Any:

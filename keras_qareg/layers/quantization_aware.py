@@ -101,13 +101,19 @@ class QuantizationAware(KernelWrapper):
         )
 
     def call(self, *args: Any, training: bool | None = None, **kwargs: Any) -> Any:
-        self._in_training = bool(training)
+        # Keras says False where it evaluates; a training loop that says nothing trains.
+        self._in_training = training is not False
         if not self.straight_through:
             return self.layer(*args, **kwargs)
+        return self._call_with(self.used_kernels(), *args, **kwargs)
+
+    def used_kernels(self) -> list[Any]:
+        """The kernels, quantized where the layer computes with quantized ones: a list of tensors."""
+        if not self.straight_through:
+            return super().used_kernels()
         placed = ops.convert_to_tensor(self.placed) > 0
         pairs = zip(self.kernels, self.centroids, strict=True)
-        quantized = [_quantized(placed, kernel, centroids) for kernel, centroids in pairs]
-        return self._call_with(quantized, *args, **kwargs)
+        return [_quantized(placed, kernel, centroids) for kernel, centroids in pairs]
 
     @property
     def quantizes(self) -> bool:

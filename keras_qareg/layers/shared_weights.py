@@ -86,11 +86,14 @@ class SharedWeights(KernelWrapper):
         )
 
     def call(self, *args: Any, training: bool | None = None, **kwargs: Any) -> Any:
-        shared = [
+        return self._call_with(self.used_kernels(), *args, **kwargs)
+
+    def used_kernels(self) -> list[Any]:
+        """The kernels as `centroids[indices]`: a list of tensors, differentiable in the centroids."""
+        return [
             self._shared_kernel(centroids, indices)
             for centroids, indices in zip(self.centroids, self.indices, strict=True)
         ]
-        return self._call_with(shared, *args, **kwargs)
 
     def _shared_kernel(self, centroids: keras.Variable, indices: keras.Variable) -> Any:
         table = ops.convert_to_tensor(centroids)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import inspect
 import operator
-import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,7 +16,7 @@ import keras
 from keras import ops
 from keras.layers import Layer
 
-from keras_qareg.layers import QUANTIZED, KernelWrapper
+from keras_qareg.layers import KernelWrapper
 from keras_qareg.layers.keras_private import (
     attributes,
     children,
@@ -26,48 +25,15 @@ from keras_qareg.layers.keras_private import (
     track_children,
     unlocked,
 )
+from keras_qareg.models.accounting import account_for, check_lambdas, copy_contents, retie
 from keras_qareg.models.compiling import compile_like
 from keras_qareg.models.graphs import copy_graph
+from keras_qareg.models.walking import entered
 
 # For a layer, the function that makes its successor; None for an ordinary copy.
 Change = Callable[[Layer], Callable[[Layer], Layer] | None]
 
 _PACKAGE = "keras_qareg>"
-
-
-def leaf_layers(layer: Layer) -> list[Layer]:
-    """The layers that transforms act on, each once: models are entered, other layers are not.
-
-    A layer that holds layers of this package is entered too.
-    """
-    return [found for found in _walk(layer) if not _is_entered(found)]
-
-
-def containers(layer: Layer) -> list[Layer]:
-    """A model, and all models and layers inside that `leaf_layers` enters."""
-    return [layer, *(found for found in _walk(layer) if _is_entered(found))]
-
-
-def _walk(layer: Layer) -> list[Layer]:
-    seen: dict[int, Layer] = {}
-
-    def visit(layer: Layer) -> None:
-        for child in children(layer):
-            if id(child) not in seen:
-                seen[id(child)] = child
-                if _is_entered(child):
-                    visit(child)
-
-    visit(layer)
-    return list(seen.values())
-
-
-def _is_entered(layer: Layer) -> bool:
-    if isinstance(layer, QUANTIZED):
-        return False
-    return isinstance(layer, keras.Model) or any(
-        isinstance(inner, QUANTIZED) for inner in layers_inside(layer)
-    )
 
 
 def fresh(
@@ -86,8 +52,11 @@ def fresh(
 
     Returns:
         An unbuilt layer.
+
+    Raises:
+        ValueError: If the layer cannot be made again from its configuration.
     """
-    config = layer.get_config() if config is None else config
+    config = config_of(layer) if config is None else config
     config = _without_regularizers(config) if clean else config
     if isinstance(layer, keras.layers.Lambda):
         # A Python lambda of a model in memory is no more foreign than the model itself.
@@ -96,14 +65,36 @@ def fresh(
     for name, value in config.items():  # a function that Keras could not find by its name
         if not isinstance(value, str) and inspect.isfunction(getattr(layer, name, None)):
             config[name] = getattr(layer, name)
-    return (into or type(layer)).from_config(config)
+    try:
+        return (into or type(layer)).from_config(config)
+    except Exception as error:  # whatever the code of its author raises
+        raise _no_copy(layer, error) from error
+
+
+def config_of(layer: Layer) -> dict[str, Any]:
+    """The configuration of a layer; raises a `ValueError` in words where it has none."""
+    try:
+        return dict(layer.get_config())
+    except Exception as error:  # whatever the code of its author raises
+        raise _no_copy(layer, error) from error
+
+
+def _no_copy(layer: Layer, error: Exception) -> ValueError:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    cause = next((line for line in lines if line.startswith("Exception encountered: ")), None)
+    said = (cause or (lines or [""])[0]).removeprefix("Exception encountered: ").rstrip(".")
+    return ValueError(
+        f"Expected '{layer.name}' ({type(layer).__name__}) to be made again from its configuration. "
+        f"Received: {type(error).__name__}: {said}. Give the class a `get_config()` with all arguments "
+        "of its `__init__`, which takes `**kwargs` as well."
+    )
 
 
 def own_regularizer(layer: Layer) -> Any:
     """The first regularizer of this package in a layer's configuration, or None."""
     if isinstance(layer, KernelWrapper):
         return None
-    config = next(_regularizer_configs(layer.get_config()), None)
+    config = next(_regularizer_configs(config_of(layer)), None)
     return None if config is None else keras.saving.deserialize_keras_object(config)
 
 
@@ -133,16 +124,22 @@ def _without_regularizers(config: Any) -> Any:
     return config
 
 
-def clone(model: keras.Model, change: Change) -> keras.Model:
+def clone(model: keras.Model, change: Change, *, deep: bool = False) -> keras.Model:
     """A copy of a model, with its weights, in which some layers have a successor.
 
     Args:
         model: A built model; it stays as it is.
         change: For each leaf layer, the function that makes its successor, or None.
+        deep: Whether layers that are made of layers are entered, as in `walking.entered`.
 
     Returns:
-        A built model with the weights of `model`, compiled like it where it was compiled.
+        A built model with the weights and states of `model`, compiled like it where it was compiled.
+
+    Raises:
+        ValueError: If something cannot be copied: it says what, why, and what to do.
     """
+    check_lambdas(model)
+    inside = entered(model, deep)
     pairs: list[tuple[Layer, Layer]] = []
     compiled: list[tuple[keras.Model, keras.Model]] = []
     cache: dict[int, Layer] = {}
@@ -162,10 +159,10 @@ def clone(model: keras.Model, change: Change) -> keras.Model:
     def copy_leaf(layer: Layer) -> Layer:
         if not isinstance(layer, Layer):  # an operation such as keras.ops.relu
             return type(layer).from_config(layer.get_config())
-        make = None if _is_entered(layer) else change(layer)
+        make = None if id(layer) in inside else change(layer)
         successor = make(layer) if make else fresh(layer)
         pairs.append((layer, successor))
-        if _is_entered(layer):
+        if id(layer) in inside:
             if _layers_made_later(layer, successor):
                 _build_like(successor, layer)
             with unlocked(successor):
@@ -177,10 +174,11 @@ def clone(model: keras.Model, change: Change) -> keras.Model:
     copied = copy(model)
     if not all(layer.built for layer in layers_inside(copied)):
         _build_like(copied, model)
-    counterparts = [found for pair in pairs for found in _copy_weights(*pair)]
-    for old, new in pairs:
-        _copy_adapted_state(old, new)
-    _account_for(model, copied, counterparts)
+    counterparts = [
+        found for old, new in pairs for found in copy_contents(old, new, id(old) in inside)
+    ]
+    account_for(model, copied, counterparts)
+    retie(model, copied, counterparts)
     _rename_inputs(copied, model)
     for old, new in compiled:
         compile_like(new, old)
@@ -249,67 +247,3 @@ def _replace_children(old: Layer, new: Layer, copy: Callable[[Layer], Layer]) ->
         if swapped is not after:
             setattr(new, name, swapped)
     track_children(new, [replaced.get(id(layer), layer) for layer in tracked])
-
-
-def _copy_weights(old: Layer, new: Layer) -> list[tuple[keras.Variable, keras.Variable]]:
-    """Copies the weights of a layer to its copy; returns which became which."""
-    if _is_entered(old):
-        pairs = own_weights(old), own_weights(new)
-    elif type(old) is type(new):
-        pairs = old.weights, new.weights
-    else:
-        pairs = _plain_weights(old), _plain_weights(new)
-    counterparts = list(zip(*pairs, strict=True))
-    for before, after in counterparts:
-        # A copy: JAX gives the memory of a trained model's variables away at each step.
-        after.assign(ops.copy(before))
-    return counterparts
-
-
-def _account_for(
-    model: keras.Model,
-    copied: keras.Model,
-    counterparts: list[tuple[keras.Variable, keras.Variable]],
-) -> None:
-    """Raises a `ValueError` unless every weight of a model was copied, and none came from elsewhere."""
-    known = {id(weight) for pair in counterparts for weight in pair}
-    for layer in (*layers_inside(model), *layers_inside(copied)):
-        if isinstance(layer, QUANTIZED):
-            known |= {id(weight) for weight in layer.quantization_weights}
-    lost = [weight.path for weight in model.weights if id(weight) not in known]
-    new = [weight.path for weight in copied.weights if id(weight) not in known]
-    if lost or new:
-        raise ValueError(
-            f"Expected a copy of model '{model.name}' with all its weights. Received: a copy that lacks "
-            f"{lost or 'none'} and made {new or 'none'} anew, because the layers of these are not in "
-            "attributes (or lists, tuples and dicts in attributes) that the model has again when it is "
-            "made from its `get_config()`. Keep them there."
-        )
-
-
-def _plain_weights(layer: Layer) -> list[keras.Variable]:
-    if not isinstance(layer, QUANTIZED):
-        return layer.weights
-    added = {id(weight) for weight in layer.quantization_weights}
-    return [weight for weight in layer.weights if id(weight) not in added]
-
-
-def _copy_adapted_state(old: Layer, new: Layer) -> None:
-    """What preprocessing layers learned by `adapt` and keep beside their weights."""
-    if type(old) is type(new) and hasattr(old, "save_assets"):
-        with tempfile.TemporaryDirectory() as folder:
-            old.save_assets(folder)
-            new.load_assets(folder)
-    elif hasattr(new, "finalize_state"):
-        new.finalize_state()
-
-
-def inner_layer(layer: Layer) -> Layer:
-    """The layer inside a wrapper of this package, or the layer itself."""
-    return layer.layer if isinstance(layer, KernelWrapper) else layer
-
-
-def own_weights(layer: Layer) -> list[keras.Variable]:
-    """The weights of a layer or model itself, less those of the layers inside."""
-    inside = {id(weight) for child in children(layer) for weight in child.weights}
-    return [weight for weight in layer.weights if id(weight) not in inside]

@@ -16,8 +16,8 @@ from keras_qareg.layers import (
     channel_axes,
     kernels,
 )
-from keras_qareg.models.cloning import leaf_layers
 from keras_qareg.models.selection import check_built
+from keras_qareg.models.walking import leaf_layers
 from keras_qareg.numerics.codebook import Codebook
 
 

@@ -11,7 +11,8 @@ import keras
 from keras.layers import Layer
 
 from keras_qareg.layers import QUANTIZED, KernelWrapper, kernels
-from keras_qareg.models.cloning import inner_layer, leaf_layers
+from keras_qareg.models.accounting import inner_layer
+from keras_qareg.models.walking import leaf_layers
 
 Layers = str | Iterable[str] | Callable[[Layer], bool]
 

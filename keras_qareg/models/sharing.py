@@ -14,7 +14,8 @@ from keras.layers import Layer
 from keras_qareg import regularizers
 from keras_qareg.data import read
 from keras_qareg.layers import QuantizationAware, SharedWeights, channel_axes, kernels
-from keras_qareg.models.cloning import clone, containers, inner_layer, own_regularizer, own_weights
+from keras_qareg.models.accounting import inner_layer, own_weights
+from keras_qareg.models.cloning import clone, own_regularizer
 from keras_qareg.models.compiling import compile_like
 from keras_qareg.models.recalibrating import recalibrate
 from keras_qareg.models.selection import (
@@ -26,6 +27,7 @@ from keras_qareg.models.selection import (
     select,
 )
 from keras_qareg.models.stripping import plain, strip, used_kernels
+from keras_qareg.models.walking import containers
 from keras_qareg.numerics import clustering, grids
 from keras_qareg.numerics.codebook import Codebook
 

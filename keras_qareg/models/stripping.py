@@ -11,12 +11,13 @@ from keras.layers import Layer
 
 from keras_qareg.layers import QuantizationAware, SharedWeights, WeightNormalized, kernels
 from keras_qareg.layers.keras_private import attributes, layers_inside
-from keras_qareg.models.cloning import clone, fresh, inner_layer
-from keras_qareg.models.selection import check_built, quantized_layers
+from keras_qareg.models.accounting import inner_layer
+from keras_qareg.models.cloning import clone, fresh
+from keras_qareg.models.selection import check_built, check_plain, quantized_layers
 from keras_qareg.regularizers import QuantizationRegularizer
 
 
-def strip(model: keras.Model) -> keras.Model:
+def strip(model: keras.Model, into: keras.Model | None = None) -> keras.Model:
     """An ordinary Keras model with the same outputs, the original layer names, and plain kernels.
 
     Shared kernels are written out as `centroids[indices]`, those of WNQ layers as they were
@@ -26,14 +27,17 @@ def strip(model: keras.Model) -> keras.Model:
 
     Args:
         model: A built model, from any transform of this package or none.
+        into: A plain, built model of the same architecture, such as the one that was transformed,
+            which gets all weights and is returned. For models whose objects do more than a copy of
+            them can (`generate` of a language model, say). `None` (default): a new one.
 
     Returns:
-        A new model. Where weights were shared, all its layers are trainable; else as they were.
-        Plain layers do not quantize their inputs: with `activation_bits` its outputs differ, and
-        there is a warning.
+        A new model, or `into`. Where weights were shared, all layers of a new one are trainable; else
+        as they were. Plain layers do not quantize their inputs: with `activation_bits` its outputs
+        differ, and there is a warning.
 
     Raises:
-        ValueError: If the model is unbuilt.
+        ValueError: If the model is unbuilt, or `into` has other weights.
 
     Example:
 
@@ -63,7 +67,25 @@ def strip(model: keras.Model) -> keras.Model:
     for layer, successor in pairs:
         for kernel, weights in zip(kernels(successor), used_kernels(layer), strict=True):
             kernel.assign(weights)
-    return stripped
+    return stripped if into is None else _written_into(into, stripped)
+
+
+def _written_into(model: keras.Model, stripped: keras.Model) -> keras.Model:
+    check_built(model)
+    check_plain(model)
+    new, old = (
+        [(weight.name, tuple(weight.shape)) for weight in given.weights]
+        for given in (stripped, model)
+    )
+    if new != old:
+        other = next((pair for pair in zip(new, old, strict=False) if pair[0] != pair[1]), "")
+        raise ValueError(
+            f"Expected `into` to be a model with the {len(new)} weights of '{stripped.name}'. Received: "
+            f"'{model.name}' with {len(old)} weights{f', {other[1]} for {other[0]}' if other else ''}."
+        )
+    for before, after in zip(stripped.weights, model.weights, strict=True):
+        after.assign(before)
+    return model
 
 
 def unquantized(model: keras.Model) -> keras.Model:

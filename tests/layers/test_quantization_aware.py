@@ -116,7 +116,9 @@ def test_a_schedule_starts_it_and_sharing_then_changes_nothing(regularizer, init
     model = qareg.quantization_aware(small_cnn(normalize=True), regularizer)
     seen = []
     watch = keras.callbacks.LambdaCallback(
-        on_epoch_end=lambda epoch, logs: seen.append(model.get_layer("fc").quantizes)
+        on_train_batch_begin=lambda batch, logs: (
+            batch or seen.append(model.get_layer("fc").quantizes)
+        )
     )
     schedule = qareg.callbacks.PenaltySchedule(initialize=initialize)
     compiled(model).fit(images, labels, epochs=3, verbose=0, callbacks=[schedule, watch])
@@ -208,3 +210,10 @@ def test_it_trains_on_two_replicas():
     history = model.fit(images, labels, batch_size=32, epochs=2, verbose=0, callbacks=[schedule])
     assert np.isfinite(history.history["loss"]).all()
     assert model.get_layer("fc").quantizes
+
+
+@pytest.mark.parametrize("training, counts", [(True, True), (None, True), (False, False)])
+def test_a_loop_that_does_not_say_that_it_trains_has_the_penalty(training, counts):
+    layer = QuantizationAware(keras.layers.Dense(4), NearestSquared(2))
+    layer(np.ones((1, 3), "float32"), training=training)
+    assert (sum(float(ops.convert_to_numpy(loss)) for loss in layer.losses) > 0) == counts

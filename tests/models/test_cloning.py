@@ -190,10 +190,10 @@ class OfFunctional(keras.Model):
 
     def __init__(self, units=5, **kwargs):
         inputs = keras.Input((8,))
-        self.first = layers.Dense(units, name="first")
-        hidden = self.first(inputs)
+        first = layers.Dense(units, name="first")
+        hidden = first(inputs)
         super().__init__(inputs, layers.Dense(3, name="last")(hidden), **kwargs)
-        self.units, self.hidden = units, hidden
+        self.first, self.units, self.hidden = first, units, hidden
         self._parts = {"all": [self.first], "pair": (self.first, "text")}
 
     def get_config(self):

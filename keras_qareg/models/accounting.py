@@ -1,0 +1,215 @@
+"""Copying what a model holds, and proving that a copy has all of it.
+
+Weights are paired with their counterparts as they are copied, so that a copy which lost one, made one
+anew, or cut a tie is an error and never a result.
+"""
+
+from __future__ import annotations
+
+import inspect
+import tempfile
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+from keras.layers import Layer
+
+from keras_qareg.layers import QUANTIZED, KernelWrapper, kernels
+from keras_qareg.layers.keras_private import (
+    attributes,
+    children,
+    is_graph,
+    layers_inside,
+    replace_arguments,
+    unlocked,
+)
+
+_SIMPLE = bool | int | float | str | np.ndarray | np.generic
+# A weight or state of the model, and what it became.
+Counterparts = list[tuple[keras.Variable, keras.Variable]]
+
+
+def inner_layer(layer: Layer) -> Layer:
+    """The layer inside a wrapper of this package, or the layer itself."""
+    return layer.layer if isinstance(layer, KernelWrapper) else layer
+
+
+def own_weights(layer: Layer) -> list[keras.Variable]:
+    """The weights of a layer or model itself, less those of the layers inside."""
+    inside = {id(weight) for child in children(layer) for weight in child.weights}
+    return [weight for weight in layer.weights if id(weight) not in inside]
+
+
+def copy_contents(old: Layer, new: Layer, is_entered: bool) -> Counterparts:
+    """Copies the weights and states of a layer to its copy.
+
+    Args:
+        old: The layer.
+        new: Its copy, built; of the same class, or what stands for it.
+        is_entered: Whether the layers inside have copies of their own, which are not touched here.
+
+    Returns:
+        Which weight became which.
+
+    Raises:
+        ValueError: If the copy has other weights or states.
+    """
+    if is_entered:
+        pairs = own_weights(old), own_weights(new)
+    elif type(old) is type(new):
+        pairs = old.weights, new.weights
+    else:
+        pairs = _plain_weights(old), _plain_weights(new)
+    counterparts = _paired(old, *pairs)
+    parts = [(old, new)]
+    if not is_entered:
+        parts = [
+            *zip(layers_inside(inner_layer(old)), layers_inside(inner_layer(new)), strict=False)
+        ]
+    for a, b in parts:
+        _copy_settings(a, b)
+    states = [found for a, b in parts for found in _paired(old, _states(a), _states(b))]
+    for before, after in (*counterparts, *states):
+        # A copy: JAX gives the memory of a trained model's variables away at each step.
+        after.assign(ops.copy(before))
+    _copy_adapted_state(old, new)
+    return counterparts
+
+
+def _paired(layer: Layer, old: list[keras.Variable], new: list[keras.Variable]) -> Counterparts:
+    if [tuple(v.shape) for v in old] != [tuple(v.shape) for v in new]:
+        raise ValueError(
+            f"Expected a copy of layer '{layer.name}' ({type(layer).__name__}) with weights and states "
+            f"{_listed(old)}. Received: {_listed(new)}, because its `get_config()` does not say all "
+            "that it is made of. Extend it."
+        )
+    return list(zip(old, new, strict=True))
+
+
+def _listed(variables: list[keras.Variable]) -> str:
+    return ", ".join(f"{v.name} {tuple(v.shape)}" for v in variables) or "none"
+
+
+def _plain_weights(layer: Layer) -> list[keras.Variable]:
+    if not isinstance(layer, QUANTIZED):
+        return layer.weights
+    added = {id(weight) for weight in layer.quantization_weights}
+    return [weight for weight in layer.weights if id(weight) not in added]
+
+
+def _states(layer: Layer) -> list[keras.Variable]:
+    """Variables in the attributes of a layer that are no weights: states of recurrent layers."""
+    weights = {id(weight) for weight in layer.weights}
+    parts = keras.tree.flatten(list(attributes(layer).values()))
+    found = {id(part): part for part in parts if isinstance(part, keras.Variable)}
+    return [state for identity, state in found.items() if identity not in weights]
+
+
+def _copy_settings(old: Layer, new: Layer) -> None:
+    """Numbers, texts and arrays in the attributes of a layer that somebody wrote.
+
+    They may have been set after the layer was made, or its `get_config()` may not say them.
+    """
+    if type(old) is not type(new) or type(old).__module__.startswith("keras."):
+        return
+    mine, theirs = attributes(old), attributes(new)
+    with unlocked(new):
+        for name, value in mine.items():
+            parts = keras.tree.flatten(value)
+            simple = all(isinstance(part, _SIMPLE) or part is None for part in parts)
+            if simple and not (name in theirs and _equal(value, theirs[name])):
+                setattr(new, name, value)
+
+
+def _equal(value: Any, other: Any) -> bool:
+    parts, others = keras.tree.flatten(value), keras.tree.flatten(other)
+    return len(parts) == len(others) and all(
+        type(a) is type(b) and np.array_equal(a, b) for a, b in zip(parts, others, strict=True)
+    )
+
+
+def _copy_adapted_state(old: Layer, new: Layer) -> None:
+    """What preprocessing layers learned by `adapt` and keep beside their weights."""
+    if type(old) is type(new) and hasattr(old, "save_assets"):
+        with tempfile.TemporaryDirectory() as folder:
+            old.save_assets(folder)
+            new.load_assets(folder)
+    elif hasattr(new, "finalize_state"):
+        new.finalize_state()
+
+
+def account_for(model: keras.Model, copied: keras.Model, counterparts: Counterparts) -> None:
+    """Proves that a copy has every weight of a model, each once, and none from elsewhere.
+
+    Raises:
+        ValueError: If not, with the names of the weights.
+    """
+    became: dict[int, set[int]] = {}
+    for before, after in counterparts:
+        became.setdefault(id(before), set()).add(id(after))
+    known = {*became, *(identity for found in became.values() for identity in found)}
+    for layer in (*layers_inside(model), *layers_inside(copied)):
+        if isinstance(layer, QUANTIZED):
+            known |= {id(weight) for weight in layer.quantization_weights}
+    lost = [weight.path for weight in model.weights if id(weight) not in known]
+    new = [weight.path for weight in copied.weights if id(weight) not in known]
+    if lost or new:
+        raise ValueError(
+            f"Expected a copy of model '{model.name}' with all its weights. Received: a copy that lacks "
+            f"{lost or 'none'} and made {new or 'none'} anew, because the layers of these are not in "
+            "attributes (or lists, tuples and dicts in attributes) that the model has again when it is "
+            "made from its `get_config()`. Keep them there."
+        )
+    several = [weight.path for weight in model.weights if len(became.get(id(weight), ())) > 1]
+    if several:
+        raise ValueError(
+            f"Expected weights of model '{model.name}' that its layers can be copied with. Received: "
+            f"{several}, each of which several layers have as their own. Give these layers the layer "
+            "that owns the weight as an attribute, and read the weight from there."
+        )
+
+
+def retie(model: keras.Model, copied: keras.Model, counterparts: Counterparts) -> None:
+    """Lets operations of a graph that read a weight read that of the copy.
+
+    Raises:
+        ValueError: If the copy computes with other values than the weight's.
+    """
+    became = {id(before): after for before, after in counterparts}
+    quantized = {
+        id(kernel)
+        for layer in layers_inside(copied)
+        if isinstance(layer, QUANTIZED)
+        for kernel in kernels(inner_layer(layer))
+    }
+
+    def counterpart(value: Any) -> Any:
+        after = became.get(id(value), value) if isinstance(value, keras.Variable) else value
+        if id(after) in quantized:
+            raise ValueError(
+                f"Expected weights that only their own layers use. Received: '{value.path}' of model "
+                f"'{model.name}', which an operation reads too. Leave its layer out (`layers`), or read "
+                "it in a layer that has that layer as an attribute."
+            )
+        return after
+
+    for layer in layers_inside(copied):
+        if is_graph(layer):
+            replace_arguments(layer, counterpart)
+
+
+def check_lambdas(model: keras.Model) -> None:
+    """Raises a `ValueError` where a Lambda's function reads layers or weights of the model it is in."""
+    known = {id(part) for layer in layers_inside(model) for part in (layer, *layer.weights)}
+    for layer in layers_inside(model):
+        if not (isinstance(layer, keras.layers.Lambda) and inspect.isfunction(layer.function)):
+            continue
+        found = inspect.getclosurevars(layer.function)
+        for name, value in {**found.globals, **found.nonlocals}.items():
+            if any(id(part) in known for part in keras.tree.flatten(value)):
+                raise ValueError(
+                    f"Expected a function in Lambda layer '{layer.name}' that reads its inputs alone. "
+                    f"Received: one that reads '{name}', a layer or weight of the model, which a copy "
+                    "would read too. Write a layer that has it as an attribute."
+                )

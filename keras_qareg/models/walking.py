@@ -1,0 +1,65 @@
+"""The layers of a model that transforms act on, and what they are inside of."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import keras
+from keras.layers import Layer
+
+from keras_qareg.layers import QUANTIZED
+from keras_qareg.layers.keras_private import children, layers_inside
+
+
+def leaf_layers(model: Layer, deep: bool = False) -> list[Layer]:
+    """The layers that transforms act on, each once: `entered` ones are walked into, others are not."""
+    inside = entered(model, deep)
+    return [found for found in _walk(model, inside) if id(found) not in inside]
+
+
+def containers(model: Layer) -> list[Layer]:
+    """A model, and all models and layers inside that `leaf_layers` enters."""
+    inside = entered(model)
+    return [model, *(found for found in _walk(model, inside) if id(found) in inside)]
+
+
+def entered(model: Layer, deep: bool = False) -> set[int]:
+    """The identities of the layers whose parts are layers of the model in their own right.
+
+    Models; what holds layers of this package; and what holds a layer that has another place too, as the
+    layer has whose kernel is tied to another's.
+
+    Args:
+        model: A model, or a layer made of layers.
+        deep: Whether to enter all layers that are made of layers, but for Keras's own.
+    """
+    found = layers_inside(model)
+    places = Counter(id(child) for layer in found for child in children(layer))
+    several = {identity for identity, count in places.items() if count > 1}
+
+    def is_entered(layer: Layer) -> bool:
+        inner = layers_inside(layer)[1:]
+        return not isinstance(layer, QUANTIZED) and (
+            isinstance(layer, keras.Model)
+            or any(isinstance(part, QUANTIZED) or id(part) in several for part in inner)
+            or (deep and bool(inner) and not type(layer).__module__.startswith("keras."))
+        )
+
+    inside_quantized = {
+        id(part) for layer in found if isinstance(layer, QUANTIZED) for part in layers_inside(layer)
+    }
+    return {id(layer) for layer in found if is_entered(layer)} - inside_quantized
+
+
+def _walk(model: Layer, inside: set[int]) -> list[Layer]:
+    seen: dict[int, Layer] = {}
+
+    def visit(layer: Layer) -> None:
+        for child in children(layer):
+            if id(child) not in seen:
+                seen[id(child)] = child
+                if id(child) in inside:
+                    visit(child)
+
+    visit(model)
+    return list(seen.values())
