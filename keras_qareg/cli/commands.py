@@ -36,15 +36,16 @@ def _compress(options: argparse.Namespace) -> None:
     with custom_objects(options.custom_objects):
         from keras_qareg.export.litert.convert import litert
         from keras_qareg.models import share_and_tune
+        from keras_qareg.models.selection import check_built
         from keras_qareg.report import summary
 
         model, examples = load_model(options.source), None
+        check_built(model)
         if options.seed is not None:
             _seed(options.seed)
         if data is not None:
             examples = data.for_model(model)
-            _compile(model, options)
-            _check_loss(model, examples)
+            _prepare(model, examples, options)
         part = "channel" if options.snap else "kernel"
         tuning = "" if data is None else f", and tuning them on {data.path}"
         say(f"Sharing weights, at most {options.levels} values a {part}{tuning}")
@@ -79,42 +80,52 @@ def _seed(seed: int) -> None:
     keras.utils.set_random_seed(seed)
 
 
-def _compile(model: Any, options: argparse.Namespace) -> None:
-    if model.compiled:
-        if options.loss is not None:
-            tell(f"warning: {options.source} is compiled with a loss, so --loss is not used")
-        return
-    if options.loss is None:
-        raise CommandError(
-            f"Expected a compiled model to tune. Received: {options.source} without a loss. "
-            "Name one, for example --loss sparse_categorical_crossentropy"
-        )
+def _prepare(model: Any, examples: tuple[Any, Any, Any], options: argparse.Namespace) -> None:
+    """Compiles a model that has no loss, and computes it once, before anything long begins."""
     import keras
 
-    keras.losses.get(options.loss)  # raises where there is no such loss
-    model.compile(loss=options.loss)
-
-
-def _check_loss(model: Any, examples: tuple[Any, Any, Any]) -> None:
-    """Raises a `CommandError` where targets do not fit the model, before anything long begins."""
-    import keras
-
+    has_loss = model.compiled and model.loss is not None
+    if options.loss is not None and has_loss:
+        tell(f"warning: {options.source} is compiled with a loss, so --loss is not used")
+    elif options.loss is not None:
+        keras.losses.get(options.loss)  # raises where there is no such loss
+        model.compile(loss=options.loss)
+    elif not model.compiled:
+        raise _without_loss(options)
     inputs, targets, weights = keras.tree.map_structure(
         lambda array: None if array is None else array[:1], examples
     )
-    outputs = model(inputs, training=False)
+    # Keras and each backend have errors of their own for what does not fit.
+    try:
+        outputs = model(inputs, training=False)
+    except Exception as error:
+        shapes = _shapes(inputs)
+        raise CommandError(
+            f"Expected --data that the model takes. Received: {shapes} ({plain(error)})"
+        ) from error
     try:
         model.compute_loss(x=inputs, y=targets, y_pred=outputs, sample_weight=weights)
-    # Each backend has errors of its own for shapes that do not fit.
     except Exception as error:
-        shapes = [
-            ", ".join(str((None, *leaf.shape[1:])) for leaf in keras.tree.flatten(values))
-            for values in (outputs, targets)
-        ]
+        if model.loss is None:
+            raise _without_loss(options) from error
         raise CommandError(
-            f"Expected targets in --data that fit the model's loss and its outputs of shape "
-            f"{shapes[0]}. Received: shape={shapes[1]} ({plain(error)})"
+            "Expected targets in --data that fit the model's loss and its outputs of "
+            f"{_shapes(outputs)}. Received: {_shapes(targets)} ({plain(error)})"
         ) from error
+
+
+def _without_loss(options: argparse.Namespace) -> CommandError:
+    return CommandError(
+        f"Expected a compiled model to tune. Received: {options.source} without a loss. "
+        "Name one, for example --loss sparse_categorical_crossentropy"
+    )
+
+
+def _shapes(values: Any) -> str:
+    import keras
+
+    shapes = [str((None, *leaf.shape[1:])) for leaf in keras.tree.flatten(values)]
+    return f"shape{'s' * (len(shapes) > 1)} {', '.join(shapes)}"
 
 
 def _export(options: argparse.Namespace) -> None:
@@ -184,8 +195,11 @@ def _verify(options: argparse.Namespace) -> int:
                 say(f"{options.file}: {verify(model, options.file)}")
         except ArchiveError:
             raise
-        except ValueError as mismatch:
-            tell(plain(mismatch))
+        except ValueError as error:
+            # The package says of a mismatch what it expected; others, as LiteRT, say what failed.
+            if not str(error).startswith("Expected "):
+                raise
+            tell(plain(error))
             return MISMATCH
     return 0
 

@@ -8,9 +8,9 @@ import re
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 _PACKAGE = Path(__file__).parent.parent
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
@@ -60,7 +60,7 @@ def quiet_libraries() -> Iterator[None]:
     disabled = logging.root.manager.disable
     with warnings.catch_warnings():
         warnings.simplefilter("default")
-        warnings.showwarning = _show
+        warnings.showwarning = _shower()
         logging.disable(logging.CRITICAL)
         try:
             yield
@@ -68,13 +68,13 @@ def quiet_libraries() -> Iterator[None]:
             logging.disable(disabled)
 
 
-def _show(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,
-    line: str | None = None,
-) -> Any:
-    if Path(filename).is_relative_to(_PACKAGE):
-        tell(f"warning: {' '.join(str(message).split())}")
+def _shower() -> Callable[..., None]:
+    said = set()
+
+    def show(message: Warning | str, category: type[Warning], filename: str, *_: Any) -> None:
+        text = " ".join(str(message).split())
+        if Path(filename).is_relative_to(_PACKAGE) and text not in said:
+            said.add(text)
+            tell(f"warning: {text}")
+
+    return show

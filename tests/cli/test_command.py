@@ -111,7 +111,7 @@ def test_arrays_that_do_not_fit_the_model(saved, refused):
     )
     assert refused(*words, saved / "targets.npz").startswith(
         "Expected targets in --data that fit the model's loss and its outputs of shape (None, 10). "
-        "Received: shape=(None, 3) ("
+        "Received: shape (None, 3) ("
     )
     assert not (saved / "m.tflite").exists()
 

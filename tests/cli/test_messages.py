@@ -72,7 +72,8 @@ def test_warnings_of_the_package_take_a_line_and_others_none(capsys):
     with quiet_libraries():
         warnings.warn("of others", stacklevel=1)
         logging.getLogger("absl").error("of others")
-        share_weights(model, levels=16)
+        for _ in "ab":
+            share_weights(model, levels=16)
     assert capsys.readouterr().err == (
         "keras-qareg: warning: Layer 'a' is left as it is: its largest kernel has 6 weights, no more "
         "than levels=16.\n"
