@@ -38,12 +38,13 @@ def custom_objects(name: str | None) -> Iterator[None]:
 
     # Not a scope: another one inside, as of an archive, would hide it.
     known = keras.saving.get_custom_objects()
-    before = dict(known)
+    before = {name: known[name] for name in objects if name in known}
     known.update(objects)
     try:
         yield
     finally:
-        known.clear()
+        for name in objects:
+            known.pop(name, None)
         known.update(before)
 
 

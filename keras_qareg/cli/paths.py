@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 from enum import Enum
 from pathlib import Path
@@ -102,14 +103,19 @@ def check_output(path: Path, source: Path, *, force: bool, suffix: str | None = 
     """Whether a command may write a file.
 
     Raises:
-        CommandError: If the name does not end in `suffix`, the folder does not exist, there is a folder
-            of that name, it is the file to read, or there is a file of that name and no `force`.
+        CommandError: If the name does not end in `suffix`; if the folder does not exist, or cannot be
+            written into; if there is a folder of that name; if it is the file to read; if there is a
+            file of that name, and no `force`.
     """
     if suffix is not None and path.suffix != suffix:
         raise CommandError(f"Expected a file name that ends in '{suffix}'. Received: {path}")
     if not path.parent.is_dir():
         raise CommandError(
             f"Expected a folder that exists. Received: {path.parent}, which does not"
+        )
+    if not os.access(path.parent, os.W_OK):
+        raise CommandError(
+            f"Expected a folder to write into. Received: {path.parent}, which is not"
         )
     if path.is_dir():
         raise CommandError(f"Expected --out to be a file. Received: {path}, which is a folder")
