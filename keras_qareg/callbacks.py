@@ -12,6 +12,7 @@ import numpy as np
 from keras import ops
 
 from keras_qareg.layers import QuantizationAware
+from keras_qareg.models.reading import unique_names
 from keras_qareg.models.selection import wrappers
 from keras_qareg.numerics.clustering import METHODS
 
@@ -178,6 +179,8 @@ class PenaltySchedule(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
         self._training = True
+        for layer in _wrapped_layers(self.model, "PenaltySchedule"):
+            layer.scheduled = True
 
     def on_train_end(self, logs: dict[str, float] | None = None) -> None:
         self._training = False
@@ -253,13 +256,17 @@ class CentroidHistory(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         self.epochs.append(epoch)
-        for layer in _wrapped_layers(self.model, "CentroidHistory"):
+        found = _wrapped_layers(self.model, "CentroidHistory")
+        names = unique_names(self.model, found, [layer.name for layer in found])
+        owners = [layer for layer in found for _ in layer.kernels]
+        every_path = [path for layer in found for path in layer.kernel_paths]
+        paths = iter(unique_names(self.model, owners, every_path))
+        for name, layer in zip(names, found, strict=True):
             strength = float(ops.convert_to_numpy(layer.strength))
-            self.strengths.setdefault(layer.name, []).append(strength)
-            self._log(f"strength/{layer.name}", strength, epoch)
-            for path, centroids, penalty in zip(
-                layer.kernel_paths, layer.centroids, layer.penalties(), strict=True
-            ):
+            self.strengths.setdefault(name, []).append(strength)
+            self._log(f"strength/{name}", strength, epoch)
+            for centroids, penalty in zip(layer.centroids, layer.penalties(), strict=True):
+                path = next(paths)
                 values = ops.convert_to_numpy(centroids).copy()
                 self.centroids.setdefault(path, []).append(values)
                 self.penalties.setdefault(path, []).append(penalty)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import keras
@@ -12,6 +13,13 @@ from keras_qareg.layers.kernel_wrapper import KernelWrapper
 from keras_qareg.numerics import clustering, penalties
 from keras_qareg.numerics.codebook import Codebook
 from keras_qareg.numerics.compiled import cond
+
+_UNSCHEDULED = (
+    "QuantizationAware layers are trained without a schedule: the penalty has its full strength from "
+    "the first step, with centroids that were not placed for it, which costs accuracy. Pass "
+    "`callbacks=[keras_qareg.callbacks.PenaltySchedule()]` to `fit`, or call `place_centroids()` on "
+    "each layer."
+)
 
 
 @keras.saving.register_keras_serializable(package="keras_qareg")
@@ -40,6 +48,8 @@ class QuantizationAware(KernelWrapper):
         strength: Non-trainable float32 scalar, what the penalty is multiplied with now.
         balance: Non-trainable float32 scalar, a second factor: more than 1 where a schedule balances
             small layers against large ones.
+        scheduled: Whether training was begun by a schedule or `place_centroids`. Training without, there
+            is a warning: the penalty would be on from the first step, with centroids anywhere.
         placed: Non-trainable flag, whether the centroids were placed from the kernels.
 
     Call arguments: those of the layer inside.
@@ -74,6 +84,8 @@ class QuantizationAware(KernelWrapper):
         self.regularizer: regularizers.QuantizationRegularizer = found
         self.straight_through = straight_through
         self._in_training = False
+        # Whether a schedule, or `place_centroids`, has begun what training needs.
+        self.scheduled = False
 
     def build(self, input_shape: Any = None) -> None:
         super().build(input_shape)
@@ -103,6 +115,8 @@ class QuantizationAware(KernelWrapper):
     def call(self, *args: Any, training: bool | None = None, **kwargs: Any) -> Any:
         # Keras says False where it evaluates; a training loop that says nothing trains.
         self._in_training = training is not False
+        if training and not self.scheduled and self.regularizer.strength > 0:
+            warnings.warn(_UNSCHEDULED, stacklevel=2)
         if not self.straight_through:
             return self.layer(*args, **kwargs)
         return self._call_with(self.used_kernels(), *args, **kwargs)
@@ -151,6 +165,11 @@ class QuantizationAware(KernelWrapper):
                 raise ValueError(f"Kernel '{path}': {error}") from error
             centroids.assign(self.regularizer.fit_basins(found))
         self.placed.assign(1.0)
+        self.scheduled = True
+
+    def load_own_variables(self, store: Any) -> None:
+        super().load_own_variables(store)
+        self.scheduled = bool(ops.convert_to_numpy(self.placed) > 0)
 
     def penalties(self) -> list[float]:
         """The penalty of each kernel now, with its factors: a list of floats, for logging."""

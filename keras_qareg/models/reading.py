@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
 import keras
@@ -17,7 +18,7 @@ from keras_qareg.layers import (
     kernels,
 )
 from keras_qareg.models.selection import check_built
-from keras_qareg.models.walking import leaf_layers
+from keras_qareg.models.walking import leaf_layers, scopes
 from keras_qareg.numerics.codebook import Codebook
 
 
@@ -32,6 +33,8 @@ def codebooks(model: keras.Model) -> dict[str, Codebook]:
 
     Returns:
         Dict from the path of each kernel (the one that it has in the plain model) to its `Codebook`.
+        Where several kernels have one path, as in two models of one architecture, the names of what
+        they are inside of stand before it.
 
     Raises:
         ValueError: If the model is unbuilt.
@@ -47,13 +50,52 @@ def kernel_codebooks(
     In a shared model the variable holds the weights from before sharing, in a WNQ layer the latent ones.
     """
     check_built(model)
+    books: dict[int, list[Codebook | None]] = {}
+    for path, kernel, layer, place in _kernels(model):
+        if id(layer) not in books:
+            books = {id(layer): _layer_codebooks(layer)}
+        yield path, kernel, books[id(layer)][place]
+
+
+def kernel_paths(model: keras.Model) -> dict[int, str]:
+    """The path of every kernel of a model by the identity of its variable, in order."""
+    return {id(kernel): path for path, kernel, _, _ in _kernels(model)}
+
+
+def unique_names(model: keras.Model, layers: list[Layer], names: list[str]) -> list[str]:
+    """Names that are of several layers get the names of what these are inside of, or a number.
+
+    Args:
+        model: A model.
+        layers: Layers in it.
+        names: A name or path for each.
+
+    Returns:
+        Names, each once.
+    """
+    counts, inside = Counter(names), scopes(model)
+    seen: Counter[str] = Counter()
+    unique = []
+    for name, layer in zip(names, layers, strict=True):
+        scope = inside[id(layer)]
+        if counts[name] > 1 and scope and not name.startswith(f"{scope}/"):
+            name = f"{scope}/{name}"
+        seen[name] += 1
+        unique.append(f"{name}_{seen[name] - 1}" if seen[name] > 1 else name)
+    return unique
+
+
+def _kernels(model: keras.Model) -> list[tuple[str, keras.Variable, Layer, int]]:
+    """Path, variable, layer, and place in that layer, of every kernel; no two have the same path."""
+    found: list[tuple[keras.Variable, Layer, int]] = []
+    paths: list[str] = []
     for layer in leaf_layers(model):
-        if isinstance(layer, KernelWrapper):
-            paths, found = layer.kernel_paths, layer.kernels
-        else:
-            found = kernels(layer)
-            paths = [kernel.path for kernel in found]
-        yield from zip(paths, found, _layer_codebooks(layer), strict=True)
+        wrapped = isinstance(layer, KernelWrapper)
+        variables = layer.kernels if wrapped else kernels(layer)
+        paths += layer.kernel_paths if wrapped else [kernel.path for kernel in variables]
+        found += [(kernel, layer, place) for place, kernel in enumerate(variables)]
+    unique = unique_names(model, [layer for _, layer, _ in found], paths)
+    return [(path, *parts) for path, parts in zip(unique, found, strict=True)]
 
 
 def _layer_codebooks(layer: Layer) -> list[Codebook | None]:

@@ -51,6 +51,25 @@ def entered(model: Layer, deep: bool = False) -> set[int]:
     return {id(layer) for layer in found if is_entered(layer)} - inside_quantized
 
 
+def scopes(model: Layer) -> dict[int, str]:
+    """For each layer that is walked past, by its identity, the names of what it is inside of.
+
+    `""` for layers of the model itself, `"encoder/block"` further inside.
+    """
+    inside = entered(model)
+    found: dict[int, str] = {}
+
+    def visit(layer: Layer, scope: str) -> None:
+        for child in children(layer):
+            if id(child) not in found:
+                found[id(child)] = scope
+                if id(child) in inside:
+                    visit(child, f"{scope}/{child.name}" if scope else child.name)
+
+    visit(model, "")
+    return found
+
+
 def _walk(model: Layer, inside: set[int]) -> list[Layer]:
     seen: dict[int, Layer] = {}
 

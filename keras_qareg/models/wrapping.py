@@ -83,4 +83,5 @@ def quantization_aware(
         if wrapper.regularizer.learned:
             wrapper.place_centroids()
             wrapper.placed.assign(0.0)  # not yet by a schedule
+            wrapper.scheduled = False
     return wrapped

@@ -217,3 +217,27 @@ def test_a_loop_that_does_not_say_that_it_trains_has_the_penalty(training, count
     layer = QuantizationAware(keras.layers.Dense(4), NearestSquared(2))
     layer(np.ones((1, 3), "float32"), training=training)
     assert (sum(float(ops.convert_to_numpy(loss)) for loss in layer.losses) > 0) == counts
+
+
+def test_training_without_a_schedule_is_told_once():
+    images, labels = digits(32)
+    for regularizer in (Sine(4), NearestSquared(4)):
+        model = compiled(qareg.quantization_aware(small_cnn(), regularizer))
+        with pytest.warns(
+            UserWarning, match="trained without a schedule: the penalty has its full"
+        ):
+            model.fit(images, labels, verbose=0)
+
+
+@pytest.mark.filterwarnings("error:.*without a schedule")
+def test_training_with_a_schedule_and_after_one_is_not(tmp_path):
+    images, labels = digits(32)
+    model = compiled(qareg.quantization_aware(small_cnn(), Sine(4)))
+    model.fit(images, labels, verbose=0, callbacks=[qareg.callbacks.PenaltySchedule()])
+    model.fit(images, labels, verbose=0)
+    model.save(tmp_path / "model.keras")
+    keras.saving.load_model(tmp_path / "model.keras").fit(images, labels, verbose=0)
+    placed = compiled(qareg.quantization_aware(small_cnn(), Sine(4)))
+    for layer in wrappers(placed):
+        layer.place_centroids()
+    placed.fit(images, labels, verbose=0)

@@ -285,7 +285,7 @@ def test_subclassed_models_written_with_the_wrappers(tmp_path):
     model = compiled(WrittenWithWrappers())
     schedule = qareg.callbacks.PenaltySchedule(0, 1)
     if BACKEND == "tensorflow":  # JAX builds a model before its callbacks begin
-        with pytest.raises(ValueError, match="Expected a built model. Received: model"):
+        with pytest.raises(ValueError, match="Expected built QuantizationAware layers"):
             model.fit(np.eye(8), np.arange(8) % 3, verbose=0, callbacks=[schedule])
     model(np.eye(8))
     model.fit(np.eye(8), np.arange(8) % 3, verbose=0, callbacks=[schedule])
@@ -358,3 +358,28 @@ def test_learned_codebooks_of_a_quantization_aware_model():
     books = qareg.codebooks(wrapped)
     assert list(books) == ["cnn/conv/kernel", "cnn/fc/kernel", "cnn/out/kernel"]
     assert qareg.codebooks(small_cnn()).keys() == {"cnn/conv/kernel", "cnn/out/kernel"}
+
+
+def test_kernels_of_one_path_are_told_apart():
+    def branch(name):
+        inputs = keras.Input((8,))
+        return keras.Model(inputs, layers.Dense(16, name="fc")(inputs), name=name)
+
+    a, b = keras.Input((8,)), keras.Input((8,))
+    both = layers.Concatenate()([branch("left")(a), branch("right")(b)])
+    model = keras.Model([a, b], layers.Dense(3, name="out")(both))
+    paths = ["left/fc/kernel", "right/fc/kernel", "out/kernel"]
+    shared = qareg.share_weights(model, levels=4)
+    for transformed in (shared, qareg.strip(shared)):
+        books = qareg.codebooks(transformed)
+        assert [*books] == paths
+    kernels = [layer.kernels[0] for layer in wrappers(shared)]
+    for book, kernel in zip(books.values(), kernels, strict=True):
+        assert np.abs(book.weights - ops.convert_to_numpy(kernel)).max() < 0.2
+    assert [row.path for row in qareg.report.summary(shared).rows] == paths
+    history = qareg.callbacks.CentroidHistory()
+    trained = compiled(qareg.quantization_aware(model, NearestSquared(4)))
+    inputs = [np.ones((4, 8), "float32")] * 2
+    schedule = qareg.callbacks.PenaltySchedule(0)
+    trained.fit(inputs, np.zeros(4), verbose=0, callbacks=[schedule, history])
+    assert [*history.centroids] == paths and [*history.strengths] == ["left/fc", "right/fc", "out"]
