@@ -39,7 +39,7 @@ def _compress(options: argparse.Namespace) -> None:
         from keras_qareg.models.selection import check_built
         from keras_qareg.report import summary
 
-        model, examples = load_model(options.source), None
+        model, examples = load_model(options.source, compiled=data is not None), None
         check_built(model)
         if options.seed is not None:
             _seed(options.seed)

@@ -108,8 +108,12 @@ def _objects(module: ModuleType) -> dict[str, Any]:
     }
 
 
-def load_model(path: Path) -> Any:
+def load_model(path: Path, *, compiled: bool = False) -> Any:
     """Opens a model of Keras 3, or one of Keras 2 in HDF5.
+
+    Args:
+        path: The file.
+        compiled: Whether to compile it as it was; else its loss may be one that is not known here.
 
     Raises:
         CommandError: If it is none, or needs a class that is unknown.
@@ -123,7 +127,9 @@ def load_model(path: Path) -> Any:
 
     try:
         with opening(path):
-            return keras.saving.load_model(path) if kind is Kind.KERAS else _load_h5(path)
+            if kind is Kind.KERAS:
+                return keras.saving.load_model(path, compile=compiled)
+            return _load_h5(path, compiled)
     except CommandError:
         raise
     except Exception as error:
@@ -141,7 +147,7 @@ def _check_h5(path: Path) -> None:
             )
 
 
-def _load_h5(path: Path) -> Any:
+def _load_h5(path: Path, compiled: bool) -> Any:
     import keras
 
     # Keras does not find these short names in such files. The layer is a function, as a subclass would
@@ -151,17 +157,15 @@ def _load_h5(path: Path) -> Any:
         "mae": keras.losses.mean_absolute_error,
         "DepthwiseConv2D": _depthwise,
     }
-    try:
-        return keras.saving.load_model(path, custom_objects=known)
-    except Exception:
+    if compiled:
+        try:
+            return keras.saving.load_model(path, custom_objects=known)
         # Keras 2 wrote losses and optimizers that Keras 3 does not read; the model may be fine.
-        model = keras.saving.load_model(path, custom_objects=known, compile=False)
-    warnings.warn(
-        f"{path} has a loss, a metric or an optimizer that Keras 3 cannot read. The model counts as "
-        "not compiled.",
-        stacklevel=2,
-    )
-    return model
+        except Exception as error:
+            model = keras.saving.load_model(path, custom_objects=known, compile=False)
+            warnings.warn(f"{path} is taken as not compiled: {plain(error)}", stacklevel=2)
+            return model
+    return keras.saving.load_model(path, custom_objects=known, compile=False)
 
 
 def _depthwise(**config: Any) -> Any:

@@ -5,11 +5,7 @@ import numpy as np
 import pytest
 
 import keras_qareg as qareg
-from tests.helpers import BACKEND, digits, small_cnn
-
-tensorflow_only = pytest.mark.skipif(
-    BACKEND != "tensorflow", reason="LiteRT export needs the TensorFlow backend"
-)
+from tests.helpers import BACKEND, digits, small_cnn, tensorflow_only
 
 
 def rows(printed):

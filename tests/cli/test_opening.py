@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 
-from tests.helpers import small_cnn
+from tests.helpers import small_cnn, tensorflow_only
 
 MINE = """
 import keras
@@ -104,22 +104,32 @@ def test_files_of_keras_2_open_where_keras_3_can_open_them(legacy, run, refused)
     path = legacy(lambda layers: layers[1]["config"].update(groups=1))
     status, printed, errors = run("inspect", path)
     assert (status, errors) == (0, "") and "depth/kernel" in printed
-    with h5py.File(path, "r+") as file:
-        config = json.loads(file.attrs["training_config"])
-        config["loss"] = {"class_name": "Unheard", "config": {"fn": "unheard"}}
-        file.attrs["training_config"] = json.dumps(config)
-    status, printed, errors = run("inspect", path)
-    assert status == 0 and "depth/kernel" in printed
-    assert errors == (
-        f"keras-qareg: warning: {path} has a loss, a metric or an optimizer that Keras 3 cannot "
-        "read. The model counts as not compiled.\n"
-    )
     legacy(lambda layers: layers[1]["config"].update(unheard=1))
     assert refused("inspect", path).startswith(
         f"Expected a readable Keras model file. Received: {path}, a file of Keras 2.4.0, which Keras "
         "3 cannot open. Save its model again with Keras 3, after building it there and loading the "
         "weights ("
     )
+
+
+@tensorflow_only
+def test_a_loss_that_is_unknown_is_needed_for_tuning_alone(legacy, tmp_path, run, refused):
+    path = legacy(lambda layers: layers[1]["config"].update(groups=1))
+    with h5py.File(path, "r+") as file:
+        config = json.loads(file.attrs["training_config"])
+        config["loss"] = {"class_name": "Unheard", "config": {"fn": "unheard"}}
+        file.attrs["training_config"] = json.dumps(config)
+    np.savez(tmp_path / "data.npz", x=np.zeros((4, 8, 8, 4)), y=np.zeros((4, 3)))
+    words = ["compress", path, "--out", tmp_path / "m.tflite", "--levels", 4]
+    assert run(*words)[::2] == (0, "")
+    status, _, errors = run(*words, "--force", "--data", tmp_path / "data.npz")
+    first, second = errors.splitlines()
+    assert status == 2 and first.startswith(
+        f"keras-qareg: warning: {path} is taken as not compiled: "
+    )
+    assert second.endswith("Name one, for example --loss sparse_categorical_crossentropy")
+    words += ["--force", "--data", tmp_path / "data.npz", "--epochs", 1, "--loss", "mse"]
+    assert run(*words)[0] == 0
 
 
 @pytest.mark.one_backend
