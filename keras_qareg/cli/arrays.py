@@ -80,8 +80,8 @@ class Arrays:
         from keras_qareg.inputs import expected_inputs
 
         expected = expected_inputs(model)
-        specs = keras.tree.flatten(expected)
-        single = expected is None or len(specs) == 1
+        specs = [] if expected is None else keras.tree.flatten(expected)
+        single = len(specs) < 2
         if single and "x" in self._file.files:
             return ["x"], self["x"]
         names = list(expected) if isinstance(expected, dict) else [spec.name for spec in specs]
@@ -93,11 +93,8 @@ class Arrays:
     def _outputs(self, model: Any, taken: list[str]) -> tuple[list[str], Any]:
         """Names and arrays of the targets, in the structure of the model's outputs."""
         structure = getattr(model, "output", None)
-        names = (
-            list(structure)
-            if isinstance(structure, dict)
-            else list(getattr(model, "output_names", []))
-        )
+        named = structure if isinstance(structure, dict) else getattr(model, "output_names", [])
+        names = list(named)
         if len(names) < 2 and "y" in self._file.files and "y" not in taken:
             return ["y"], self["y"]
         if not names or set(names) - set(self._file.files):

@@ -39,10 +39,10 @@ def _compress(options: argparse.Namespace) -> None:
         from keras_qareg.models.selection import check_built
         from keras_qareg.report import summary
 
+        if options.seed is not None:
+            _seed(options.seed)  # before layers are made, which draw seeds of their own
         model, examples = load_model(options.source, compiled=data is not None), None
         check_built(model)
-        if options.seed is not None:
-            _seed(options.seed)
         if data is not None:
             examples = data.for_model(model)
             _prepare(model, examples, options)
@@ -92,6 +92,8 @@ def _prepare(model: Any, examples: tuple[Any, Any, Any], options: argparse.Names
         model.compile(loss=options.loss)
     elif not model.compiled:
         raise _without_loss(options)
+    if type(model).train_step is not keras.Model.train_step:
+        return  # it knows what its loss is
     inputs, targets, weights = keras.tree.map_structure(
         lambda array: None if array is None else array[:1], examples
     )
@@ -167,13 +169,12 @@ def _unarchive(options: argparse.Namespace) -> None:
 
         with opening(options.source):
             model = load_archive(options.source)
-        with tempfile.TemporaryDirectory(
-            dir=options.out.parent, prefix=f".{options.out.stem}-"
-        ) as f:
-            draft = Path(f) / options.out.name
+        out = options.out
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.stem}-") as folder:
+            draft = Path(folder) / out.name
             model.save(draft)
-            draft.replace(options.out)
-    say(f"{options.out}: {options.out.stat().st_size:,} bytes")
+            draft.replace(out)
+    say(f"{out}: {out.stat().st_size:,} bytes")
 
 
 def _verify(options: argparse.Namespace) -> int:

@@ -95,6 +95,32 @@ def test_compress_of_an_uncompiled_model_needs_a_loss(saved, run, refused):
     )
 
 
+OWN_STEP = """
+import keras
+class Own(keras.Model):
+    def train_step(self, data):
+        print("its own step")
+        return {"loss": 0.0}
+"""
+
+
+@tensorflow_only
+def test_a_step_of_the_user_needs_no_loss(saved, run, monkeypatch):
+    (saved / "own.py").write_text(OWN_STEP)
+    monkeypatch.syspath_prepend(saved)
+    import own
+
+    inputs = keras.Input((8, 8, 1))
+    outputs = keras.layers.Dense(10)(keras.layers.Flatten()(inputs))
+    model = own.Own(inputs, outputs)
+    model.compile("sgd")
+    model.save(saved / "own.keras")
+    words = ["compress", saved / "own.keras", "--out", saved / "m.tflite", "--epochs", 1]
+    more = ("--data", saved / "data.npz", "--custom-objects", saved / "own.py")
+    status, printed, errors = run(*words, *more)
+    assert (status, errors) == (0, "") and "its own step" in printed
+
+
 @tensorflow_only
 def test_arrays_that_do_not_fit_the_model(saved, refused):
     images, labels = digits(64)
