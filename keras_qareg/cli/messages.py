@@ -37,14 +37,18 @@ class CommandError(Exception):
     """What is wrong with words or files of a command line."""
 
 
-def plain(error: BaseException) -> str:
-    """What an error says, in one line, without colours and without the insides of libraries."""
-    text = _ANSI.sub("", str(error))
-    text = _AFTER.sub("", text)
+def plain(error: BaseException, *, typed: bool = False) -> str:
+    """What an error says, in one line, without colours and without the insides of libraries.
+
+    Args:
+        error: The error.
+        typed: Whether to name its type even where it is one whose words are enough.
+    """
+    text = _AFTER.sub("", _ANSI.sub("", str(error)))
     for pattern in (*_BEFORE, _NODES):
         text = pattern.sub("", text)
     text = " ".join(_TEMPORARY.sub("", text).split())
-    if isinstance(error, (CommandError, *_EXPECTED)) and text:
+    if not typed and text and isinstance(error, (CommandError, *_EXPECTED)):
         return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 

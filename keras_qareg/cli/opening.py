@@ -75,10 +75,11 @@ def _imported(name: str) -> ModuleType:
         # The command's own folder is first in the path, not the one that it was started in.
         sys.path.insert(0, str(Path.cwd()))
         return importlib.import_module(name)
-    except Exception as error:
+    # A program, which reads the command line, exits.
+    except (Exception, SystemExit) as error:
         raise CommandError(
             "Expected --custom-objects to name a module that can be imported, or a .py file. "
-            f"Received: {name} ({type(error).__name__}: {plain(error)})"
+            f"Received: {name} ({plain(error, typed=True)})"
         ) from error
 
 

@@ -26,7 +26,12 @@ def mine(tmp_path, monkeypatch):
     """A model with a layer and a function of `mine.py`, as Keras writes it, in both formats."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text(MINE)
-    (tmp_path / "bad.py").write_text("import nothing_such")
+    for name, text in {
+        "bad": "import nothing_such",
+        "program": "raise SystemExit(2)",
+        "typo": "def",
+    }.items():
+        (tmp_path / f"{name}.py").write_text(text)
     monkeypatch.setattr("sys.path", list(sys.path))
     monkeypatch.delitem(sys.modules, "mine", raising=False)
     names = {"__name__": "elsewhere"}
@@ -63,10 +68,14 @@ def test_what_is_unknown_is_named(mine, run, refused):
     expected = (
         "Expected --custom-objects to name a module that can be imported, or a .py file. Received: "
     )
-    for name in ("bad.py", "bad"):
-        assert refused("inspect", "mine.keras", "--custom-objects", name) == (
-            f"{expected}{name} (ModuleNotFoundError: No module named 'nothing_such')"
-        )
+    for name, why in {
+        "bad.py": "ModuleNotFoundError: No module named 'nothing_such'",
+        "bad": "ModuleNotFoundError: No module named 'nothing_such'",
+        "program.py": "SystemExit: 2",
+        "typo.py": "SyntaxError: invalid syntax (typo.py, line 1)",
+    }.items():
+        found = refused("inspect", "mine.keras", "--custom-objects", name)
+        assert found == f"{expected}{name} ({why})"
     found = refused("inspect", "mine.keras", "--custom-objects", "absent.py")
     assert found.startswith(f"{expected}absent.py (FileNotFoundError: ")
 
