@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from typing import NoReturn
+from typing import Any, NoReturn
 
 INTERRUPTED = 130
 _GRACE_SECONDS = 2.0
@@ -73,7 +73,7 @@ class Interrupts:
 
 
 class Output(io.TextIOWrapper):
-    """Standard output that may be closed early, as by `head`: what is said then is dropped."""
+    """A stream whose reader may close it early, as `head` does: what is said then is dropped."""
 
     def write(self, text: str) -> int:
         """Writes a text, as every text stream does."""
@@ -99,24 +99,22 @@ class Output(io.TextIOWrapper):
 def plain_streams() -> Iterator[None]:
     """Hides what native code writes to standard error; Python's own messages still get there.
 
-    TensorFlow greets there at import, whatever the log level says. Standard output is an `Output`.
+    TensorFlow greets there at import, whatever the log level says. Both streams are an `Output`.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     saved, before = os.dup(2), (sys.stdout, sys.stderr)
-    output = Output(
-        sys.stdout.buffer,
-        encoding=sys.stdout.encoding,
-        errors="backslashreplace",
-        line_buffering=sys.stdout.isatty(),
-    )
-    with open(os.devnull, "w") as nowhere, open(saved, "w", buffering=1) as original:
+    options: dict[str, Any] = {"encoding": sys.stdout.encoding, "errors": "backslashreplace"}
+    with open(os.devnull, "w") as nowhere, open(saved, "wb") as original:
+        output = Output(sys.stdout.buffer, line_buffering=sys.stdout.isatty(), **options)
+        errors = Output(original, line_buffering=True, **options)
         # In this order, and back in the other one: at any moment Python's errors get there.
-        sys.stdout, sys.stderr = output, original
+        sys.stdout, sys.stderr = output, errors
         os.dup2(nowhere.fileno(), 2)
         try:
             yield
         finally:
             os.dup2(saved, 2)
-            output.flush()
-            output.detach()
             sys.stdout, sys.stderr = before
+            for stream in (output, errors):
+                stream.flush()
+                stream.detach()

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
-from keras import ops
 
-from keras_qareg.export.archive.archive import load_archive
+from keras_qareg.export.archive.archive import read_archive, stored_tensors
 from keras_qareg.export.archive.container import is_archive
+from keras_qareg.export.archive.proof import compare
 from keras_qareg.export.litert import flatbuffer
 from keras_qareg.export.litert.inspection import describe_litert, stored_constants
-from keras_qareg.export.litert.micro import expanded, recognized
+from keras_qareg.export.litert.micro import expanded
 from keras_qareg.export.litert.proof import TOLERANCES, prove
-from keras_qareg.export.litert.recognition import recognize
-from keras_qareg.export.litert.runtime import tensor_values
-from keras_qareg.models import codebooks, quantizes_inputs, strip
-from keras_qareg.numerics.codebook import Codebook
+from keras_qareg.export.litert.recognition import along, is_kernel
+from keras_qareg.export.litert.runtime import input_details, tensor_values
+from keras_qareg.export.litert.samples import SAMPLES, sample_inputs, users_data
+from keras_qareg.export.litert.signature import Signature
+from keras_qareg.models.stripping import used_kernels
+from keras_qareg.models.walking import leaf_layers
 
 
 def verify(
@@ -28,9 +29,11 @@ def verify(
 ) -> str:
     """Compares a `.tflite` file or an archive with a Keras model.
 
-    An archive must have the very tensors of the plain model. A `.tflite` file must give its outputs,
-    with XNNPACK and without: to 1e-4 of the largest, to 1e-2 where weights are float16; for int8 the
-    difference is said. Each kernel that `export.litert` rewrote must be one of the model's.
+    An archive must have the very tensors of the plain model, or these as float16 where it was saved
+    so. A `.tflite` file must give its outputs, with XNNPACK and without: to 1e-4 of the largest, to
+    1e-2 where weights are float16; for int8 the difference is said. Each kernel that `export.litert`
+    rewrote must be one of the model's, in the order of its axes and times a factor a channel. A model
+    that was shared, what `strip` makes of it, and that loaded again are all the model of a file.
 
     Args:
         model: A built model.
@@ -54,19 +57,16 @@ def verify(
     """
     path = Path(path)
     if is_archive(path):
-        return _verify_archive(strip(model), path)
+        return _verify_archive(model, path)
     describe_litert(path)  # raises where the file is none, or is damaged
-    plain = model if quantizes_inputs(model) else strip(model)
     content = path.read_bytes()
-    plain_content = expanded(content)
-    precision = _precision(plain_content)
-    with tempfile.TemporaryDirectory() as folder:
-        runnable = Path(folder) / path.name
-        runnable.write_bytes(plain_content)
-        difference, output_range = prove(plain, runnable, precision, representative_data)
-    count = _check_kernels(
-        content, path, model.name, [*codebooks(model).items(), *codebooks(plain).items()]
-    )
+    runnable = expanded(content)
+    precision = _precision(runnable)
+    data = users_data(model, representative_data, SAMPLES)
+    signature = Signature.of(model, data).as_in(input_details(runnable))
+    inputs = sample_inputs(model, signature, data)
+    difference, output_range = prove(model, signature, inputs, runnable, precision)
+    count = _check_kernels(content, path, model, inputs)
     same = "equal" if TOLERANCES[precision] is not None else "int8, which rounds"
     return (
         f"{same}: outputs within {difference:.2e} (up to {output_range:.2e}), and "
@@ -83,41 +83,50 @@ def _precision(content: bytes) -> str:
     return "float16" if "float16" in kinds else "float32"
 
 
-def _check_kernels(content: bytes, path: Path, name: str, books: list[tuple[str, Codebook]]) -> int:
+def _check_kernels(
+    content: bytes, path: Path, model: keras.Model, inputs: dict[str, np.ndarray]
+) -> int:
     """How many kernels of a file were rewritten; all of them must be the model's."""
+    kernels = [array for layer in leaf_layers(model) for array in used_kernels(layer)]
     entries = flatbuffer.kernel_entries(flatbuffer.read(content))
     content = expanded(content)
-    model = flatbuffer.read(content)
+    read = flatbuffer.read(content)
     constants = {
-        (constant.graph, constant.name.removesuffix("/decoded")): constant
+        (constant.graph, constant.name): constant
         for kind in ("float32", "int8")
-        for constant in flatbuffer.constants(model, kind)
+        for constant in flatbuffer.constants(read, kind)
     }
     computed = [(int(entry["graph"]), str(entry["tensor"])) for entry in entries]
-    values = tensor_values(content, set(computed) - set(constants))
+    values = tensor_values(content, set(computed) - set(constants), inputs)
     for key in computed:
         if key in constants:
-            found = recognized(model, constants[key], books)
+            found = _holds_kernel(read, constants[key], kernels)
         else:
-            found = recognize(values[key], books) if key in values else None
-        if found is None:
+            found = key in values and is_kernel(values[key], kernels)
+        if not found:
             raise ValueError(
-                f"Expected '{key[1]}' of {path} to be a kernel of model '{name}'. Received: other "
+                f"Expected '{key[1]}' of {path} to be a kernel of model '{model.name}'. Received: other "
                 "values"
             )
     return len(computed)
 
 
-def _verify_archive(plain: keras.Model, path: Path) -> str:
-    loaded = load_archive(path)
-    pairs = [
-        (ours.path, ops.convert_to_numpy(ours), ops.convert_to_numpy(theirs))
-        for ours, theirs in zip(plain.weights, loaded.weights, strict=False)
-    ]
-    other = [name for name, ours, theirs in pairs if not np.array_equal(ours, theirs)]
-    if other or len(plain.weights) != len(loaded.weights):
-        raise ValueError(
-            f"Expected the {len(plain.weights)} tensors of model '{plain.name}' in {path}. Received: "
-            f"{len(loaded.weights)}, of which these differ: {other}"
-        )
-    return f"equal: all {len(pairs)} tensors, bit for bit"
+def _holds_kernel(model: Any, constant: flatbuffer.Constant, kernels: list[np.ndarray]) -> bool:
+    """Whether a constant, of float32 or of int8 codes, is a kernel."""
+    if constant.values.dtype == "float32":
+        return is_kernel(constant.values, kernels)
+    details = model.subgraphs[constant.graph].tensors[constant.tensor].quantization
+    scales = along(
+        np.array(details.scale, "float32"), details.quantizedDimension, constant.values.ndim
+    )
+    return is_kernel(constant.values * scales, kernels, scales)
+
+
+def _verify_archive(model: keras.Model, path: Path) -> str:
+    entries = read_archive(path).manifest["tensors"]
+    halved = any(
+        entry["dtype"] == "float32" and entry.get("stored") == "float16" for entry in entries
+    )
+    compare(model, stored_tensors(path), path, "float16" if halved else "float32")
+    exact = "bit for bit" + (", or to the precision of float16" if halved else "")
+    return f"equal: all {len(entries)} tensors, {exact}"

@@ -13,7 +13,7 @@ from keras.layers import Layer
 
 from keras_qareg import regularizers
 from keras_qareg.data import read
-from keras_qareg.layers import QuantizationAware, SharedWeights, channel_axes, kernels
+from keras_qareg.layers import QuantizationAware, SharedWeights, Weights, channel_axes, kernels
 from keras_qareg.models.accounting import inner_layer, own_weights
 from keras_qareg.models.cloning import clone, own_regularizer
 from keras_qareg.models.compiling import compile_like
@@ -23,8 +23,11 @@ from keras_qareg.models.selection import (
     check_built,
     check_choice,
     large_enough,
+    names_of_kernels,
+    no_kernel,
     quantized_layers,
     select,
+    warn_of_overlooked,
 )
 from keras_qareg.models.stripping import plain, strip, used_kernels
 from keras_qareg.models.walking import containers
@@ -46,6 +49,7 @@ def share_weights(
     levels: int | None = None,
     layers: Layers = "all",
     *,
+    weights: Weights = None,
     method: str = "auto",
     zero_centroid: bool = False,
     trainable: str = "centroids",
@@ -62,6 +66,7 @@ def share_weights(
             quantized kernels, it is these that are shared.
         levels: Integer from 2 to 256, values a kernel; `None`: what each layer's regularizer says.
         layers: Which layers, as in `quantization_aware`; a wrapped layer counts as what it wraps.
+        weights: Which weights are kernels, as in `quantization_aware`.
         method: `"auto"` takes the trained centroids where a layer has them, each then moved to the
             mean of its members (arXiv 2602.03614), the basins of a `Sine` or `Cosine`, and exact
             k-means elsewhere. `"trained"` is the same, but an error where a layer has no centroids;
@@ -94,21 +99,28 @@ def share_weights(
     """
     levels = None if levels is None else clustering.check_levels(levels)
     _check_arguments(model, method, trainable, snap)
-    sizes = {layer: _levels_of(layer, levels) for layer in select(model, layers)}
-    sizes = {layer: size for layer, size in sizes.items() if large_enough(layer, size)}
+    sizes = {layer: _levels_of(layer, levels) for layer in select(model, layers, weights)}
+    sizes = {layer: size for layer, size in sizes.items() if large_enough(layer, size, weights)}
     if not sizes:
         raise ValueError(
             f"Expected a layer to share the weights of in model '{model.name}'. "
-            f"Received: layers={layers!r}, of which none has a kernel large enough."
+            f"Received: layers={layers!r}, of which none has a kernel large enough"
+            f"{no_kernel(model, weights)}"
         )
-    books = _cluster_all(sizes, "snap" if snap else method, zero_centroid, verbose)
+    warn_of_overlooked(model, layers, weights)
+    books = _cluster_all(sizes, weights, "snap" if snap else method, zero_centroid, verbose)
     made = []
 
     def share(layer: Layer) -> Layer:
         inner = plain(layer)
         inner.trainable = trainable == "centroids+rest" and layer.trainable
         wrapper = SharedWeights(
-            inner, sizes[layer], zero_centroid=zero_centroid, snap=snap, name=layer.name
+            inner,
+            sizes[layer],
+            zero_centroid=zero_centroid,
+            snap=snap,
+            kernel_names=names_of_kernels(layer, weights),
+            name=layer.name,
         )
         made.append((layer, wrapper))
         return wrapper
@@ -151,6 +163,7 @@ def compress(
     levels: int | None = 16,
     layers: Layers = "all",
     *,
+    weights: Weights = None,
     data: Any = None,
     epochs: int = 5,
     steps: int | None = None,
@@ -168,6 +181,7 @@ def compress(
         model: A built, trained model.
         levels: Integer from 2 to 256, values a kernel. Defaults to 16.
         layers: Which layers, as in `quantization_aware`.
+        weights: Which weights are kernels, as in `quantization_aware`.
         data: What to tune the centroids on, in any form that `fit` takes: `(inputs, targets)` or
             `(inputs, targets, sample_weight)`, a `tf.data.Dataset`, `PyDataset`, `DataLoader`,
             generator, or list of such batches. `None`: no tuning, and statistics of batch
@@ -199,6 +213,7 @@ def compress(
             model,
             levels,
             layers,
+            weights=weights,
             data=data,
             epochs=epochs,
             steps=steps,
@@ -215,6 +230,7 @@ def share_and_tune(
     levels: int | None = 16,
     layers: Layers = "all",
     *,
+    weights: Weights = None,
     data: Any = None,
     epochs: int = 5,
     steps: int | None = None,
@@ -236,7 +252,7 @@ def share_and_tune(
             "Expected `data` with targets to tune the centroids on. Received: inputs alone."
         )
     bar = 0 if verbose in (0, 2) else "auto"
-    shared = share_weights(model, levels, layers, snap=snap, verbose=bar)
+    shared = share_weights(model, levels, layers, weights=weights, snap=snap, verbose=bar)
     if given is None:
         return shared
     compile_like(shared, model, optimizer=keras.optimizers.Adam(learning_rate))
@@ -270,7 +286,11 @@ def _regularizer_of(layer: Layer) -> regularizers.QuantizationRegularizer | None
 
 
 def _cluster_all(
-    sizes: dict[Layer, int], method: str, zero_centroid: bool, verbose: str | int
+    sizes: dict[Layer, int],
+    weights: Weights,
+    method: str,
+    zero_centroid: bool,
+    verbose: str | int,
 ) -> dict[Layer, list[Codebook]]:
     """The codebooks of all layers, some at a time: NumPy sorts and counts without Python's lock."""
     if verbose == "auto":
@@ -278,7 +298,9 @@ def _cluster_all(
     bar = keras.utils.Progbar(len(sizes), verbose=verbose, unit_name="layer")
     books = {}
     with ThreadPoolExecutor(_WORKERS) as pool:
-        jobs = [pool.submit(_cluster, *pair, method, zero_centroid) for pair in sizes.items()]
+        jobs = [
+            pool.submit(_cluster, *pair, weights, method, zero_centroid) for pair in sizes.items()
+        ]
         try:
             for layer, job in zip(sizes, jobs, strict=True):
                 books[layer] = job.result()
@@ -288,9 +310,11 @@ def _cluster_all(
     return books
 
 
-def _cluster(layer: Layer, levels: int, method: str, zero_centroid: bool) -> list[Codebook]:
+def _cluster(
+    layer: Layer, levels: int, weights: Weights, method: str, zero_centroid: bool
+) -> list[Codebook]:
     """The codebook of each kernel of a layer."""
-    found = kernels(inner_layer(layer))
+    found = kernels(layer, weights)
     trained: list[Any] = [None] * len(found)
     regularizer = _regularizer_of(layer)
     if method in ("auto", "trained") and regularizer and regularizer.levels == levels:
@@ -306,20 +330,20 @@ def _cluster(layer: Layer, levels: int, method: str, zero_centroid: bool) -> lis
         )
     means = trained[0] is not None and regularizer is not None and regularizer.learned
     books = []
-    for kernel, weights, centroids in zip(found, used_kernels(layer), trained, strict=True):
+    for kernel, values, centroids in zip(found, used_kernels(layer, weights), trained, strict=True):
         try:
             clustering.check_finite(ops.convert_to_numpy(kernel))
             if method == "snap":
-                books.append(_on_grid(weights, levels, channel_axes(inner_layer(layer), kernel)))
+                books.append(_on_grid(values, levels, channel_axes(inner_layer(layer), kernel)))
                 continue
             if centroids is None:
-                centroids = _initial(weights, levels, method, zero_centroid)
+                centroids = _initial(values, levels, method, zero_centroid)
             elif zero_centroid:
                 centroids = _with_zero(centroids)
         except ValueError as error:
             raise ValueError(f"Kernel '{kernel.path}': {error}") from error
-        book = Codebook.nearest(weights, centroids)
-        books.append(book.with_member_means(weights, zero_centroid) if means else book)
+        book = Codebook.nearest(values, centroids)
+        books.append(book.with_member_means(values, zero_centroid) if means else book)
     return books
 
 

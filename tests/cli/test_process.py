@@ -76,6 +76,11 @@ def test_nothing_but_the_table_is_printed_and_a_closed_pipe_is_no_error(saved):
     ) as process:
         process.stdout.close()
         assert process.wait() == 0 and process.stderr.read() == ""
+    with subprocess.Popen(
+        [*COMMAND, "inspect", "absent"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as process:
+        process.stdout.close()
+        assert process.wait() == 2
     done = start("inspect", saved / "model.keras", PYTHONIOENCODING="ascii")
     assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith("kernel ")
 

@@ -35,10 +35,12 @@ from keras_qareg.export.archive.container import (
     sealed,
     verified,
 )
+from keras_qareg.export.archive.proof import compare
 from keras_qareg.export.files import check_target
 from keras_qareg.export.packing import bits_of
 from keras_qareg.layers.keras_private import layers_inside
-from keras_qareg.models import codebooks, strip
+from keras_qareg.models import codebooks, unquantized
+from keras_qareg.models.reading import kernel_paths
 from keras_qareg.numerics.clustering import MAX_LEVELS
 from keras_qareg.numerics.codebook import Codebook
 from keras_qareg.report import table
@@ -55,7 +57,8 @@ def save_archive(
 ) -> Path:
     """Writes a model to one small file: the plain model, its shared weights entropy-coded.
 
-    The file appears under its name only when it is complete.
+    The file appears under its name only when it is complete: when its tensors, read again, are those
+    that the model computes with.
 
     Args:
         model: A built model; what `strip` makes of it is written.
@@ -67,7 +70,8 @@ def save_archive(
         The path of the file.
 
     Raises:
-        ValueError: If the model is unbuilt, the folder does not exist, or `float_dtype` is unknown.
+        ValueError: If the model is unbuilt, the folder does not exist, `float_dtype` is unknown, or
+            a tensor in the file is not the model's.
 
     Example:
 
@@ -83,15 +87,17 @@ def save_archive(
             f"Expected `float_dtype` to be one of {FLOAT_DTYPES}. Received: {float_dtype!r}"
         )
     books = codebooks(model)
-    plain = strip(model)
+    plain = unquantized(model)
+    paths = kernel_paths(plain)
     sections: list[bytes] = []
     config = keras.saving.serialize_keras_object(plain)
     config.pop("compile_config", None)
     manifest = {
         "config": _add(sections, zlib.compress(json.dumps(config).encode(), 9)),
         "tensors": [
-            {"name": weight.path, **_packed(weight, books.get(weight.path), float_dtype, sections)}
+            {"name": path, **_packed(weight, books.get(path), float_dtype, sections)}
             for weight in plain.weights
+            for path in [paths.get(id(weight), weight.path)]
         ],
         "assets": [
             {"layer": place, "name": name, "section": _add(sections, content)}
@@ -101,6 +107,7 @@ def save_archive(
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
         draft = Path(folder) / path.name
         draft.write_bytes(sealed(manifest, sections))
+        compare(model, stored_tensors(draft), path, float_dtype)
         draft.replace(path)
     return path
 
@@ -149,6 +156,13 @@ def read_archive(path: str | os.PathLike[str]) -> Archive:
         archive = verified(content)
         _check(archive)
     return archive
+
+
+def stored_tensors(path: str | os.PathLike[str]) -> list[np.ndarray]:
+    """The tensors of an archive in the order of the model's weights; raises as `load_archive`."""
+    archive = read_archive(path)
+    with naming(path):
+        return [unpack_tensor(entry, archive.sections) for entry in archive.manifest["tensors"]]
 
 
 def _rebuilt(archive: Archive, custom_objects: dict[str, Any], safe_mode: bool) -> keras.Model:

@@ -8,31 +8,26 @@ from __future__ import annotations
 
 import os
 import tempfile
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import keras
 
 from keras_qareg.export.files import check_target
-from keras_qareg.export.litert import flatbuffer
-from keras_qareg.export.litert.forms import LOW_BIT_FORMS, KernelForm, rewrite
+from keras_qareg.export.litert.converter import Source
+from keras_qareg.export.litert.forms import LOW_BIT_FORMS, rewrite
 from keras_qareg.export.litert.integer import keep_grids
 from keras_qareg.export.litert.micro import expanded, rewrite_micro
-from keras_qareg.export.litert.proof import (
-    TOLERANCES,
-    ExportReport,
-    input_names,
-    names_and_parts,
-    report_on,
-)
-from keras_qareg.export.litert.runtime import interpreter_of
-from keras_qareg.models import codebooks, quantizes_inputs, strip
+from keras_qareg.export.litert.precision import in_float32
+from keras_qareg.export.litert.proof import TOLERANCES, Draft, ExportReport, report_on
+from keras_qareg.export.litert.samples import sample_inputs, users_data
+from keras_qareg.export.litert.signature import Signature
+from keras_qareg.models import kernel_codebooks, quantizes_inputs, unquantized
 from keras_qareg.models.selection import check_built, check_choice
 from keras_qareg.numerics.codebook import Codebook
 
 WEIGHTS = (*LOW_BIT_FORMS, "tflm", *TOLERANCES)
+END_TYPES = ("float32", "int8", "uint8")
 CALIBRATION_SAMPLES = 200
 
 
@@ -43,6 +38,9 @@ def litert(
     representative_data: Any = None,
     *,
     decode_once: bool = True,
+    input_shape: Any = None,
+    input_type: str = "float32",
+    output_type: str = "float32",
 ) -> ExportReport:
     """Writes a model as a LiteRT file, after running the file and comparing it with Keras.
 
@@ -52,10 +50,9 @@ def litert(
     Args:
         model: A built model; wrapped and shared layers are stripped first.
         path: The file to write, ending in `.tflite`, in a folder that exists.
-        weights: How kernels are held. `"auto"` (default): each in the fewest bytes that are exact
-            and run at float speed. Kernels on an evenly spaced grid become integers, int8 in
-            convolutions, as few bits as fit in dense layers; others stay float32. `"smallest"`: the
-            fewest bytes that are exact, where convolutions of fewer than 8 bits run slower.
+        weights: How kernels are held. `"auto"` (default): exact, and at float speed: kernels on an
+            evenly spaced grid become int8 in dense layers and convolutions, others stay float32.
+            `"smallest"`: the fewest bytes that are exact; fewer than 8 bits run slower.
             `"int8-exact"`, `"int4-exact"`, `"int2-exact"`: at least so many bits, more where the grid
             needs them. `"codebook"`: any few values, as packed indices and a table; exact and small,
             and slower. `"tflm"`: for TFLite Micro, which looks indices up itself; float32, or full
@@ -66,14 +63,22 @@ def litert(
             `"tflm"`, and are the samples of the comparison; by default random samples are.
         decode_once: Whether codebooks are decoded once, before the first run, which needs variables;
             else in each run, which is slower and runs on any runtime. Defaults to `True`.
+        input_shape: Sizes for axes that are open (None) in the model, such as the height and width of
+            images: the shape of the input without the batch axis, or a list or dict of shapes for
+            several inputs. By default they stay open in the file, but for TFLite Micro.
+        input_type: `"int8"` or `"uint8"` for files whose inputs are quantized too, as accelerators
+            and microcontrollers want them: for `"int8"` and `"tflm"` with `representative_data`. The
+            file says the scale. Defaults to `"float32"`.
+        output_type: The same for the outputs.
 
     Returns:
         An `ExportReport`.
 
     Raises:
         ValueError: If an argument is out of its range, the model is unbuilt, the folder is missing,
-            the model has loops over time and is to be full integer, or the outputs of the file
-            differ from Keras's by more than the format explains.
+            the model has loops over time and is to be full integer, cannot be written with open
+            sizes, gives NaN, or the outputs of the file differ from Keras's by more than the format
+            explains.
         RuntimeError: If the Keras backend is not TensorFlow.
 
     Example:
@@ -92,102 +97,62 @@ def litert(
             f"'{keras.backend.backend()}'. Save the model as .keras and run "
             "`KERAS_BACKEND=tensorflow keras-qareg export MODEL.keras --out FILE.tflite`."
         )
+    _check_types(weights, representative_data, input_type, output_type)
     # Plain layers do not quantize their inputs; those that do are exported as they stand.
-    plain = model if quantizes_inputs(model) else strip(model)
-    books = [*codebooks(model).items(), *codebooks(plain).items()]
+    plain = model if quantizes_inputs(model) else unquantized(model)
+    data = users_data(model, representative_data, CALIBRATION_SAMPLES)
+    signature = Signature.of(plain, data, input_shape)
+    inputs = sample_inputs(model, signature, data)
+    books = [(path, book) for m in (model, plain) for path, _, book in kernel_codebooks(m) if book]
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}-") as folder:
-        draft = Path(folder) / path.name
-        written = _write(plain, draft, books, weights, representative_data, decode_once)
-        report = report_on(plain, draft, path, weights, representative_data, *written)
-        draft.replace(path)
+        with in_float32(plain):
+            source = Source.of(plain, signature, inputs, Path(folder), one=weights == "tflm")
+            calibration = None if data is None else signature.named(data)
+            options = {"data": calibration, "input_type": input_type, "output_type": output_type}
+            draft = _written(source, books, weights, options, decode_once)
+        precision = weights
+        if weights == "tflm":
+            precision = "float32" if data is None else "int8"
+        report = report_on(model, signature, inputs, draft, path, weights, precision)
+        complete = Path(folder) / path.name
+        complete.write_bytes(draft.content)
+        complete.replace(path)
     return report
 
 
-def _write(
-    model: keras.Model,
-    draft: Path,
+def _check_types(weights: str, data: Any, input_type: str, output_type: str) -> None:
+    check_choice("input_type", input_type, END_TYPES)
+    check_choice("output_type", output_type, END_TYPES)
+    integer = weights in ("int8", "tflm") and data is not None
+    if not integer and (input_type, output_type) != ("float32", "float32"):
+        raise ValueError(
+            "Expected `input_type` and `output_type` to be 'float32' for files that compute in float. "
+            f"Received: input_type={input_type!r}, output_type={output_type!r} with "
+            f"weights={weights!r}. Use weights='int8' or 'tflm' with `representative_data`."
+        )
+
+
+def _written(
+    source: Source,
     books: list[tuple[str, Codebook]],
     weights: str,
-    representative_data: Any,
+    options: dict[str, Any],
     decode_once: bool,
-) -> tuple[Path, Path | None, list[KernelForm]]:
-    """Writes the file, and the same as float32; returns what LiteRT runs, that, and the forms."""
-    micro, reference = weights == "tflm", draft.with_name("float32.tflite")
-    _convert(model, reference, {}, micro)
+) -> Draft:
+    """The file, what LiteRT runs, the same as float32, and the forms of its kernels."""
+    micro, reference = weights == "tflm", source.float32
     if weights == "float32":
-        reference.rename(draft)
-        return draft, None, []
+        return Draft(reference, reference)
     if weights in LOW_BIT_FORMS:
-        content, kernels = rewrite(reference, books, weights, decode_once)
-        draft.write_bytes(content)
-        return draft, reference, kernels
-    if micro and representative_data is None:
-        content, kernels = reference.read_bytes(), []
+        content, kernels = rewrite(reference, books, weights, decode_once, source.inputs)
+        return Draft(content, content, reference, kernels)
+    if micro and options["data"] is None:
+        content = reference
+    elif weights == "float16":
+        content = source.float16()
     else:
-        options = _quantizer_options(model, reference, weights, representative_data)
-        _convert(model, draft, options, micro)
-        content, kernels = keep_grids(draft.read_bytes(), books)
-    if micro:
-        content, kernels = rewrite_micro(content, books)
-    draft.write_bytes(content)
-    runnable = draft.with_suffix(".expanded.tflite") if micro else draft
-    if micro:
-        runnable.write_bytes(expanded(content))
-    return runnable, reference, kernels
-
-
-def _convert(model: keras.Model, file: Path, options: dict[str, Any], one: bool) -> None:
-    options = dict(options)
-    if one and input_names(model):
-        # Microcontrollers run one example at a time, and need to know it: they do not resize.
-        options["input_signature"] = _batches_of_one(model)
-    try:
-        _export(model, file, options)
-    except RuntimeError as error:
-        # Loops over time have no built-in operators until the batch size is fixed.
-        if "Select TensorFlow op" not in str(error) or not input_names(model):
-            raise
-        _export(model, file, {**options, "input_signature": _batches_of_one(model)})
-
-
-def _export(model: keras.Model, file: Path, options: dict[str, Any]) -> None:
-    with warnings.catch_warnings():
-        # The converter calibrates with an interpreter that it says is deprecated.
-        warnings.filterwarnings("ignore", message=r"(?s).*tf\.lite\.Interpreter is deprecated")
-        model.export(file, format="litert", verbose=False, **options)
-    interpreter_of(file)
-
-
-def _batches_of_one(model: keras.Model) -> Any:
-    return keras.tree.map_structure(
-        lambda x: keras.InputSpec(x.dtype, (1, *x.shape[1:]), name=x.name),
-        getattr(model, "input", model.inputs),
-    )
-
-
-def _quantizer_options(
-    model: keras.Model, reference: Path, weights: str, representative_data: Any
-) -> dict[str, Any]:
-    import tensorflow as tf
-
-    options: dict[str, Any] = {"optimizations": [tf.lite.Optimize.DEFAULT]}
-    if weights == "float16":
-        options["target_spec"] = {"supported_types": [tf.float16]}
-    elif representative_data is not None:
-        loops = len(flatbuffer.read(reference.read_bytes()).subgraphs) // 2
-        if loops:  # calibration inside them ends the process
-            raise ValueError(
-                "Expected a model without loops over time to make full integer. Received: model "
-                f"'{model.name}' with {loops} of them. Leave out `representative_data`, or unroll the "
-                "recurrent layers (unroll=True)."
-            )
-        options["representative_dataset"] = lambda: _examples(model, representative_data)
-    return options
-
-
-def _examples(model: keras.Model, data: Any) -> Iterator[Any]:
-    """One example after the other, as the converter's calibration asks for them."""
-    names, parts = names_and_parts(model, data)
-    for i in range(min(CALIBRATION_SAMPLES, len(parts[0]))):
-        example = [part[i : i + 1] for part in parts]
-        yield dict(zip(names, example, strict=True)) if names else example
+        content, kernels = keep_grids(source.int8(**options), books)
+    if not micro:
+        return Draft(content, content, reference, [] if weights == "float16" else kernels)
+    content, kernels = rewrite_micro(content, books)
+    return Draft(content, expanded(content), reference, kernels)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,12 +26,9 @@ RUNTIMES = {
     "codebook-uint8": "2.14.0",
 }
 _KINDS = ("int2", "int4", "int8")
-# Operators that run at float speed with these kinds: XNNPACK unpacks them once, at the start.
-_AT_FLOAT_SPEED = {
-    "FULLY_CONNECTED": _KINDS,
-    "CONV_2D": ("int8",),
-    "DEPTHWISE_CONV_2D": ("int8",),
-}
+# Operators that run at float speed with int8 kernels: XNNPACK unpacks them once, at the start. It leaves
+# those with kernels of fewer bits to slower code (checked with LiteRT 2.3).
+_AT_FLOAT_SPEED = {"FULLY_CONNECTED", "CONV_2D", "DEPTHWISE_CONV_2D"}
 # What a form adds to a file beside its values: operators, tensors, their names.
 _OVERHEAD = {"int": 300, "codebook": 1400}
 
@@ -93,21 +89,26 @@ class _Option(NamedTuple):
 
 
 def rewrite(
-    file: Path, books: Iterable[tuple[str, Codebook]], form: str, decode_once: bool = True
+    content: bytes,
+    books: Iterable[tuple[str, Codebook]],
+    form: str,
+    decode_once: bool,
+    inputs: dict[str, np.ndarray],
 ) -> tuple[bytes, list[KernelForm]]:
     """A float32 file with its kernels in a low-bit form.
 
     Args:
-        file: The `.tflite` file.
+        content: The `.tflite` file.
         books: Paths and codebooks of the kernels of the Keras model.
         form: One of `LOW_BIT_FORMS`.
         decode_once: Whether codebooks are decoded before the first run, not in each.
+        inputs: What the new file is run on, by name, to see its kernels.
 
     Returns:
         The content of the new file, and the form of each constant of two or more axes.
     """
     books = list(books)
-    model = flatbuffer.read(file.read_bytes())
+    model = flatbuffer.read(content)
     forms, entries, expected = [], [], {}
     for constant in flatbuffer.constants(model):
         found = recognize(constant.values, books)
@@ -126,11 +127,11 @@ def rewrite(
         exact = found is not None and found.exact
         forms.append(KernelForm.of(constant, found, held, size, exact, reason))
     if not entries:
-        return file.read_bytes(), forms
+        return content, forms
     call_once(model)
     flatbuffer.add_metadata(model, entries)
     content = flatbuffer.to_bytes(model)
-    _prove(content, expected)
+    _prove(content, expected, inputs)
     return content, forms
 
 
@@ -157,7 +158,7 @@ def _options(constant: Constant, found: Recognized, decode_once: bool) -> list[_
         low, high = grid[0].min(), grid[0].max()
         for kind in _KINDS:
             if CODE_RANGES[kind][0] <= low and high <= CODE_RANGES[kind][1]:
-                fast = all(kind in _AT_FLOAT_SPEED.get(name, ()) for name in constant.consumers)
+                fast = kind == "int8" and constant.consumers <= _AT_FLOAT_SPEED
                 stored = -(-size * bits_of_kind(kind) // 8) + grid[1].nbytes
                 options.append(_Option(kind, stored, fast, grid))
     parts = found.parts
@@ -212,9 +213,13 @@ def _entry(constant: Constant, found: Recognized, option: _Option) -> dict[str, 
     return entry
 
 
-def _prove(content: bytes, expected: dict[tuple[int, str], Recognized]) -> None:
+def _prove(
+    content: bytes,
+    expected: dict[tuple[int, str], Recognized],
+    inputs: dict[str, np.ndarray],
+) -> None:
     """Runs the new file, and compares each kernel with what it must be."""
-    values = tensor_values(content, expected)
+    values = tensor_values(content, expected, inputs)
     for key, wanted in expected.items():
         got = values.get(key)
         same = got is not None and np.array_equal(got, wanted.values)

@@ -1,11 +1,11 @@
 """Files for TFLite Micro: kernels behind its `TFLM_DECODE` operator, which looks indices up.
 
-LiteRT does not know this operator. `expanded` puts the kernels back, so that LiteRT can run the file;
-and where the package `tflite-micro` is installed, the file itself is run.
+LiteRT does not know this operator. `expanded` puts the kernels back, so that LiteRT can run the file.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from typing import Any
 
@@ -21,8 +21,8 @@ from keras_qareg.numerics.codebook import Codebook
 OPERATOR = b"TFLM_DECODE"
 MAX_LEVELS = 128
 _HEADER_BYTES = 16
+_ONE_TABLE = 15  # in place of an axis
 _OVERHEAD = 500  # bytes of an operator and its tensors
-_ARENA_BYTES = 64 << 20
 
 
 def rewrite_micro(
@@ -99,6 +99,7 @@ def _insert(model: Any, tables: dict[tuple[int, int], Recognized]) -> None:
     code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.CUSTOM
     code.customCode, code.version = OPERATOR, 1
     model.operatorCodes.append(code)
+    encoded: dict[tuple[int, int], list[int]] = {}
     for number, graph in enumerate(model.subgraphs):
         operators = []
         for operator in graph.operators:
@@ -108,40 +109,46 @@ def _insert(model: Any, tables: dict[tuple[int, int], Recognized]) -> None:
                 decode.opcodeIndex = len(model.operatorCodes) - 1
                 decode.inputs, decode.outputs = [], []
                 for place in held:
-                    inputs, output = _encoded(model, number, place, tables[number, place])
-                    decode.inputs += inputs
-                    decode.outputs.append(output)
+                    found, key = tables[number, place], (number, place)
+                    # The first consumer has the constant's own tensor, each other one a new one.
+                    first = key not in encoded
+                    encoded[key] = encoded.get(key) or _encoded(model, number, place, found)
+                    decode.inputs += encoded[key]
+                    decode.outputs.append(place if first else _copy(model, number, place))
                 taken = dict(zip(held, decode.outputs, strict=True))
                 operator.inputs = [taken.get(int(i), int(i)) for i in operator.inputs]
                 operators.append(decode)
             operators.append(operator)
         graph.operators = operators
-        for place in (tensor for where, tensor in tables if where == number):
-            graph.tensors[place].buffer = 0
 
 
-def _encoded(model: Any, number: int, place: int, found: Recognized) -> tuple[list[int], int]:
-    """The indices and the tables of a constant as tensors, and the tensor to decode into."""
-    graph = model.subgraphs[number]
-    constant = graph.tensors[place]
-    chain = flatbuffer.Chain(model, number, constant.name.decode())
+def _encoded(model: Any, number: int, place: int, found: Recognized) -> list[int]:
+    """The indices and the tables of a constant as tensors; the constant is to be decoded into."""
+    constant = model.subgraphs[number].tensors[place]
+    # Names are a third of the files of small models, and nothing asks for these.
+    chain = flatbuffer.Chain(model, number, "")
     bits, levels = _bits(found), len(found.tables)
     header = np.zeros(_HEADER_BYTES, "uint8")
-    header[[1, 4, 5, 6]] = 1, 1, bits, levels
+    # Later runtimes read the axis of the channels in the high bits, earlier ones from the tensor.
+    axis = _ONE_TABLE if found.tables.shape[1] == 1 else (found.axis or 0)
+    header[[1, 4, 5, 6]] = 1, 1, axis << 4 | bits, levels
     tables = np.frombuffer(np.ascontiguousarray(found.tables.T).tobytes(), "uint8")
-    inputs = [
+    constant.buffer = 0
+    if found.tables.dtype == "float32" and found.tables.shape[1] > 1:
+        # The number of scales tells the runtime how many tables there are; a float has no other use.
+        scales = np.ones(found.tables.shape[1])
+        constant.quantization = flatbuffer.quantization(scales, found.axis or 0)
+    return [
         chain.constant("indices", packed_bits(found.indices, bits), "uint8"),
         chain.constant("tables", np.concatenate([header, tables]), "uint8"),
     ]
-    kind = "float32" if found.tables.dtype == "float32" else "int8"
-    output = graph.tensors[chain.tensor("decoded", constant.shape, kind)]
-    output.quantization = constant.quantization
-    if kind == "float32":
-        # The number of scales tells the runtime how many tables there are; a float has no other use.
-        channels, axis = found.tables.shape[1], found.axis or 0
-        several = channels > 1
-        output.quantization = flatbuffer.quantization(np.ones(channels), axis) if several else None
-    return inputs, len(graph.tensors) - 1
+
+
+def _copy(model: Any, number: int, place: int) -> int:
+    """A tensor like another one, which has no content yet."""
+    tensors = model.subgraphs[number].tensors
+    tensors.append(copy.copy(tensors[place]))
+    return len(tensors) - 1
 
 
 def expanded(content: bytes) -> bytes:
@@ -177,65 +184,10 @@ def _decoded(tensor: Any, indices: np.ndarray, encoded: np.ndarray) -> np.ndarra
 
     kind = "float32" if tensor.type == TensorType.FLOAT32 else "int8"
     shape = tuple(tensor.shape)
-    bits, levels = int(encoded[5]), int(encoded[6])
+    bits, levels = int(encoded[5]) & 7, int(encoded[6])
     tables = np.frombuffer(encoded[_HEADER_BYTES:].tobytes(), kind).reshape(-1, levels)
     flat = unpacked_bits(indices, bits, int(np.prod(shape))).reshape(shape)
     if len(tables) == 1:
         return tables[0][flat]
     axis = tensor.quantization.quantizedDimension
     return tables[along(np.arange(len(tables)), axis, len(shape)), flat]
-
-
-def prove_micro(content: bytes) -> str:
-    """Runs a file in TFLite Micro, and the same without `TFLM_DECODE`: they must agree to the bit.
-
-    Args:
-        content: A `.tflite` file of `rewrite_micro`.
-
-    Returns:
-        What was found, for the report: also where the package `tflite-micro` is not installed, or has
-        no operator for some layer of the model.
-
-    Raises:
-        ValueError: If the outputs are not the same.
-    """
-    try:
-        from tflite_micro import runtime
-    except ImportError:
-        return "not run in TFLite Micro (`pip install tflite-micro` to have it done)"
-    outputs = []
-    try:
-        for file in (expanded(content), content):
-            interpreter = runtime.Interpreter.from_bytes(file, arena_size=_ARENA_BYTES)
-            for place, array in enumerate(_random_inputs(file)):
-                interpreter.set_input(array, place)
-            interpreter.invoke()
-            count = len(flatbuffer.read(file).subgraphs[0].outputs)
-            outputs.append([interpreter.get_output(place) for place in range(count)])
-    except RuntimeError as error:
-        if outputs:
-            raise ValueError(
-                f"Expected TFLite Micro to run the file as it runs the plain one. Received: {error}"
-            ) from error
-        return "TFLite Micro has no operator for some layer of this model"
-    if not all(np.array_equal(plain, decoded) for plain, decoded in zip(*outputs, strict=True)):
-        raise ValueError(
-            "Expected the outputs of the plain file in TFLite Micro. Received: other ones. Nothing "
-            "was written; please report the model."
-        )
-    return "equal in TFLite Micro, to the bit"
-
-
-def _random_inputs(content: bytes) -> list[np.ndarray]:
-    from ai_edge_litert.schema_py_generated import TensorType
-
-    graph, random = flatbuffer.read(content).subgraphs[0], np.random.default_rng(0)
-    arrays = []
-    for place in graph.inputs:
-        tensor = graph.tensors[place]
-        if tensor.type == TensorType.FLOAT32:
-            arrays.append(random.normal(size=tensor.shape).astype("float32"))
-        else:  # within any vocabulary
-            kind = "int8" if tensor.type == TensorType.INT8 else "int32"
-            arrays.append(random.integers(0, 2, tensor.shape).astype(kind))
-    return arrays

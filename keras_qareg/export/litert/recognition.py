@@ -28,7 +28,7 @@ class Recognized:
     """A constant of a file that is a Keras kernel.
 
     Attributes:
-        path: The path of the kernel in the Keras model.
+        path: The path of the kernel in the Keras model; of the whole one, where it is a part.
         indices: Uint8 array in the shape of the constant: the level of each value.
         tables: Float32 array `(levels, channels)`: what the levels are in the constant, one table or
             one for each slice along `axis`.
@@ -89,11 +89,12 @@ def recognize(constant: np.ndarray, books: Iterable[tuple[str, Codebook]]) -> Re
         A `Recognized`, or `None` where no kernel has these values.
     """
     found = None
-    for path, book, order in _arrangements(constant.shape, books):
+    for path, book, order, whole in _arrangements(constant.shape, books):
         found = _as_it_is(path, book, order, constant) or found
         if found is not None and found.exact:
             return found
-        found = found or _folded(path, book, order, constant)
+        if whole:  # nothing is folded into parts, which are in loops
+            found = found or _folded(path, book, order, constant)
     return found
 
 
@@ -112,7 +113,7 @@ def recognize_codes(
         A `Recognized` whose tables are int8, with the factor that each channel has beside the Keras
         kernel; or `None` where no kernel has these codes.
     """
-    for path, book, order in _arrangements(codes.shape, books):
+    for path, book, order, whole in _arrangements(codes.shape, books):
         indices = book.indices.transpose(order).reshape(codes.shape)
         levels, channels = book.centroids.shape[0], scales.size
         base = book.centroids.reshape(levels, -1).astype("float64")
@@ -125,6 +126,7 @@ def recognize_codes(
         values, base = tables * scales.astype("float64"), np.where(used, base, 0.0)
         squares = np.square(base).sum(axis=0)
         factors = (base * values).sum(axis=0) / np.where(squares > 0, squares, 1.0)
+        factors = factors if whole else np.ones(channels)
         if (np.abs(base * factors - values) <= scales).all():
             place = axis if channels > 1 else None
             factors = factors.astype("float32")
@@ -132,16 +134,59 @@ def recognize_codes(
     return None
 
 
+def is_kernel(
+    constant: np.ndarray, kernels: Iterable[np.ndarray], rounding: np.ndarray | float = 0.0
+) -> bool:
+    """Whether a constant of a file is one of some kernels, or a part of one.
+
+    Args:
+        constant: Float32 array.
+        kernels: Float32 arrays, with their axes in any order; a channel may have a factor of its own.
+        rounding: How far values may be, besides the rounding of float32.
+    """
+    for kernel in kernels:
+        for part, order in _parts(kernel.shape, constant.shape):
+            weights = kernel[..., part].transpose(order).reshape(constant.shape)
+            allowed = rounding + _ROUNDING * np.abs(constant).max()
+            if (np.abs(weights - constant) <= allowed).all():
+                return True
+            # Nothing is folded into parts, which are in loops.
+            whole = weights.size == kernel.size
+            if whole and any((e <= allowed).all() for *_, e in _factors(weights, constant)):
+                return True
+    return False
+
+
 def _arrangements(
     shape: tuple[int, ...], books: Iterable[tuple[str, Codebook]]
-) -> Iterator[tuple[str, Codebook, tuple[int, ...]]]:
-    """The kernels that have this shape with their axes in some order, and the orders."""
+) -> Iterator[tuple[str, Codebook, tuple[int, ...], bool]]:
+    """The kernels, and parts of kernels, that have this shape with their axes in some order; the
+    orders, and whether they are whole.
+    """
     for path, book in books:
-        if book.indices.size != math.prod(shape):
-            continue
-        for order in itertools.permutations(range(book.indices.ndim)):
-            if _same_shape([book.indices.shape[i] for i in order], shape):
-                yield path, book, order
+        for part, order in _parts(book.indices.shape, shape):
+            centroids = book.centroids if book.centroids.ndim == 1 else book.centroids[..., part]
+            whole = part == slice(0, book.indices.shape[-1])
+            taken = book if whole else Codebook(centroids, book.indices[..., part])
+            yield path, taken, order, whole
+
+
+def _parts(
+    kernel: tuple[int, ...], shape: tuple[int, ...]
+) -> Iterator[tuple[slice, tuple[int, ...]]]:
+    """Which parts along the last axis of a kernel have a shape, and the orders of the axes.
+
+    Recurrent layers multiply with some of their gates apart: with equal parts, or with the last one.
+    """
+    others, size = math.prod(kernel[:-1]), math.prod(shape)
+    if not kernel or not others or not size or size % others or size // others > kernel[-1]:
+        return
+    width = size // others
+    for start in sorted({*range(0, kernel[-1] - width + 1, width), kernel[-1] - width}):
+        part = (*kernel[:-1], width)
+        for order in itertools.permutations(range(len(part))):
+            if _same_shape([part[i] for i in order], shape):
+                yield slice(start, start + width), order
 
 
 def _same_shape(shape: list[int], other: Any) -> bool:
@@ -181,15 +226,11 @@ def _folded(
     path: str, book: Codebook, order: tuple[int, ...], constant: np.ndarray
 ) -> Recognized | None:
     """Whether each channel of the constant is a multiple of the kernel's."""
-    weights = book.weights.transpose(order).reshape(constant.shape).astype("float64")
+    weights = book.weights.transpose(order).reshape(constant.shape)
     indices = book.indices.transpose(order).reshape(constant.shape)
     tolerance = _ROUNDING * np.abs(constant).max()
-    for axis in dict.fromkeys((0, constant.ndim - 1)):
-        others = tuple(i for i in range(constant.ndim) if i != axis)
-        squares = np.square(weights).sum(axis=others)
-        factors = (weights * constant).sum(axis=others) / np.where(squares > 0, squares, 1.0)
-        scaled = weights * along(factors, axis, constant.ndim)
-        if np.abs(scaled - constant).max() > tolerance:
+    for axis, factors, error in _factors(weights, constant):
+        if error.max() > tolerance:
             continue
         tables = book.centroids.reshape(book.centroids.shape[0], -1)
         cells = _cells(constant, indices, len(tables), axis, factors.size)
@@ -199,6 +240,19 @@ def _folded(
         base = (book.centroids, factors.astype("float32")) if book.centroids.ndim == 1 else ()
         return Recognized(path, indices, tables, axis, False, *base)
     return None
+
+
+def _factors(
+    weights: np.ndarray, constant: np.ndarray
+) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Axes that may count channels, the best factor of each channel, and what is left of the values."""
+    weights = weights.astype("float64")
+    for axis in dict.fromkeys((0, constant.ndim - 1)):
+        others = tuple(i for i in range(constant.ndim) if i != axis)
+        squares = np.square(weights).sum(axis=others)
+        factors = (weights * constant).sum(axis=others) / np.where(squares > 0, squares, 1.0)
+        scaled = weights * along(factors, axis, constant.ndim)
+        yield axis, factors, np.abs(scaled - constant)
 
 
 def _cells(

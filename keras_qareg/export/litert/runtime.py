@@ -6,31 +6,91 @@ import os
 import re
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
+
+from keras_qareg.export.litert.signature import natural
 
 _TIMED_RUNS = 30
 
 
-def interpreter_of(path: Path) -> Any:
-    """What runs a file; raises a `RuntimeError` where it needs operators that are not built in."""
+def input_details(content: bytes) -> dict[str, Any]:
+    """What the runtime says of the inputs of a file, by name: sizes (-1 is any), types, scales."""
     from ai_edge_litert.interpreter import Interpreter
 
-    interpreter = Interpreter(str(path))
-    interpreter.allocate_tensors()
-    return interpreter
+    found = Interpreter(model_content=content).get_signature_runner().get_input_details()
+    return dict(found)
 
 
-def signature(file: str | os.PathLike[str], delegate: bool = True) -> Any:
-    """What runs a file by the names of its inputs and outputs, with XNNPACK or without."""
+def prepared(
+    content: bytes, inputs: dict[str, np.ndarray], delegate: bool = True, keep: bool = False
+) -> Any:
+    """An interpreter of a file that has its inputs and need only be invoked.
+
+    Args:
+        content: A `.tflite` file.
+        inputs: Arrays by the names in its signature. Open axes get their sizes before memory is
+            given out: XNNPACK does not take others later.
+        delegate: Whether XNNPACK runs what it can. Defaults to `True`.
+        keep: Whether tensors inside can be read after a run. Defaults to `False`.
+
+    Raises:
+        ValueError: If the inputs are not those of the file.
+        RuntimeError: If it needs operators that are not built in, or does not take these sizes.
+    """
     from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
     kind = OpResolverType.AUTO if delegate else OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
-    return Interpreter(str(file), experimental_op_resolver_type=kind).get_signature_runner()
+    interpreter = Interpreter(
+        model_content=content,
+        experimental_op_resolver_type=kind,
+        experimental_preserve_all_tensors=keep,
+    )
+    details = interpreter.get_signature_runner().get_input_details()
+    if set(inputs) != set(details):
+        raise ValueError(
+            f"Expected inputs by the names in the file, {sorted(details)}. Received: {sorted(inputs)}"
+        )
+    for name, array in inputs.items():
+        if tuple(details[name]["shape"]) != array.shape:
+            interpreter.resize_tensor_input(details[name]["index"], array.shape)
+    interpreter.allocate_tensors()
+    for name, array in inputs.items():
+        interpreter.set_tensor(details[name]["index"], stored(array, details[name]))
+    return interpreter
+
+
+def run_by_name(
+    content: bytes, inputs: dict[str, np.ndarray], delegate: bool = True
+) -> dict[str, np.ndarray]:
+    """Runs a file on inputs by name; returns its outputs by name, floats where they are quantized."""
+    interpreter = prepared(content, inputs, delegate)
+    interpreter.invoke()
+    details = interpreter.get_signature_runner().get_output_details()
+    return {
+        name: restored(interpreter.get_tensor(detail["index"]), detail)
+        for name, detail in details.items()
+    }
+
+
+def stored(array: np.ndarray, detail: dict[str, Any]) -> np.ndarray:
+    """Numbers as a tensor of a file holds them: of its type, quantized where it has a scale."""
+    kind, (scale, zero_point) = detail["dtype"], detail["quantization"]
+    if scale and np.issubdtype(array.dtype, np.floating) and np.issubdtype(kind, np.integer):
+        limits = np.iinfo(kind)
+        array = np.rint(array / scale + zero_point).clip(limits.min, limits.max)
+    return array.astype(kind)
+
+
+def restored(array: np.ndarray, detail: dict[str, Any]) -> np.ndarray:
+    """The float32 numbers that a quantized tensor of a file stands for; others as they are."""
+    scale, zero_point = detail["quantization"]
+    if not scale or not np.issubdtype(array.dtype, np.integer):
+        return array
+    return (array.astype("float32") - zero_point) * np.float32(scale)
 
 
 def run_litert(
@@ -45,44 +105,43 @@ def run_litert(
         delegate: Whether XNNPACK runs what it can, as by default on phones. Defaults to `True`.
 
     Returns:
-        List of output arrays, in the order of the outputs of the Keras model.
+        List of output arrays, in the order of the outputs of the Keras model. Those that the file
+        gives as int8 or uint8 with a scale are float32 here, and such inputs may be floats.
+
+    Raises:
+        ValueError: If the inputs are not those of the file.
     """
-    runner = signature(path, delegate)
-    details = runner.get_input_details()
+    content = Path(path).read_bytes()
+    names = list(input_details(content))
     if not isinstance(inputs, dict):
-        inputs = dict(zip(sorted(details, key=natural), keras.tree.flatten(inputs), strict=True))
-    outputs = runner(
-        **{name: np.asarray(part, details[name]["dtype"]) for name, part in inputs.items()}
-    )
-    return [outputs[name] for name in sorted(outputs, key=natural)]
-
-
-def natural(name: str) -> list[Any]:
-    """So that `output_10` comes after `output_9`."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+        parts = [inputs] if len(names) == 1 and hasattr(inputs, "shape") else inputs
+        if len(names) != 1 or len(parts) != 1:
+            raise ValueError(
+                f"Expected a dict of arrays by the names of the inputs, {sorted(names)}. Received: "
+                f"{type(inputs).__name__}"
+            )
+        inputs = {names[0]: parts[0]}
+    arrays = {name: np.asarray(part) for name, part in inputs.items()}
+    outputs = run_by_name(content, arrays, delegate)
+    # Outputs in a list are named by their places; Keras takes those in a dict by sorted key.
+    listed = all(re.fullmatch(r"output(_\d+)+", name) for name in outputs)
+    return [outputs[name] for name in sorted(outputs, key=natural if listed else None)]
 
 
 def tensor_values(
-    content: bytes, tensors: Iterable[tuple[int, str]]
+    content: bytes, tensors: Iterable[tuple[int, str]], inputs: dict[str, np.ndarray]
 ) -> dict[tuple[int, str], np.ndarray]:
     """What tensors of a file are after a run, as the runtime computed them, without delegates.
 
     Args:
         content: A `.tflite` file.
         tensors: The places of graphs, and the names of tensors in them.
+        inputs: What it is run on, by name.
 
     Returns:
         The arrays of those that the file has.
     """
-    from ai_edge_litert.interpreter import Interpreter, OpResolverType
-
-    interpreter = Interpreter(
-        model_content=content,
-        experimental_preserve_all_tensors=True,
-        experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
-    )
-    interpreter.allocate_tensors()
-    _set_zeros(interpreter)
+    interpreter = prepared(content, inputs, delegate=False, keep=True)
     interpreter.invoke()
     found = {}
     wanted = set(tensors)
@@ -94,9 +153,9 @@ def tensor_values(
     return found
 
 
-def delegated(file: Path) -> set[str]:
+def delegated(content: bytes, inputs: dict[str, np.ndarray]) -> set[str]:
     """The names of the tensors that enter operators of the XNNPACK delegate, in the main graph."""
-    interpreter = interpreter_of(file)
+    interpreter = prepared(content, inputs)
     names = {detail["index"]: detail["name"] for detail in interpreter.get_tensor_details()}
     operators: list[Any] = interpreter._get_ops_details()
     inside: set[str] = set()
@@ -108,17 +167,18 @@ def delegated(file: Path) -> set[str]:
     return inside
 
 
-def time_ratio(file: Path, reference: Path) -> float:
+def time_ratio(content: bytes, reference: bytes, inputs: dict[str, np.ndarray]) -> float:
     """Median time of a run of a file, in units of that of another; both are run in turn.
 
     Args:
-        file: A `.tflite` file.
+        content: A `.tflite` file.
         reference: Another, with the same inputs.
+        inputs: What they are run on, by name.
 
     Returns:
-        The median of the ratios, with inputs of the shapes in the files (batches of one).
+        The median of the ratios.
     """
-    runs = [_prepared(path) for path in (file, reference)]
+    runs = [prepared(file, inputs).invoke for file in (content, reference)]
     ratios = []
     for place in range(_TIMED_RUNS + 3):
         seconds = []
@@ -129,15 +189,3 @@ def time_ratio(file: Path, reference: Path) -> float:
         if place >= 3:
             ratios.append(seconds[0] / seconds[1])
     return statistics.median(ratios)
-
-
-def _prepared(path: Path) -> Callable[[], None]:
-    interpreter = interpreter_of(path)
-    _set_zeros(interpreter)
-    run: Callable[[], None] = interpreter.invoke
-    return run
-
-
-def _set_zeros(interpreter: Any) -> None:
-    for detail in interpreter.get_input_details():
-        interpreter.set_tensor(detail["index"], np.zeros(detail["shape"], detail["dtype"]))

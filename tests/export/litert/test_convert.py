@@ -126,8 +126,9 @@ def test_an_export_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
     path.write_bytes(b"older")
     model = qareg.quantization_aware(small_cnn(), NearestSquared(4))
     module = importlib.import_module("keras_qareg.export.litert.proof")
-    monkeypatch.setattr(module, "run_litert", lambda *_: [np.full((8, 10), 9.0)])
-    with pytest.raises(ValueError, match="Expected the outputs of model.tflite within 0.0001 of"):
+    wrong = {"output_0": np.full((8, 10), 9.0)}
+    monkeypatch.setattr(module, "run_by_name", lambda *_: wrong)
+    with pytest.raises(ValueError, match="Expected the outputs of the file within 0.0001 of"):
         qareg.export.litert(model, path)
     monkeypatch.setattr(keras.Model, "export", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):

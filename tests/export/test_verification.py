@@ -1,0 +1,172 @@
+"""Files are the model's, whichever of its equals is asked: shared, stripped, or loaded again."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers, ops
+
+import keras_qareg as qareg
+from keras_qareg.export.archive.proof import plain_weights
+from keras_qareg.export.litert.recognition import is_kernel, recognize
+from keras_qareg.numerics.codebook import Codebook
+from tests.helpers import BACKEND, error_of
+
+tensorflow_only = pytest.mark.skipif(
+    BACKEND != "tensorflow", reason="LiteRT export needs the TensorFlow backend"
+)
+RNG = np.random.default_rng(0)
+
+
+def network():
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((8, 8, 3))
+    x = layers.ReLU()(layers.BatchNormalization()(layers.Conv2D(16, 3, name="conv")(inputs)))
+    x = layers.ReLU()(layers.BatchNormalization()(layers.DepthwiseConv2D(3, name="deep")(x)))
+    x = layers.Dense(40, "relu", name="hidden")(layers.Flatten()(x))
+    model = keras.Model(inputs, layers.Dense(6, name="out")(x))
+    for weight in model.weights:
+        if weight.name in ("gamma", "moving_variance"):
+            weight.assign(RNG.uniform(0.5, 2.0, weight.shape))
+    return model
+
+
+MADE = {
+    "shared": lambda model: qareg.share_weights(model, 16),
+    "snapped": lambda model: qareg.share_weights(model, 64, snap=True),
+    "wnq": lambda model: qareg.wnq(model, 2),
+    "wnq_uniform": lambda model: qareg.wnq(model, 4, uniform=True),
+    "aware": lambda model: qareg.quantization_aware(model, qareg.regularizers.NearestSquared(4)),
+    "plain": lambda model: model,
+}
+
+
+def equals(model, folder):
+    """A model, what `strip` makes of it, and both loaded again."""
+    found = [model, qareg.strip(model)]
+    for place, one in enumerate(list(found)):
+        one.save(folder / f"{place}.keras")
+        found.append(keras.saving.load_model(folder / f"{place}.keras", compile=False))
+    return found
+
+
+@tensorflow_only
+@pytest.mark.parametrize("kind", MADE)
+def test_equals_are_all_the_model_of_a_file(kind, tmp_path):
+    models = equals(MADE[kind](network()), tmp_path)
+    data = RNG.normal(size=(20, 8, 8, 3)).astype("float32")
+    for form in ("auto", "smallest", "codebook", "tflm", "int8"):
+        path = tmp_path / "m.tflite"
+        qareg.export.litert(models[0], path, form, data if form == "int8" else None)
+        for model in models:
+            said = qareg.export.verify(model, path, data)
+            assert said.startswith("int8" if form == "int8" else "equal"), form
+    path = qareg.export.save_archive(models[0], tmp_path / "m.qareg")
+    for model in (*models, qareg.export.load_archive(path)):
+        assert qareg.export.verify(model, path).startswith("equal: all ")
+
+
+@tensorflow_only
+def test_another_model_is_refused(tmp_path):
+    model = qareg.share_weights(network(), 4)
+    path = tmp_path / "m.tflite"
+    qareg.export.litert(model, path, "smallest")
+    other = qareg.strip(model)
+    other.get_layer("hidden").kernel.assign(other.get_layer("hidden").kernel[::-1])
+    assert "Expected the outputs of the file within" in error_of(qareg.export.verify, other, path)
+    more = keras.Model(model.inputs, {"a": model.outputs[0], "b": model.outputs[0] + 1.0})
+    assert "Expected a file with the outputs of model" in error_of(qareg.export.verify, more, path)
+
+
+@pytest.mark.parametrize("kind", MADE)
+def test_an_archive_holds_what_the_model_computes_with(kind, tmp_path, monkeypatch):
+    model = MADE[kind](network())
+    stripped = qareg.strip(model)
+    for (path, mine), theirs in zip(plain_weights(model), stripped.weights, strict=True):
+        np.testing.assert_array_equal(mine, ops.convert_to_numpy(theirs), err_msg=path)
+    for float_dtype in ("float32", "float16"):
+        file = qareg.export.save_archive(model, tmp_path / "m.qareg", float_dtype=float_dtype)
+        assert qareg.export.verify(model, file).startswith("equal: all ")
+    module = __import__("keras_qareg.export.archive.archive", fromlist=["archive"])
+    read = module.stored_tensors
+    monkeypatch.setattr(module, "stored_tensors", lambda path: [t + 1 for t in read(path)])
+    message = error_of(qareg.export.save_archive, model, tmp_path / "other.qareg")
+    assert message.startswith(f"Expected the {len(stripped.weights)} tensors of model '")
+    assert not (tmp_path / "other.qareg").exists()
+
+
+class Fussy(keras.Model):
+    """A model that cannot be made again from its configuration."""
+
+    def __init__(self, secret):
+        super().__init__()
+        self.secret, self.layer = secret, layers.Dense(4)
+
+    def call(self, inputs):
+        return self.secret * self.layer(inputs)
+
+    def get_config(self):
+        return {"secret": self.secret}
+
+    @classmethod
+    def from_config(cls, config):
+        raise RuntimeError("not for copies")
+
+
+def test_plain_models_are_never_copied(tmp_path):
+    model = Fussy(2.0)
+    model(np.ones((2, 3), "float32"))
+    path = qareg.export.save_archive(model, tmp_path / "m.qareg")
+    assert qareg.export.verify(model, path) == "equal: all 2 tensors, bit for bit"
+    if BACKEND == "tensorflow":
+        report = qareg.export.litert(model, tmp_path / "m.tflite", "float32")
+        assert report.max_output_difference <= 1e-5
+        assert qareg.export.verify(model, tmp_path / "m.tflite").startswith("equal")
+
+
+@pytest.mark.one_backend
+def test_parts_of_kernels_are_recognized():
+    kernel = RNG.choice([-2.0, -1.0, 0.5, 3.0], (5, 12)).astype("float32")
+    book = Codebook.exact(kernel)
+    for part in (slice(0, 4), slice(8, 12), slice(0, 8), slice(4, 12)):
+        for constant in (kernel[:, part], kernel[:, part].T):
+            found = recognize(constant, [("other", Codebook.exact(-kernel)), ("kernel", book)])
+            assert found.path == "kernel" and found.exact
+            np.testing.assert_array_equal(found.values, constant)
+            assert is_kernel(constant, [kernel])
+    assert recognize(kernel[:, 1:5], [("kernel", book)]) is None
+    assert recognize(2 * kernel[:, :4], [("kernel", book)]) is None
+    assert not is_kernel(2 * kernel[:, :4], [kernel]) and is_kernel(2 * kernel, [kernel])
+    assert not is_kernel(kernel[::-1], [kernel])
+
+
+@tensorflow_only
+@pytest.mark.parametrize("kind", ["gru", "conv"])
+def test_layers_that_multiply_with_parts_of_kernels(kind, tmp_path):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((4, 32) if kind == "gru" else (4, 8, 8))
+    layer = layers.GRU(48, reset_after=False) if kind == "gru" else layers.ConvLSTM1D(16, 3)
+    model = qareg.share_weights(keras.Model(inputs, layer(inputs)), 4, snap=True)
+    paths = {kernel.path for kernel in qareg.layers.kernels(qareg.strip(model))}
+    # The converter leaves what is smaller than 1024 weights in float32.
+    for form in ("smallest", "tflm", *(["int8"] if kind == "gru" else [])):
+        report = qareg.export.litert(model, tmp_path / "m.tflite", form)
+        assert {kernel.path for kernel in report.kernels if kernel.path} == paths
+        assert report.bytes < 0.72 * report.float_bytes
+        assert "outputs within" in qareg.export.verify(qareg.strip(model), tmp_path / "m.tflite")
+
+
+@tensorflow_only
+def test_branches_of_one_architecture(tmp_path):
+    """Nested models of other names, whose layers have the same names."""
+    keras.utils.set_random_seed(0)
+
+    def branch(name):
+        inner = keras.Input((8,))
+        return keras.Model(inner, layers.Dense(64, "relu", name="fc")(inner), name=name)
+
+    inputs = [keras.Input((8,), name="a"), keras.Input((8,), name="b")]
+    joined = [branch(name)(x) for name, x in zip(("left", "right"), inputs, strict=True)]
+    model = keras.Model(inputs, layers.Dense(3, name="out")(layers.Concatenate()(joined)))
+    for form in ("smallest", "codebook", "tflm"):
+        report = qareg.export.litert(qareg.share_weights(model, 4), tmp_path / "m.tflite", form)
+        assert sum(kernel.path is not None for kernel in report.kernels) == 3
