@@ -13,6 +13,7 @@ from keras_qareg.cli.arrays import Arrays
 from keras_qareg.cli.backend import check_backend
 from keras_qareg.cli.messages import CommandError, plain, tell
 from keras_qareg.cli.opening import custom_objects, load_model, opening
+from keras_qareg.cli.options import input_shapes
 from keras_qareg.cli.paths import Kind, check_model, check_output, kind_of
 
 MISMATCH = 1
@@ -29,6 +30,7 @@ def say(text: Any) -> None:
 
 
 def _compress(options: argparse.Namespace) -> None:
+    conversion = _conversion(options)
     check_output(options.out, options.source, force=options.force, suffix=".tflite")
     data = None if options.data is None else Arrays(options.data, targets=True)
     check_model(options.source)
@@ -63,15 +65,7 @@ def _compress(options: argparse.Namespace) -> None:
         say("Exporting and comparing with Keras")
         # The shared model, whose tables say how each kernel is held; not what strip makes of it.
         inputs = None if examples is None else examples[0]
-        say(
-            litert(
-                shared,
-                options.out,
-                options.weights,
-                inputs,
-                decode_once=not options.decode_each_run,
-            )
-        )
+        say(litert(shared, options.out, options.weights, inputs, **conversion))
 
 
 def _seed(seed: int) -> None:
@@ -131,6 +125,7 @@ def _shapes(values: Any) -> str:
 
 
 def _export(options: argparse.Namespace) -> None:
+    conversion = _conversion(options)
     check_output(options.out, options.source, force=options.force, suffix=".tflite")
     data = None if options.data is None else Arrays(options.data, targets=False)
     check_model(options.source)
@@ -141,8 +136,17 @@ def _export(options: argparse.Namespace) -> None:
         model = load_model(options.source)
         inputs = None if data is None else data.for_model(model)
         say("Exporting and comparing with Keras")
-        once = not options.decode_each_run
-        say(litert(model, options.out, options.weights, inputs, decode_once=once))
+        say(litert(model, options.out, options.weights, inputs, **conversion))
+
+
+def _conversion(options: argparse.Namespace) -> dict[str, Any]:
+    """What else `export.litert` takes."""
+    return {
+        "decode_once": not options.decode_each_run,
+        "input_shape": input_shapes(options),
+        "input_type": options.input_type,
+        "output_type": options.output_type,
+    }
 
 
 def _archive(options: argparse.Namespace) -> None:

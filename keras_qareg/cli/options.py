@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -166,6 +167,49 @@ def _add_weights(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="look codebooks up in each run, for runtimes without variables",
     )
+    parser.add_argument(
+        "--input-shape",
+        nargs="+",
+        type=_shape,
+        metavar="SHAPE",
+        help="sizes of inputs that are open in the model, without the batch: 224x224x3, or a=8x8 b=4",
+    )
+    for end in ("input", "output"):
+        parser.add_argument(
+            f"--{end}-type",
+            choices=("float32", "int8", "uint8"),
+            default="float32",
+            help=f"of the {end}s of a full-integer file (default: float32)",
+        )
+
+
+def _shape(text: str) -> tuple[str, tuple[int, ...]]:
+    """The name of an input, or none, and its shape."""
+    first, named, rest = text.partition("=")
+    name, sizes = (first, rest) if named else ("", first)
+    parts = re.split("[x,]", sizes)
+    if not all(part.isdecimal() and int(part) for part in parts):
+        raise CommandError(
+            f"Expected --input-shape with sizes such as 224x224x3, or a=8x8. Received: {text}"
+        )
+    return name, tuple(map(int, parts))
+
+
+def input_shapes(options: argparse.Namespace) -> Any:
+    """The shapes as `export.litert` takes them: one, a list, or a dict by the names of inputs."""
+    given = options.input_shape
+    if given is None:
+        return None
+    names = [name for name, _ in given]
+    if all(names) and len(set(names)) == len(names):
+        return dict(given)
+    if any(names):
+        raise CommandError(
+            "Expected --input-shape with a name of its own for each shape, or without names. "
+            f"Received: {', '.join(name or 'none' for name in names)}"
+        )
+    shapes = [shape for _, shape in given]
+    return shapes if len(shapes) > 1 else shapes[0]
 
 
 def _integer(name: str, least: int, most: int = _LARGEST) -> Callable[[str], int]:

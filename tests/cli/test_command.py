@@ -149,6 +149,36 @@ def test_export_and_inspect(saved, run):
     assert (status, errors) == (0, "") and "whole file" in printed
 
 
+@tensorflow_only
+def test_shapes_and_types_of_inputs_and_outputs(saved, run):
+    keras.utils.set_random_seed(0)
+    stack = [keras.Input((None, None, 1)), keras.layers.Conv2D(4, 3)]
+    pooled = [keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(3)]
+    keras.Sequential([*stack, *pooled]).save(saved / "open.keras")
+    words = ["export", saved / "open.keras", "--out", saved / "m.tflite", "--force"]
+    assert run(*words, "--input-shape", "8x8x1")[0] == 0
+    assert _ends(saved / "m.tflite") == [([8, 8, 1], "float32"), ([3], "float32")]
+    words += ["--data", saved / "data.npz", "--weights", "int8", "--input-shape", "8,8,1"]
+    assert run(*words, "--input-type", "int8", "--output-type", "uint8")[0] == 0
+    assert _ends(saved / "m.tflite") == [([8, 8, 1], "int8"), ([3], "uint8")]
+
+
+def _ends(path):
+    """Shapes without the batch and types of the input and the output of a file."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(str(path))
+    details = [*interpreter.get_input_details(), *interpreter.get_output_details()]
+    return [(detail["shape"].tolist()[1:], detail["dtype"].__name__) for detail in details]
+
+
+@tensorflow_only
+def test_shapes_of_several_inputs(two_of_each, run):
+    words = ["export", two_of_each / "dicts.keras", "--out", two_of_each / "m.tflite", "--force"]
+    assert run(*words, "--input-shape", "a=6", "b=6")[0] == 0
+    assert run(*words, "--input-shape", "6", "6")[0] == 0
+
+
 def test_archive_and_back(saved, run, refused):
     model = qareg.strip(qareg.share_weights(small_cnn(), levels=4))
     model.save(saved / "four.keras")

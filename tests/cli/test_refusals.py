@@ -55,6 +55,14 @@ def cases(files):
         yield [*compress, f"{name}={value}"], said
     yield [*compress, "--weights", "int3"], None
     yield ["compress", model], "the following arguments are required: --out (see `keras-qareg "
+    shapes = "Expected --input-shape with sizes such as 224x224x3, or a=8x8. Received: {}"
+    for text in ("8x", "a=", "0x3", "a=8x8=4", "3.5"):
+        yield [*compress, "--input-shape", text], shapes.format(text)
+    yield (
+        [*compress, "--input-shape", "a=8", "4"],
+        "Expected --input-shape with a name of its own for each shape, or without names. Received: a, "
+        "none",
+    )
     how = "Write one with numpy.savez(FILE, x=..., y=...)"
     kinds = {
         "one.npy": "a .npy file of one array",
