@@ -10,9 +10,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_qareg.layers import kernels
+from keras_qareg.layers import Weights, kernels
 from keras_qareg.models import kernel_codebooks
-from keras_qareg.models.accounting import inner_layer
 from keras_qareg.models.selection import quantized_layers
 from keras_qareg.numerics.codebook import Codebook
 
@@ -125,13 +124,16 @@ def table(header: tuple[str, ...], lines: list[tuple[str, ...]]) -> str:
     return "\n".join([text(header), "  ".join("-" * width for width in widths), *map(text, lines)])
 
 
-def summary(model: keras.Model, reference: keras.Model | None = None) -> Summary:
+def summary(
+    model: keras.Model, reference: keras.Model | None = None, *, weights: Weights = None
+) -> Summary:
     """Levels, entropy, relative quantization error and bytes of each kernel of a model.
 
     Args:
         model: A built model: plain, quantization-aware, shared, or with WNQ layers.
         reference: The model before, with the same layers, whose kernels the errors are against.
             `None`: what the layers remember; a plain model knows no weights from before.
+        weights: Which weights of plain layers are kernels, as in `codebooks`.
 
     Returns:
         A `Summary`; print it for a table. Bytes count weights alone, no file format.
@@ -145,12 +147,13 @@ def summary(model: keras.Model, reference: keras.Model | None = None) -> Summary
     >>> summary(model).float_bytes
     544
     """
-    found = list(kernel_codebooks(model))
+    found = list(kernel_codebooks(model, weights))
     layers = quantized_layers(model)
-    latent = {id(kernel) for layer in layers for kernel in kernels(inner_layer(layer))}
+    latent = {id(kernel) for layer in layers for kernel in kernels(layer)}
     counted = {id(weight) for layer in layers for weight in layer.quantization_weights}
+    befores = [None] * len(found) if reference is None else _weights_of(reference, weights, found)
     rows = []
-    for (path, kernel, book), before in zip(found, _weights_of(reference, found), strict=True):
+    for (path, kernel, book), before in zip(found, befores, strict=True):
         counted.add(id(kernel))
         if id(kernel) in latent and before is None:
             before = ops.convert_to_numpy(kernel)
@@ -163,18 +166,18 @@ def summary(model: keras.Model, reference: keras.Model | None = None) -> Summary
     return Summary(tuple(rows), sum(FLOAT_BYTES * math.prod(weight.shape) for weight in other))
 
 
-def _weights_of(reference: keras.Model | None, found: list[Any]) -> list[np.ndarray | None]:
+def _weights_of(reference: keras.Model, weights: Weights, found: list[Any]) -> list[np.ndarray]:
     """The kernels of a model, in order: paths differ where a model was loaded."""
-    if reference is None:
-        return [None] * len(found)
-    weights = [ops.convert_to_numpy(kernel) for _, kernel, _ in kernel_codebooks(reference)]
+    kernels = [
+        ops.convert_to_numpy(kernel) for _, kernel, _ in kernel_codebooks(reference, weights)
+    ]
     expected = [tuple(kernel.shape) for _, kernel, _ in found]
-    shapes = [kernel.shape for kernel in weights]
+    shapes = [kernel.shape for kernel in kernels]
     if shapes != expected:
         raise ValueError(
             f"Expected `reference` with kernels of shapes {expected}. Received: {shapes}"
         )
-    return weights
+    return kernels
 
 
 def _row(

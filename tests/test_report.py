@@ -82,6 +82,26 @@ def test_summary_says_what_is_known_of_errors_channels_and_grids():
     assert (off.per_channel, off.on_grid, off.cells()[2:4]) == (False, False, ("4", "no"))
 
 
+class Mixer(keras.layers.Layer):
+    """A layer whose kernel has another name."""
+
+    def build(self, shape):
+        self.mixer = self.add_weight(shape=(shape[-1], 8), name="mixer")
+
+    def call(self, inputs):
+        return inputs @ self.mixer
+
+
+def test_summary_of_weights_of_other_names():
+    model = keras.Sequential([keras.Input((12,)), Mixer(name="a")])
+    assert report.summary(model).rows == ()
+    assert report.summary(model, weights="mixer").rows[0].shape == (12, 8)
+    shared = qareg.share_weights(model, levels=4, weights="mixer")
+    rows = report.summary(shared).rows
+    assert rows[0].levels == 4 and rows[0].relative_error > 0
+    assert report.summary(shared, model, weights="mixer").rows == rows
+
+
 def test_summary_against_a_reference_that_was_loaded(tmp_path):
     """Keras gives the weights of a loaded Sequential model other paths."""
     small_cnn().save(tmp_path / "model.keras")
