@@ -41,6 +41,14 @@ FLOORS = {
         ["sharing"],
         ["__init__"],
     ],
+    "cli": [
+        ["messages", "process"],
+        ["backend", "paths"],
+        ["options", "arrays", "opening"],
+        ["commands"],
+        ["entry"],
+        ["__init__"],
+    ],
     "export": [["files", "packing"], ["litert", "archive"], ["verification"], ["__init__"]],
 }
 RANKS = {

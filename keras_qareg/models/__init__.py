@@ -13,7 +13,7 @@ does not: the mathematics (`numerics`), files (`export`), and what is done to on
 from keras_qareg.models.converting import wnq
 from keras_qareg.models.reading import codebooks, kernel_codebooks
 from keras_qareg.models.recalibrating import recalibrate
-from keras_qareg.models.sharing import compress, share_weights
+from keras_qareg.models.sharing import compress, share_and_tune, share_weights
 from keras_qareg.models.stripping import quantizes_inputs, strip, unquantized
 from keras_qareg.models.wrapping import quantization_aware
 
@@ -24,6 +24,7 @@ __all__ = [
     "quantization_aware",
     "quantizes_inputs",
     "recalibrate",
+    "share_and_tune",
     "share_weights",
     "strip",
     "unquantized",

@@ -228,7 +228,8 @@ def compress(
         batch_size: Examples a step of tuning. Defaults to 32.
         learning_rate: Of Adam, for tuning. Defaults to 1e-3.
         snap: Whether values are whole multiples of a step, as in `share_weights`. Defaults to `False`.
-        verbose: Progress of tuning, as in `keras.Model.fit`. Defaults to `"auto"`.
+        verbose: Progress of tuning, as in `keras.Model.fit`; where that draws a bar, one counts the
+            layers of large models before. Defaults to `"auto"`.
 
     Returns:
         An ordinary model (see `strip`) whose chosen kernels have at most `levels` values.
@@ -244,20 +245,53 @@ def compress(
     >>> len(np.unique(small.get_layer("fc").kernel))
     4
     """
+    return strip(
+        share_and_tune(
+            model,
+            levels,
+            layers,
+            weights=weights,
+            data=data,
+            epochs=epochs,
+            steps=steps,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            snap=snap,
+            verbose=verbose,
+        )
+    )
+
+
+def share_and_tune(
+    model: keras.Model,
+    levels: int | None = 16,
+    layers: Layers = "all",
+    *,
+    weights: Weights = None,
+    data: Any = None,
+    epochs: int = 5,
+    steps: int | None = None,
+    batch_size: int = 32,
+    learning_rate: float = 1e-3,
+    snap: bool = False,
+    verbose: str | int = "auto",
+) -> keras.Model:
+    """The shared model that `compress` strips, which still has its tables; arguments as there."""
     check_built(model)
     if data is not None and not getattr(model, "compiled", False):
         raise ValueError(
             "Expected a compiled model, whose loss says what to tune for. Received: model "
             f"'{getattr(model, 'name', model)}' without a loss. Call `model.compile(loss=...)` first."
         )
-    if data is None:
-        return strip(share_weights(model, levels, layers, weights=weights, snap=snap))
-    given = read(data, model, steps=steps).repeatable()
-    if not given.has_targets:
+    given = None if data is None else read(data, model, steps=steps).repeatable()
+    if given is not None and not given.has_targets:
         raise ValueError(
             "Expected `data` with targets to tune the centroids on. Received: inputs alone."
         )
-    shared = share_weights(model, levels, layers, weights=weights, snap=snap)
+    bar = 0 if verbose in (0, 2) else "auto"
+    shared = share_weights(model, levels, layers, weights=weights, snap=snap, verbose=bar)
+    if given is None:
+        return shared
     compile_like(shared, model, optimizer=keras.optimizers.Adam(learning_rate))
     if not shared.compiled:
         raise ValueError(
@@ -267,7 +301,7 @@ def compress(
     if given.has(_FEWEST_INPUTS):
         recalibrate(shared, given.some(_ENOUGH_INPUTS, _CALIBRATION_BATCH))
     shared.fit(**given.fit_arguments(batch_size), epochs=epochs, verbose=verbose)
-    return strip(shared)
+    return shared
 
 
 def _levels_of(layer: Layer, levels: int | None) -> int:
