@@ -39,6 +39,7 @@ FLOORS = {
         ["selection"],
         ["reading", "wrapping", "converting", "stripping", "recalibrating"],
         ["sharing"],
+        ["compressing"],
         ["__init__"],
     ],
     "cli": [

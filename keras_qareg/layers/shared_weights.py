@@ -23,8 +23,9 @@ class SharedWeights(KernelWrapper):
 
     Only the centroids get gradients: each the sum of its members' (Han et al., "Deep Compression",
     ICLR 2016), which is the cumulative tuning of arXiv 2602.03614. The kernels of the layer inside
-    keep what they were before sharing and take no part; a `NonNeg` of theirs holds for the centroids. `keras_qareg.share_weights` makes these
-    layers; made by hand, all indices are 0 until `assign_codebooks`.
+    keep what they were before sharing and take no part; a `NonNeg` of theirs holds for the centroids.
+    `keras_qareg.share_weights` makes these layers; made by hand, all indices are 0 until
+    `assign_codebooks`.
 
     Args:
         layer: Any Keras layer that has kernels.
