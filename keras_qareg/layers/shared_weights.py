@@ -85,12 +85,15 @@ class SharedWeights(KernelWrapper):
             dtype="float32",
             trainable=True,
         )
-        for kernel, centroids in zip(self.kernels, self.centroids, strict=True):
-            if isinstance(kernel.constraint, KEPT_CONSTRAINTS):
-                centroids.constraint = kernel.constraint
+        self._keep_constraints()
         self.indices = self._add_per_kernel(
             "indices", initializer="zeros", dtype="uint8", trainable=False
         )
+
+    def _keep_constraints(self) -> None:
+        for kernel, centroids in zip(self.kernels, self.centroids, strict=True):
+            if isinstance(kernel.constraint, KEPT_CONSTRAINTS):
+                centroids.constraint = kernel.constraint
 
     def call(self, *args: Any, training: bool | None = None, **kwargs: Any) -> Any:
         return self._call_with(self.used_kernels(), *args, **kwargs)
@@ -121,6 +124,7 @@ class SharedWeights(KernelWrapper):
         Raises:
             ValueError: If a codebook has more centroids than `levels`, or is off the grid of `snap`.
         """
+        self._keep_constraints()  # one may have been set since
         for book, centroids, indices in zip(codebooks, self.centroids, self.indices, strict=True):
             if len(book.centroids) > self.levels:
                 raise ValueError(
