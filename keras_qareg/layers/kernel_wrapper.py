@@ -116,10 +116,19 @@ class KernelWrapper(keras.layers.Wrapper):
 
     @property
     def kernel_paths(self) -> list[str]:
-        """The path that each kernel has in a model without the wrapper."""
+        """The path that each kernel has in a model without the wrapper.
+
+        Some layers make theirs outside of their own scope: such a path does not begin with the layer's.
+        """
         scope, _, _ = self.path.rpartition("/")
         owner = f"{scope}/{self.layer.name}" if scope else self.layer.name
-        return [owner + kernel.path.removeprefix(self.layer.path) for kernel in self.kernels]
+        inside = f"{self.layer.path}/"
+        return [
+            f"{owner}/{kernel.path.removeprefix(inside)}"
+            if kernel.path.startswith(inside)
+            else kernel.path
+            for kernel in self.kernels
+        ]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not self.layer.built:

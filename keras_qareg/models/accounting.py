@@ -6,7 +6,6 @@ anew, or cut a tie is an error and never a result.
 
 from __future__ import annotations
 
-import copy
 import inspect
 import tempfile
 from typing import Any
@@ -26,6 +25,7 @@ from keras_qareg.layers.keras_private import (
     replace_arguments,
     set_trainable_alone,
     unlocked,
+    untracked,
 )
 
 _SIMPLE = bool | int | float | str | np.ndarray | np.generic
@@ -145,9 +145,9 @@ def _copy_settings(old: Layer, new: Layer) -> None:
             simple = all(isinstance(part, _SIMPLE) or part is None for part in parts)
             known = name in theirs
             if simple and not (known and _equal(value, theirs[name])):
-                setattr(new, name, copy.deepcopy(value))
+                setattr(new, name, untracked(value))
             elif not known and not any(isinstance(part, _OF_MODELS) for part in parts):
-                setattr(new, name, value)
+                setattr(new, name, untracked(value))
 
 
 def _equal(value: Any, other: Any) -> bool:

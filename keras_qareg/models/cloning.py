@@ -25,6 +25,7 @@ from keras_qareg.layers.keras_private import (
     layers_inside,
     track_children,
     unlocked,
+    untracked,
 )
 from keras_qareg.models.accounting import account_for, check_lambdas, copy_contents, retie
 from keras_qareg.models.compiling import compile_like
@@ -58,8 +59,8 @@ def fresh(
     Raises:
         ValueError: If the layer cannot be made again from its configuration.
     """
-    config = config_of(layer) if config is None else config
-    config = _without_regularizers(config) if clean else _copied(config)
+    config = config_of(layer) if config is None else config  # `from_config` may take it apart
+    config = _without_regularizers(config) if clean else untracked(config)
     if isinstance(layer, keras.layers.Lambda):
         # A Python lambda of a model in memory is no more foreign than the model itself.
         serialized = {"class_name": "Lambda", "module": "keras.layers", "config": config}
@@ -73,14 +74,17 @@ def fresh(
         raise _no_copy(layer, error) from error
     if made.trainable != layer.trainable:
         made.trainable = layer.trainable
+    _rename(layer, made)
     return made
 
 
-def _copied(config: Any) -> Any:
-    """A configuration that may be taken apart, as `from_config` does: a layer may keep its own."""
-    if isinstance(config, dict):
-        return {key: _copied(value) for key, value in config.items()}
-    return [_copied(value) for value in config] if type(config) is list else config
+def _rename(layer: Layer, made: Layer) -> None:
+    """Gives a copy and what is inside the names that they had: some classes add to these each time."""
+    pairs = list(zip(layers_inside(layer), layers_inside(made), strict=False))
+    if all(type(old) is type(new) for old, new in pairs[1:]):
+        for old, new in pairs:
+            if new.name != old.name:
+                new.name = old.name
 
 
 def config_of(layer: Layer) -> dict[str, Any]:
@@ -178,10 +182,13 @@ def clone(
         successor = make(layer) if make else fresh(layer)
         pairs.append((layer, successor))
         if id(layer) in inside:
-            if _layers_made_later(layer, successor):
+            made_later = _layers_made_later(layer, successor)
+            if made_later:
                 _build_like(successor, layer)
             with unlocked(successor):
                 _replace_children(layer, successor, copy)
+            if made_later and not all(part.built for part in layers_inside(successor)):
+                _build_like(successor, layer)  # which is built, and so builds none of its new parts
         if getattr(layer, "compiled", False):
             compiled.append((layer, successor))
         return successor
@@ -245,7 +252,8 @@ def _replace_children(old: Layer, new: Layer, copy: Callable[[Layer], Layer]) ->
             replaced[id(after)] = copy(before)
             return replaced[id(after)]
         if isinstance(before, list | tuple) and isinstance(after, list | tuple):
-            swapped = [swap(*pair) for pair in zip(before, after, strict=True)]
+            swapped = [swap(*pair) for pair in zip(before, after, strict=False)]
+            swapped += after[len(swapped) :]
             if all(map(operator.is_, swapped, after)):
                 return after
             if isinstance(after, list):
@@ -253,7 +261,7 @@ def _replace_children(old: Layer, new: Layer, copy: Callable[[Layer], Layer]) ->
             named = hasattr(after, "_fields")
             return after.__class__(*swapped) if named else tuple(swapped)
         if isinstance(before, dict) and isinstance(after, dict):
-            by_key = {key: swap(before[key], after[key]) for key in before}
+            by_key = {key: swap(before.get(key), value) for key, value in after.items()}
             return after if all(by_key[key] is after[key] for key in after) else by_key
         return after
 
