@@ -88,6 +88,11 @@ def copy_contents(old: Layer, new: Layer, is_entered: bool, thaw: bool = False) 
 
 
 def _paired(layer: Layer, old: list[keras.Variable], new: list[keras.Variable]) -> Counterparts:
+    names = [v.name for v in old]
+    if len(set(names)) == len(names) and sorted(names) == sorted(v.name for v in new):
+        # A layer that Keras quantized makes its weights in another order when it is made again.
+        by_name = {v.name: v for v in new}
+        new = [by_name[name] for name in names]
     if [tuple(v.shape) for v in old] != [tuple(v.shape) for v in new]:
         raise ValueError(
             f"Expected a copy of layer '{layer.name}' ({type(layer).__name__}) with weights and states "
