@@ -228,7 +228,9 @@ class KernelWrapper(keras.layers.Wrapper):
         return self.layer.compute_mask(*args, **kwargs)
 
 
-def _refuse_to_quantize(wrapper: KernelWrapper, mode: Any = None, *args: Any, **kwargs: Any) -> None:
+def _refuse_to_quantize(
+    wrapper: KernelWrapper, mode: Any = None, *args: Any, **kwargs: Any
+) -> None:
     """What `keras.Model.quantize` calls on a layer inside a wrapper, whose kernel it would take away."""
     raise ValueError(
         f"Expected a plain layer to quantize with Keras. Received: layer '{wrapper.name}' of type "

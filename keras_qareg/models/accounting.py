@@ -148,10 +148,10 @@ def _copy_settings(old: Layer, new: Layer) -> None:
         for name, value in mine.items():
             parts = flattened(value)
             simple = all(isinstance(part, _SIMPLE) or part is None for part in parts)
+            copied_otherwise = any(isinstance(part, _OF_MODELS) for part in parts)
             known = name in theirs
-            if simple and not (known and _equal(value, theirs[name])):
-                setattr(new, name, untracked(value))
-            elif not known and not any(isinstance(part, _OF_MODELS) for part in parts):
+            differs = simple and known and not _equal(value, theirs[name])
+            if differs or not (known or copied_otherwise):
                 setattr(new, name, untracked(value))
 
 

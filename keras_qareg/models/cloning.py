@@ -182,13 +182,7 @@ def clone(
         successor = make(layer) if make else fresh(layer)
         pairs.append((layer, successor))
         if id(layer) in inside:
-            made_later = _layers_made_later(layer, successor)
-            if made_later:
-                _build_like(successor, layer)
-            with unlocked(successor):
-                _replace_children(layer, successor, copy)
-            if made_later and not all(part.built for part in layers_inside(successor)):
-                _build_like(successor, layer)  # which is built, and so builds none of its new parts
+            _fill(layer, successor, copy)
         if getattr(layer, "compiled", False):
             compiled.append((layer, successor))
         return successor
@@ -207,6 +201,17 @@ def clone(
     for old, new in compiled:
         compile_like(new, old)
     return copied
+
+
+def _fill(old: Layer, new: Layer, copy: Callable[[Layer], Layer]) -> None:
+    """Puts copies of the layers inside `old` into `new`, which makes its own when it is built, maybe."""
+    made_later = _layers_made_later(old, new)
+    if made_later:
+        _build_like(new, old)
+    with unlocked(new):
+        _replace_children(old, new, copy)
+    if made_later and not all(part.built for part in layers_inside(new)):
+        _build_like(new, old)  # which is built, and so builds none of its new parts unless called
 
 
 def _rename_inputs(copied: Layer, model: Layer) -> None:

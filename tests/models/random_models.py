@@ -47,8 +47,14 @@ def _put_boxed(layer, parts):
 SPELLINGS = {
     "public": _put_each("part_"),
     "private": _put_each("_part_"),
-    "list": (lambda layer, parts: setattr(layer, "_parts", list(parts)), lambda layer: layer._parts),
-    "tuple": (lambda layer, parts: setattr(layer, "parts", tuple(parts)), lambda layer: layer.parts),
+    "list": (
+        lambda layer, parts: setattr(layer, "_parts", list(parts)),
+        lambda layer: layer._parts,
+    ),
+    "tuple": (
+        lambda layer, parts: setattr(layer, "parts", tuple(parts)),
+        lambda layer: layer.parts,
+    ),
     "dict": (
         lambda layer, parts: setattr(layer, "_parts", {f"key_{i}": p for i, p in enumerate(parts)}),
         lambda layer: list(layer._parts.values()),

@@ -51,9 +51,7 @@ def described(model):
 def structure(model):
     """Kind, name and flag of every layer with weights; others, inside of Keras's, are numbered anew."""
     return [
-        (layer.name, type(layer), layer.trainable)
-        for layer in parts_of(model)
-        if layer.weights
+        (layer.name, type(layer), layer.trainable) for layer in parts_of(model) if layer.weights
     ]
 
 
