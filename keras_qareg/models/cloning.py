@@ -163,10 +163,10 @@ def clone(
     compiled: list[tuple[keras.Model, keras.Model]] = []
     cache: dict[int, Layer] = {}
 
-    def copy(layer: Layer) -> Layer:
+    def copy(layer: Layer, spare: Layer | None = None) -> Layer:
         """A sublayer of any kind; one that stands in several places stays one."""
         if id(layer) not in cache:
-            cache[id(layer)] = copy_model(layer) if is_graph(layer) else copy_leaf(layer)
+            cache[id(layer)] = copy_model(layer) if is_graph(layer) else copy_leaf(layer, spare)
         return cache[id(layer)]
 
     def copy_model(graph: keras.Model) -> keras.Model:
@@ -175,11 +175,11 @@ def clone(
             compiled.append((graph, copied))
         return copied
 
-    def copy_leaf(layer: Layer) -> Layer:
+    def copy_leaf(layer: Layer, spare: Layer | None) -> Layer:
         if not isinstance(layer, Layer):  # an operation such as keras.ops.relu
             return type(layer).from_config(layer.get_config())
         make = None if id(layer) in inside else change(layer)
-        successor = make(layer) if make else fresh(layer)
+        successor = make(layer) if make else _made_again(layer, spare)
         pairs.append((layer, successor))
         if id(layer) in inside:
             _fill(layer, successor, copy)
@@ -203,7 +203,17 @@ def clone(
     return copied
 
 
-def _fill(old: Layer, new: Layer, copy: Callable[[Layer], Layer]) -> None:
+def _made_again(layer: Layer, spare: Layer | None) -> Layer:
+    """A copy from its configuration; where it has none, what the copy around it has in its place."""
+    try:
+        return fresh(layer)
+    except ValueError:
+        if type(spare) is not type(layer):
+            raise
+        return spare
+
+
+def _fill(old: Layer, new: Layer, copy: Callable[[Layer, Layer], Layer]) -> None:
     """Puts copies of the layers inside `old` into `new`, which makes its own when it is built, maybe."""
     made_later = _layers_made_later(old, new)
     if made_later:
@@ -247,14 +257,14 @@ def _layers_made_later(old: Layer, new: Layer) -> bool:
     return any(isinstance(part, Layer) for part in flattened(made))
 
 
-def _replace_children(old: Layer, new: Layer, copy: Callable[[Layer], Layer]) -> None:
+def _replace_children(old: Layer, new: Layer, copy: Callable[[Layer, Layer], Layer]) -> None:
     """Puts copies of the layers in the attributes of `old` where `new` has its own."""
     tracked, replaced = children(new), {}
 
     def swap(before: Any, after: Any) -> Any:
         """`after` with its layers replaced; the very same object where it holds none."""
         if isinstance(before, Layer) and isinstance(after, Layer):
-            replaced[id(after)] = copy(before)
+            replaced[id(after)] = copy(before, after)
             return replaced[id(after)]
         if isinstance(before, list | tuple) and isinstance(after, list | tuple):
             swapped = [swap(*pair) for pair in zip(before, after, strict=False)]

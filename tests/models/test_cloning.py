@@ -8,6 +8,7 @@ import pytest
 from keras import layers
 
 import keras_qareg as qareg
+from keras_qareg.models.cloning import clone, fresh
 from tests.helpers import arrays, error_of, predict
 
 INPUTS = np.random.default_rng(0).normal(size=(6, 8)).astype("float32")
@@ -256,3 +257,37 @@ def test_a_tensor_of_another_model_is_refused():
         f"Expected attribute '{model.name}.elsewhere' to be a tensor inside the model, which its copy "
         "has too. Received: <KerasTensor"
     )
+
+
+class Odd(layers.Layer):
+    """Cannot be made again from its configuration, but whoever holds it makes one."""
+
+    def __init__(self, width):
+        super().__init__(name="odd")
+        self.dense = layers.Dense(width, name="inside")
+
+    def call(self, inputs):
+        return self.dense(inputs)
+
+
+class AroundOdd(Base):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.odd, self.last = Odd(5), layers.Dense(3, name="last")
+
+    def stack(self):
+        return self.odd, self.last
+
+
+def test_a_layer_without_a_configuration_is_taken_from_the_copy_around_it():
+    model = trained(AroundOdd)
+    expected = predict(model, INPUTS)
+    np.testing.assert_array_equal(predict(clone(model, lambda layer: None), INPUTS), expected)
+
+    def change(layer):
+        if isinstance(layer, layers.Dense):
+            return lambda layer: qareg.layers.SharedWeights(fresh(layer), 256, name=layer.name)
+        return None
+
+    deep = clone(model, change, deep=True)
+    assert isinstance(deep.odd.dense, qareg.layers.SharedWeights)
