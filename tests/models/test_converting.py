@@ -5,12 +5,14 @@ import warnings
 import keras
 import numpy as np
 import pytest
-from keras import layers
+from keras import layers, ops
 
 import keras_qareg as qareg
 from keras_qareg.export.litert.runtime import run_litert
+from keras_qareg.layers import WNQConv2D, WNQDense
 from keras_qareg.models.selection import quantized_layers
-from tests.helpers import BACKEND, compiled, digits, error_of, predict, small_cnn
+from keras_qareg.models.walking import leaf_layers
+from tests.helpers import BACKEND, arrays, compiled, digits, error_of, predict, small_cnn
 from tests.kinds import MODELS, assert_same_outputs, outputs_of
 
 
@@ -192,3 +194,96 @@ def test_bad_input():
         "Kernel of layer 'fc': Expected finite weights. Received: an array with NaN or infinite "
         "values. Train again with a lower learning rate, or restore an earlier checkpoint."
     )
+
+
+def branches() -> keras.Model:
+    """Two inputs, two heads, and a sum in between."""
+    image, vector = keras.Input((8, 8, 3)), keras.Input((20,))
+    x = layers.Conv2D(8, 3, name="c1")(image)
+    x = layers.ReLU()(layers.BatchNormalization()(x))
+    x = layers.Conv2D(8, 3, activation="relu", name="c2")(layers.MaxPooling2D()(x))
+    y = layers.Dense(20, "relu", name="v2")(layers.Dense(20, name="v1")(vector))
+    x = layers.Concatenate()([layers.Flatten()(x), y])
+    x = layers.Dense(20, name="negative")(layers.Dense(20, "relu", name="mid")(x))
+    x = layers.Dense(20, name="h0")(ops.relu(x))
+    return keras.Model(
+        [image, vector], [layers.Dense(3, name="h1")(x), layers.Dense(2, name="h2")(ops.relu(x))]
+    )
+
+
+def test_the_first_and_last_layers_are_those_of_each_input_and_output():
+    assert names_of(qareg.wnq(branches())) == ["c2", "v2", "mid", "negative", "h0"]
+    assert "c1" in names_of(qareg.wnq(branches(), skip=["last"]))
+    inner = branches()
+    inputs = [keras.Input(x.shape[1:]) for x in inner.inputs]
+    outer = keras.Model(inputs, layers.Dense(4, name="after")(inner(inputs)[0]))
+    names = [x.name for x in leaf_layers(qareg.wnq(outer)) if isinstance(x, WNQConv2D | WNQDense)]
+    assert names == ["c2", "v2", "mid", "negative", "h0", "h1", "h2"]
+
+
+def test_layers_that_may_get_negative_inputs_are_named():
+    with pytest.warns(UserWarning) as warned:
+        qareg.wnq(branches(), activation_bits=4)
+    texts = [str(warning.message) for warning in warned]
+    assert [text for text in texts if "negative" in text] == [
+        "Layers ['v2'] may get negative inputs, which `activation_bits` makes 0. Pass "
+        "signed_activations=True, or leave them out (`skip`), unless you know that they get none."
+    ]
+
+
+def test_signed_activations_are_trained(recwarn):
+    model = compiled_for_regression(
+        qareg.wnq(branches(), activation_bits=4, signed_activations=True)
+    )
+    assert not [w for w in recwarn if "negative inputs" in str(w.message)]
+    inputs = [np.ones((4, 8, 8, 3), "float32"), -np.ones((4, 20), "float32")]
+    model.fit(inputs, [np.ones((4, 3)), np.ones((4, 2))], verbose=0)
+    layer = model.get_layer("v2")
+    assert layer.activation_quantizer.signed
+    assert np.abs(ops.convert_to_numpy(layer.activation_basis)).sum() > 0
+
+
+def compiled_for_regression(model):
+    model.compile("adam", "mse")
+    return model
+
+
+@keras.saving.register_keras_serializable("tests")
+class TwoConvolutions(layers.Layer):
+    def __init__(self, filters, **kwargs):
+        super().__init__(**kwargs)
+        self.filters = filters
+        self.a, self.b = (layers.Conv2D(filters, 3, padding="same", name=name) for name in "ab")
+
+    def build(self, input_shape):
+        self.a.build(input_shape)
+        self.b.build((*input_shape[:-1], self.filters))
+        self.built = True
+
+    def call(self, inputs):
+        return self.b(ops.relu(self.a(inputs)))
+
+    def get_config(self):
+        return {**super().get_config(), "filters": self.filters}
+
+
+def test_layers_made_of_layers_are_entered():
+    model = keras.Sequential(
+        [keras.Input((6, 6, 8)), TwoConvolutions(8, name="x"), TwoConvolutions(8, name="y")]
+    )
+    quantized = qareg.wnq(model)
+    kinds = [type(layer).__name__ for layer in leaf_layers(quantized) if layer.weights]
+    assert kinds == ["Conv2D", "WNQConv2D", "WNQConv2D", "Conv2D"]
+    inputs = np.random.default_rng(0).normal(size=(2, 6, 6, 8)).astype("float32")
+    np.testing.assert_allclose(
+        *arrays(qareg.strip(quantized)(inputs), quantized(inputs)), rtol=1e-5, atol=1e-5
+    )
+
+
+def test_dead_channels_become_zeros():
+    model = keras.Sequential([keras.Input((16,)), layers.Dense(8, name="fc")])
+    kernel = ops.convert_to_numpy(model.get_layer("fc").kernel).copy()
+    kernel[:, 3] *= 1e-9
+    model.get_layer("fc").kernel.assign(kernel)
+    (book,) = qareg.codebooks(qareg.wnq(model, skip=())).values()
+    assert not book.weights[:, 3].any() and book.weights[:, 2].all()
