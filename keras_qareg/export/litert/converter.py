@@ -23,7 +23,7 @@ class Source:
     Attributes:
         model: A plain model, with outputs that a file can name.
         signature: Its inputs as the file takes them.
-        inputs: A few of them by name.
+        inputs: A batch of one example, or of as many as the file takes, by name.
         folder: Where the converter may write.
         float32: The file of the model with all its numbers.
     """
@@ -76,7 +76,7 @@ class Source:
                 f"Expected a model of operators that LiteRT has built in. Received: model "
                 f"'{model.name}', which needs {foreign} of TensorFlow."
             )
-        inputs = in_batches(signature, inputs)
+        inputs = in_batches(signature, {name: array[:1] for name, array in inputs.items()})
         return cls(model, signature, inputs, folder, content)
 
     def float16(self) -> bytes:

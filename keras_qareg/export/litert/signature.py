@@ -51,7 +51,7 @@ class Signature:
         Raises:
             ValueError: If the shapes of the inputs are not known, or `input_shape` does not fit.
         """
-        specs = _specs(model, data)
+        specs = _specs(model, data, sized=input_shape is None)
         leaves = keras.tree.flatten(specs)
         if input_shape is not None:
             shapes = _shapes(specs, leaves, input_shape)
@@ -167,41 +167,42 @@ def natural(name: str) -> list[Any]:
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
-def _specs(model: keras.Model, data: Any) -> Any:
+def _specs(model: keras.Model, data: Any, sized: bool) -> Any:
+    """The inputs of a model; where it is subclassed, with sizes or with those left open."""
     inputs = getattr(model, "inputs", None)
     if inputs:
         # A Sequential model that was built by a shape has no structure of inputs.
         structure = getattr(model, "input", inputs[0])
         names = iter(_unique([_valid(x.name) for x in keras.tree.flatten(structure)]))
-        return keras.tree.map_structure(
-            lambda x: keras.InputSpec(_full(x.dtype), tuple(x.shape), name=next(names)), structure
-        )
-    shapes = (model.get_build_config() or {}).get("input_shape")
+        # Only layers that keep states for each example hold on to a batch size.
+        fixed = any(_states(layer) for layer in layers_inside(model))
+
+        def known(x: Any) -> keras.InputSpec:
+            shape = (x.shape[0] if fixed else None, *x.shape[1:])
+            return keras.InputSpec(_full(x.dtype), shape, name=next(names))
+
+        return keras.tree.map_structure(known, structure)
+    leaves = _called_with(model, data)
+    names = iter(_unique(_argument_names(leaves)))
+    return keras.tree.map_structure(
+        lambda leaf: keras.InputSpec(
+            _full(leaf.dtype), (None, *leaf.sizes(sized)), name=next(names)
+        ),
+        leaves,
+    )
+
+
+def _called_with(model: keras.Model, data: Any) -> Any:
+    """What the inputs of a subclassed model are: those of the user, else those of its first call."""
     if data is not None:
-        structure = keras.tree.map_structure(lambda x: _Leaf(x.shape, str(x.dtype)), data)
-    elif shapes is not None:
-        kind = _full(model.input_dtype)
-        structure = keras.tree.map_shape_structure(lambda shape: _Leaf(shape, kind), shapes)
-    else:
+        return keras.tree.map_structure(lambda x: _Leaf(x.shape, str(x.dtype)), data)
+    shapes = (model.get_build_config() or {}).get("input_shape")
+    if shapes is None:
         raise ValueError(
             "Expected a model that knows the shapes of its inputs. Received: model "
             f"'{model.name}', which was never called. Call it once on a batch of inputs."
         )
-    known = (
-        []
-        if shapes is None
-        else keras.tree.flatten(
-            keras.tree.map_shape_structure(lambda shape: _Leaf(shape, ""), shapes)
-        )
-    )
-    names = iter(_unique(_argument_names(structure)))
-    places = iter(known if len(known) == len(keras.tree.flatten(structure)) else [])
-
-    def spec(leaf: _Leaf) -> keras.InputSpec:
-        shape = next(places, leaf).shape
-        return keras.InputSpec(leaf.dtype, (None, *shape[1:]), name=next(names))
-
-    return keras.tree.map_structure(spec, structure)
+    return keras.tree.map_shape_structure(lambda shape: _Leaf(shape, model.input_dtype), shapes)
 
 
 @dataclass(frozen=True)
@@ -210,6 +211,9 @@ class _Leaf:
 
     shape: tuple[int | None, ...]
     dtype: str
+
+    def sizes(self, known: bool) -> list[int | None]:
+        return [size if known else None for size in self.shape[1:]]
 
 
 def _argument_names(structure: Any) -> list[str]:
@@ -251,6 +255,11 @@ def _unique(names: list[str]) -> list[str]:
 
 def _full(dtype: Any) -> str:
     kind = keras.backend.standardize_dtype(dtype)
+    if kind == "string":
+        raise ValueError(
+            "Expected a model whose inputs are numbers. Received: an input of strings, which LiteRT has "
+            "no operators for. Leave the layers that read text out of the model."
+        )
     return "float32" if kind in _HALF else kind
 
 

@@ -142,6 +142,22 @@ def test_one_input_in_a_list_as_models_of_keras_2_have_it(tmp_path):
     assert outputs.shape == (2, 2)
 
 
+@tensorflow_only
+def test_a_batch_size_of_the_model_is_no_size_of_the_file(tmp_path):
+    inputs = keras.Input((3,), batch_size=32)
+    model = keras.Model(inputs, layers.Dense(2)(inputs))
+    assert qareg.export.litert(model, tmp_path / "m.tflite").batch_size is None
+
+
+@tensorflow_only
+def test_strings_are_refused(tmp_path):
+    inputs = keras.Input((1,), dtype="string")
+    model = keras.Model(inputs, layers.Hashing(8)(inputs))
+    assert "Expected a model whose inputs are numbers. Received: an input of strings" in error_of(
+        qareg.export.litert, model, tmp_path / "m.tflite"
+    )
+
+
 def test_names_of_outputs():
     assert output_names(0) == ["output_0"] and output_names((1, 2)) == ["output_0", "output_1"]
     assert output_names({"p9": 0, "p10": 0}) == ["p10", "p9"]
@@ -242,6 +258,26 @@ def test_the_argument_input_shape(tmp_path):
     assert "Expected `representative_data` of shape (None, 9, 4)" in error_of(
         qareg.export.litert, one, path, "auto", data, input_shape=(9, 4)
     )
+
+
+@tensorflow_only
+def test_subclassed_models_take_the_sizes_that_are_asked_for(tmp_path):
+    class Pooled(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.pool = layers.Conv2D(4, 3), layers.GlobalMaxPooling2D()
+
+        def call(self, inputs):
+            return self.pool(self.layer(inputs))
+
+    model, path = Pooled(), tmp_path / "m.tflite"
+    model(np.ones((1, 8, 8, 3), "float32"))
+    data = RNG.integers(0, 255, (4, 12, 12, 3)).astype("float32")
+    for given, sizes in (((None, None), 8), ((data, None), 12), ((None, (9, 9, 3)), 9)):
+        qareg.export.litert(model, path, "auto", given[0], input_shape=given[1])
+        (detail,) = input_details(path.read_bytes()).values()
+        assert tuple(detail["shape_signature"]) == (-1, sizes, sizes, 3)
+        assert "equal" in qareg.export.verify(model, path)
 
 
 @tensorflow_only
