@@ -13,7 +13,7 @@ import numpy as np
 
 from keras_qareg.export.litert import flatbuffer
 from keras_qareg.export.litert.samples import in_batches
-from keras_qareg.export.litert.signature import Signature, is_flat, output_names
+from keras_qareg.export.litert.signature import Signature, is_flat, named_outputs
 
 
 @dataclass(frozen=True)
@@ -141,9 +141,8 @@ def _with_flat_outputs(
     ]
     named = {x.name: symbol for x, symbol in zip(signature.leaves, symbols, strict=True)}
     outputs = model(signature.structured(named), training=False)
-    names = zip(output_names(outputs), keras.tree.flatten(outputs), strict=True)
     specs = {x.name: x for x in signature.leaves}
-    return keras.Model(named, dict(names), name=model.name), Signature(specs)
+    return keras.Model(named, named_outputs(outputs), name=model.name), Signature(specs)
 
 
 def _converted(

@@ -6,6 +6,7 @@ of names. The names are chosen here, so that which is which is known and never g
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,14 +17,13 @@ import numpy as np
 from keras import ops
 from keras.layers import Layer
 
-from keras_qareg.export.litert.precision import in_float32, widest_step
+from keras_qareg.export.litert.precision import STEPS, in_float32, widest_step
 from keras_qareg.layers.keras_private import layers_inside
 
 # The sizes that are tried, one after the other, for axes that are open in the model.
 OPEN_SIZES = (32, 64, 128, 256, 512, 16, 8, 4, 2, 1)
-_HALF = ("float16", "bfloat16")
-# How many steps of a half-precision type the outputs of a model may be from those in float32.
-_HALF_STEPS = 32
+# How many steps of its type the outputs of a model may be from those in float32.
+_FAR = 32
 _ONE = "one shape for one input, a list or dict of them for several, without the batch axis"
 
 
@@ -108,7 +108,7 @@ class Signature:
         }
 
     def call(self, model: keras.Model, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The outputs of a model by name, in float32 where it computes in half precision.
+        """The outputs of a model by name, in float32 where it computes in another precision.
 
         Raises:
             ValueError: If outputs are NaN, or far from those of the model in its own precision.
@@ -123,7 +123,7 @@ class Signature:
         for name, output in wide.items():
             difference = np.abs(outputs[name].astype("float64") - output).max(initial=0.0)
             reach = np.abs(output).max(initial=0.0)
-            if not difference <= _HALF_STEPS * step * reach:
+            if not difference <= _FAR * step * reach:
                 raise ValueError(
                     f"Expected output '{name}' of model '{model.name}' in float32, as files compute, to "
                     f"be as in its own precision. Received: a difference of {difference:.3g} with "
@@ -136,30 +136,38 @@ class Signature:
         outputs = model(self.structured(arrays), training=False)
         for state, before in kept:
             state.assign(before)
-        named = zip(output_names(outputs), keras.tree.flatten(outputs), strict=True)
-        return {name: _wide(ops.convert_to_numpy(output)) for name, output in named}
+        return {
+            name: _wide(ops.convert_to_numpy(output))
+            for name, output in named_outputs(outputs).items()
+        }
 
 
-def output_names(outputs: Any) -> list[str]:
-    """The names of outputs in a file, in the order in which Keras takes them out of their structure.
+def named_outputs(outputs: Any) -> dict[str, Any]:
+    """Outputs by their names in a file, in the order in which Keras takes them out of their structure.
 
-    Keys of dicts are names, `output_0` and so on those of lists; of what is in each other, both.
+    Keys of dicts and fields of named tuples are names, `output_0` and so on those of lists; of what is
+    in each other, both.
 
     Example:
 
-    >>> output_names({"a": 1, "b": [2, 3]}), output_names([1, 2])
-    (['a', 'b_0', 'b_1'], ['output_0', 'output_1'])
+    >>> named_outputs({"a": 1, "b": [2, 3]}), named_outputs([4, 5])
+    ({'a': 1, 'b_0': 2, 'b_1': 3}, {'output_0': 4, 'output_1': 5})
     """
-    prefix = () if isinstance(outputs, dict) else ("output",)
+    prefix = () if _keyed(outputs) else ("output",)
     paths = [(*prefix, *path) for path in _paths(outputs)]
-    return _unique(
-        ["_".join(path) if len(path) > 1 or not prefix else "output_0" for path in paths]
-    )
+    names = ["_".join(path) if len(path) > 1 or not prefix else "output_0" for path in paths]
+    return dict(zip(_unique(names), keras.tree.flatten(outputs), strict=True))
 
 
 def is_flat(outputs: Any) -> bool:
     """Whether outputs are one tensor, or a list, tuple or dict of tensors, which a file can name."""
-    return all(len(path) <= 1 for path in _paths(outputs))
+    keys = list(outputs) if isinstance(outputs, dict) else []
+    shallow = all(len(path) <= 1 for path in _paths(outputs))
+    return shallow and all(isinstance(key, str) for key in keys)
+
+
+def _keyed(structure: Any) -> bool:
+    return isinstance(structure, dict) or hasattr(structure, "_fields")
 
 
 def natural(name: str) -> list[Any]:
@@ -229,7 +237,7 @@ def _paths(structure: Any) -> Iterator[tuple[str, ...]]:
     if isinstance(structure, dict):
         parts = [(key, structure[key]) for key in sorted(structure)]
     elif isinstance(structure, list | tuple):
-        parts = list(enumerate(structure))
+        parts = list(zip(getattr(structure, "_fields", itertools.count()), structure, strict=False))
     else:
         yield ()
         return
@@ -260,11 +268,11 @@ def _full(dtype: Any) -> str:
             "Expected a model whose inputs are numbers. Received: an input of strings, which LiteRT has "
             "no operators for. Leave the layers that read text out of the model."
         )
-    return "float32" if kind in _HALF else kind
+    return "float32" if kind in STEPS else kind
 
 
 def _wide(array: np.ndarray) -> np.ndarray:
-    return array.astype("float32") if str(array.dtype) in _HALF else array
+    return array.astype("float32") if str(array.dtype) in STEPS else array
 
 
 def _shapes(specs: Any, leaves: list[keras.InputSpec], given: Any) -> list[Any]:

@@ -1,6 +1,7 @@
 """Inputs and outputs of all structures, sizes and types: matched by name, and proved."""
 
 import warnings
+from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -10,7 +11,7 @@ from keras import layers, ops
 import keras_qareg as qareg
 from keras_qareg.export.litert import flatbuffer
 from keras_qareg.export.litert.runtime import input_details, run_litert
-from keras_qareg.export.litert.signature import Signature, output_names
+from keras_qareg.export.litert.signature import Signature, named_outputs
 from tests.helpers import BACKEND, error_of
 
 tensorflow_only = pytest.mark.skipif(
@@ -158,11 +159,37 @@ def test_strings_are_refused(tmp_path):
     )
 
 
+class Boxes(NamedTuple):
+    boxes: object
+    scores: object
+
+
 def test_names_of_outputs():
-    assert output_names(0) == ["output_0"] and output_names((1, 2)) == ["output_0", "output_1"]
-    assert output_names({"p9": 0, "p10": 0}) == ["p10", "p9"]
-    assert output_names([[1, 2], {"a": 3}]) == ["output_0_0", "output_0_1", "output_1_a"]
-    assert output_names({"a_0": 1, "a": [2]}) == ["a_0", "a_0_1"]
+    assert named_outputs(0) == {"output_0": 0}
+    assert named_outputs((1, 2)) == {"output_0": 1, "output_1": 2}
+    assert list(named_outputs({"p9": 0, "p10": 1}).items()) == [("p10", 1), ("p9", 0)]
+    assert list(named_outputs([[1, 2], {"a": 3}])) == ["output_0_0", "output_0_1", "output_1_a"]
+    assert named_outputs({"a_0": 1, "a": [2]}) == {"a_0": 2, "a_0_1": 1}
+    assert named_outputs(Boxes(1, [2])) == {"boxes": 1, "scores_0": 2}
+    assert named_outputs({0: 1, 1: 2}) == {"0": 1, "1": 2}
+
+
+@tensorflow_only
+@pytest.mark.parametrize("kind", ["named", "numbers"])
+def test_other_structures_of_outputs(kind, tmp_path):
+    class Several(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = layers.Dense(4), layers.Dense(4)
+
+        def call(self, inputs):
+            a, b = self.first(inputs), self.second(inputs)
+            return Boxes(a, b) if kind == "named" else {1: a, 0: b}
+
+    model = Several()
+    model(np.ones((2, 8), "float32"))
+    report = qareg.export.litert(model, tmp_path / "m.tflite", "float32")
+    assert report.max_output_difference <= 1e-5
 
 
 @tensorflow_only
@@ -290,8 +317,10 @@ def test_no_size_fits(tmp_path):
 
 
 @tensorflow_only
-@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16", "float16", "bfloat16"])
-def test_models_of_half_precision_become_float32_files(policy, tmp_path):
+@pytest.mark.parametrize(
+    "policy", ["mixed_float16", "mixed_bfloat16", "float16", "bfloat16", "float64"]
+)
+def test_models_of_other_precision_become_float32_files(policy, tmp_path):
     keras.utils.set_random_seed(0)
     floatx = keras.config.floatx()
     before = keras.config.dtype_policy()
