@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
+from keras_qareg.layers import Weights, kernels
 from keras_qareg.models import kernel_codebooks
 from keras_qareg.models.selection import quantized_layers
 from keras_qareg.numerics.codebook import Codebook
@@ -25,8 +27,11 @@ class Row:
         shape: Its shape.
         levels: Distinct values that it has (the channel with most, where each has its own), or None
             where it is not quantized.
+        per_channel: Whether each output channel has values of its own.
+        on_grid: Whether the values are whole multiples of a step, which integer formats hold exactly.
         entropy: Bits a weight that an entropy coder needs; 32 where it is not quantized.
-        relative_error: `||w - w_q||^2 / ||w||^2` against the weights before quantization; 0 if unknown.
+        relative_error: `||w - w_q||^2 / ||w||^2` against the weights before quantization; None where
+            these are unknown.
         float_bytes: Bytes as float32.
         packed_bytes: Bytes as indices of a whole number of bits, with the float32 table, or steps.
         entropy_bytes: Bytes as an ideal entropy coder's output, with the float32 table.
@@ -35,11 +40,30 @@ class Row:
     path: str
     shape: tuple[int, ...]
     levels: int | None
+    per_channel: bool
+    on_grid: bool
     entropy: float
-    relative_error: float
+    relative_error: float | None
     float_bytes: int
     packed_bytes: int
     entropy_bytes: int
+
+    def cells(self) -> tuple[str, ...]:
+        """The row as texts, for the table."""
+        levels, grid = "-", "-"
+        if self.levels is not None:
+            levels = f"{self.levels} a channel" if self.per_channel else str(self.levels)
+            grid = "yes" if self.on_grid else "no"
+        return (
+            self.path,
+            "x".join(map(str, self.shape)),
+            levels,
+            grid,
+            f"{self.entropy:.2f}",
+            "-" if self.relative_error is None else f"{self.relative_error:.2e}",
+            f"{self.float_bytes:,}",
+            f"{self.packed_bytes:,}",
+        )
 
 
 @dataclass(frozen=True)
@@ -78,22 +102,14 @@ class Summary:
         return bits / sum(sizes) if sizes else 8.0 * FLOAT_BYTES
 
     def __str__(self) -> str:
-        header = ("kernel", "shape", "levels", "bits/weight", "rel. error", "float32", "packed")
-        lines: list[tuple[str, ...]] = [
-            (
-                row.path,
-                "x".join(map(str, row.shape)),
-                "-" if row.levels is None else str(row.levels),
-                f"{row.entropy:.2f}",
-                f"{row.relative_error:.2e}",
-                f"{row.float_bytes:,}",
-                f"{row.packed_bytes:,}",
-            )
-            for row in self.rows
-        ]
-        lines.append(("other weights", *[""] * 4, *[f"{self.other_bytes:,}"] * 2))
+        header = (
+            *("kernel", "shape", "levels", "grid", "bits/weight"),
+            *("rel. error", "float32", "packed"),
+        )
+        lines: list[tuple[str, ...]] = [row.cells() for row in self.rows]
+        lines.append(("other weights", *[""] * 5, *[f"{self.other_bytes:,}"] * 2))
         sums = [f"{size:,}" for size in (self.float_bytes, self.packed_bytes)]
-        lines.append(("total", "", "", f"{self.entropy:.2f}", "", *sums))
+        lines.append(("total", "", "", "", f"{self.entropy:.2f}", "", *sums))
         return table(header, lines)
 
 
@@ -108,17 +124,22 @@ def table(header: tuple[str, ...], lines: list[tuple[str, ...]]) -> str:
     return "\n".join([text(header), "  ".join("-" * width for width in widths), *map(text, lines)])
 
 
-def summary(model: keras.Model) -> Summary:
+def summary(
+    model: keras.Model, reference: keras.Model | None = None, *, weights: Weights = None
+) -> Summary:
     """Levels, entropy, relative quantization error and bytes of each kernel of a model.
 
     Args:
         model: A built model: plain, quantization-aware, shared, or with WNQ layers.
+        reference: The model before, with the same layers, whose kernels the errors are against.
+            `None`: what the layers remember; a plain model knows no weights from before.
+        weights: Which weights of plain layers are kernels, as in `codebooks`.
 
     Returns:
         A `Summary`; print it for a table. Bytes count weights alone, no file format.
 
     Raises:
-        ValueError: If the model is unbuilt.
+        ValueError: If a model is unbuilt, or `reference` has other kernels.
 
     Example:
 
@@ -126,29 +147,57 @@ def summary(model: keras.Model) -> Summary:
     >>> summary(model).float_bytes
     544
     """
-    found = list(kernel_codebooks(model))
-    rows = tuple(_row(path, kernel, book) for path, kernel, book in found)
-    counted = {id(kernel) for _, kernel, _ in found}
-    for layer in quantized_layers(model):
-        counted |= {id(weight) for weight in layer.quantization_weights}
+    found = list(kernel_codebooks(model, weights))
+    layers = quantized_layers(model)
+    latent = {id(kernel) for layer in layers for kernel in kernels(layer)}
+    counted = {id(weight) for layer in layers for weight in layer.quantization_weights}
+    befores = [None] * len(found) if reference is None else _weights_of(reference, weights, found)
+    rows = []
+    for (path, kernel, book), before in zip(found, befores, strict=True):
+        counted.add(id(kernel))
+        if id(kernel) in latent and before is None:
+            before = ops.convert_to_numpy(kernel)
+        row = _row(path, tuple(kernel.shape), book, before)
+        if id(kernel) not in latent and row.packed_bytes >= row.float_bytes:
+            # Not quantized, but so small that all its weights are few.
+            row = _row(path, tuple(kernel.shape), None, None)
+        rows.append(row)
     other = [weight for weight in model.weights if id(weight) not in counted]
-    return Summary(rows, sum(FLOAT_BYTES * math.prod(weight.shape) for weight in other))
+    return Summary(tuple(rows), sum(FLOAT_BYTES * math.prod(weight.shape) for weight in other))
 
 
-def _row(path: str, kernel: keras.Variable, book: Codebook | None) -> Row:
-    size = int(np.prod(kernel.shape))
+def _weights_of(reference: keras.Model, weights: Weights, found: list[Any]) -> list[np.ndarray]:
+    """The kernels of a model, in order: paths differ where a model was loaded."""
+    kernels = [
+        ops.convert_to_numpy(kernel) for _, kernel, _ in kernel_codebooks(reference, weights)
+    ]
+    expected = [tuple(kernel.shape) for _, kernel, _ in found]
+    shapes = [kernel.shape for kernel in kernels]
+    if shapes != expected:
+        raise ValueError(
+            f"Expected `reference` with kernels of shapes {expected}. Received: {shapes}"
+        )
+    return kernels
+
+
+def _row(
+    path: str, shape: tuple[int, ...], book: Codebook | None, before: np.ndarray | None
+) -> Row:
+    size = math.prod(shape)
     if book is None:
-        return Row(path, tuple(kernel.shape), None, 32.0, 0.0, *[FLOAT_BYTES * size] * 3)
+        return Row(path, shape, None, False, False, 32.0, None, *[FLOAT_BYTES * size] * 3)
     levels = book.levels_used
-    several = book.centroids.ndim > 1
-    table_bytes = book.table_bytes if several else FLOAT_BYTES * levels
+    per_channel = book.centroids.ndim > 1
+    table_bytes = book.table_bytes if per_channel else FLOAT_BYTES * levels
     bits = math.ceil(math.log2(levels)) if levels > 1 else 0
     return Row(
         path,
-        tuple(kernel.shape),
+        shape,
         levels,
+        per_channel,
+        book.grid is not None,
         book.entropy,
-        book.relative_error(ops.convert_to_numpy(kernel)),
+        None if before is None else book.relative_error(before),
         FLOAT_BYTES * size,
         math.ceil(size * bits / 8) + table_bytes,
         math.ceil(size * book.entropy / 8) + table_bytes,

@@ -21,6 +21,10 @@ ROOT = Path(__file__).parent.parent
 # Programs run in short on one backend, where they are quickest; on the others with the slow tests.
 slow_but_on_tensorflow = pytest.mark.slow if BACKEND != "tensorflow" else lambda test: test
 
+tensorflow_only = pytest.mark.skipif(
+    BACKEND != "tensorflow", reason="LiteRT export needs the TensorFlow backend"
+)
+
 
 def gradients(function, *arrays, graph=False):
     """Value and gradients of a scalar function, as NumPy, on the backend in use.

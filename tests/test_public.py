@@ -169,16 +169,6 @@ def test_objects_say_what_they_are(made, text):
     assert repr(made) == text
 
 
-@pytest.mark.skipif(BACKEND != "tensorflow", reason="one backend is enough for the command's start")
-def test_the_command_starts_without_keras():
-    program = (
-        "import sys, contextlib; from keras_qareg import cli\n"
-        "with contextlib.suppress(SystemExit): cli.main(['--version'])\n"
-        "print('keras' in sys.modules, 'numpy' in sys.modules)"
-    )
-    assert fresh(program) == ["keras-qareg", qareg.__version__, "False", "False"]
-
-
 @pytest.mark.skipif(BACKEND == "tensorflow", reason="it is what the others do without")
 def test_nothing_but_litert_needs_tensorflow(tmp_path):
     """As where JAX or PyTorch alone is installed: the others cannot be imported."""

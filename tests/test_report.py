@@ -1,5 +1,6 @@
 """The table of levels and bytes, and the figures."""
 
+import keras
 import numpy as np
 import pytest
 from keras import ops
@@ -51,6 +52,7 @@ def test_summary_prints_an_aligned_table():
         "kernel",
         "shape",
         "levels",
+        "grid",
         "bits/weight",
         "rel.",
         "error",
@@ -59,6 +61,60 @@ def test_summary_prints_an_aligned_table():
     ]
     assert lines[2].split()[:3] == ["cnn/conv/kernel", "3x3x1x6", "4"]
     assert lines[-1].startswith("total") and len({len(line) for line in lines}) == 1
+
+
+def test_summary_says_what_is_known_of_errors_channels_and_grids():
+    model = small_cnn()
+    plain = report.summary(model)
+    assert [row.cells()[2:6] for row in plain.rows] == [("-", "-", "32.00", "-")] * 3
+    assert plain.packed_bytes == plain.float_bytes  # also of the 54 weights of `conv`
+    shared = qareg.share_weights(model, levels=4, snap=True)
+    stripped = qareg.strip(shared)
+    errors = [row.relative_error for row in report.summary(shared).rows]
+    assert all(0.01 < error < 0.3 for error in errors)
+    for row in report.summary(stripped).rows:
+        assert (row.levels, row.per_channel, row.on_grid) == (4, True, True)
+        assert row.cells()[2:4] == ("4 a channel", "yes") and row.cells()[5] == "-"
+    for summary in (report.summary(shared, model), report.summary(stripped, model)):
+        assert [row.relative_error for row in summary.rows] == pytest.approx(errors, rel=1e-5)
+        assert summary.rows[1].cells()[3] == "yes"
+    off = report.summary(qareg.share_weights(model, levels=4)).rows[1]
+    assert (off.per_channel, off.on_grid, off.cells()[2:4]) == (False, False, ("4", "no"))
+
+
+class Mixer(keras.layers.Layer):
+    """A layer whose kernel has another name."""
+
+    def build(self, shape):
+        self.mixer = self.add_weight(shape=(shape[-1], 8), name="mixer")
+
+    def call(self, inputs):
+        return inputs @ self.mixer
+
+
+def test_summary_of_weights_of_other_names():
+    model = keras.Sequential([keras.Input((12,)), Mixer(name="a")])
+    assert report.summary(model).rows == ()
+    assert report.summary(model, weights="mixer").rows[0].shape == (12, 8)
+    shared = qareg.share_weights(model, levels=4, weights="mixer")
+    rows = report.summary(shared).rows
+    assert rows[0].levels == 4 and rows[0].relative_error > 0
+    assert report.summary(shared, model, weights="mixer").rows == rows
+
+
+def test_summary_against_a_reference_that_was_loaded(tmp_path):
+    """Keras gives the weights of a loaded Sequential model other paths."""
+    small_cnn().save(tmp_path / "model.keras")
+    model = keras.saving.load_model(tmp_path / "model.keras")
+    shared = qareg.share_weights(model, levels=4)
+    assert report.summary(shared, model).rows == report.summary(shared).rows
+    other = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, name="a")])
+    with pytest.raises(ValueError) as caught:
+        report.summary(shared, other)
+    assert str(caught.value) == (
+        "Expected `reference` with kernels of shapes [(3, 3, 1, 6), (54, 16), (16, 10)]. Received: "
+        "[(4, 2)]"
+    )
 
 
 def test_weight_histograms_show_every_centroid(tmp_path):
@@ -118,8 +174,6 @@ def test_accuracy_size_sorts_its_points():
 
 
 def test_figures_of_nothing():
-    import keras
-
     keras.utils.set_random_seed(0)
     model = keras.Sequential([keras.Input((40,)), keras.layers.Dense(40)], name="wide")
     with pytest.raises(ValueError, match="Expected a model with codebooks. Received: model 'wide'"):

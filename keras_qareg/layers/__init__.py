@@ -5,15 +5,22 @@ not: the formulas (`numerics`), what a user chooses (`regularizers`, `quantizers
 walks through a model (`models`).
 """
 
-from keras_qareg.layers.kernel_wrapper import KernelWrapper, channel_axes, kernels
+from keras_qareg.layers.kernel_wrapper import (
+    KernelWrapper,
+    Weights,
+    channel_axes,
+    kernels,
+    path_inside,
+)
 from keras_qareg.layers.quantization_aware import QuantizationAware
-from keras_qareg.layers.shared_weights import SharedWeights
+from keras_qareg.layers.shared_weights import KEPT_CONSTRAINTS, SharedWeights
 from keras_qareg.layers.wnq import WeightNormalized, WNQConv2D, WNQDense, WNQDepthwiseConv2D
 
 # Layers of this package that stand for a plain one; `quantization_weights` is what they add to it.
 QUANTIZED = (KernelWrapper, WeightNormalized)
 
 __all__ = [
+    "KEPT_CONSTRAINTS",
     "QUANTIZED",
     "KernelWrapper",
     "QuantizationAware",
@@ -22,6 +29,8 @@ __all__ = [
     "WNQDense",
     "WNQDepthwiseConv2D",
     "WeightNormalized",
+    "Weights",
     "channel_axes",
     "kernels",
+    "path_inside",
 ]

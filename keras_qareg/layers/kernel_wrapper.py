@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable, Iterable
+from fnmatch import fnmatchcase
 from typing import Any
 
 import keras
@@ -10,28 +12,49 @@ from keras import ops
 
 from keras_qareg.layers import keras_private
 
+_NAMES = ("kernel", "embeddings")
 
-def kernels(layer: keras.layers.Layer) -> list[keras.Variable]:
-    """The kernels of a built layer, in the order of its weights.
 
-    A kernel is a floating-point weight of at least two dimensions whose name ends in `kernel` or
-    `embeddings`, in the layer or in a layer inside it: this holds for every weight that Keras
-    multiplies inputs with (recurrent, depthwise and pointwise kernels and attention projections
-    among them), and for no bias, scale or statistic.
+# Which weights are kernels: patterns of names, or a function of the layer and the weight.
+Weights = str | Iterable[str] | Callable[[keras.layers.Layer, keras.Variable], bool] | None
+
+
+def kernels(layer: keras.layers.Layer, weights: Weights = None) -> list[keras.Variable]:
+    """The kernels of a built layer, in the order of its weights; of a wrapper, those that it has.
+
+    By default a kernel is a floating-point weight of at least two dimensions whose name ends in
+    `kernel` or `embeddings`, in the layer or in a layer inside it: this holds for every weight of a
+    layer of Keras that inputs are multiplied with (recurrent, depthwise and pointwise kernels and
+    attention projections among them), and for no bias, scale or statistic.
 
     Args:
         layer: A built Keras layer.
+        weights: Other weights to take for kernels, of one dimension or more: a name, a name pattern
+            (`"mixer_*"`), several of these, or a function of the layer and the weight. Patterns are
+            compared with the name of the weight and with its path inside the layer.
 
     Returns:
         A list of `keras.Variable`, empty where the layer has none.
     """
+    if isinstance(layer, KernelWrapper):
+        return layer.kernels
+    floats = [weight for weight in layer.weights if keras.backend.is_float_dtype(weight.dtype)]
+    if weights is None:
+        return [w for w in floats if w.name.endswith(_NAMES) and len(w.shape) >= 2]
+    if callable(weights):
+        return [w for w in floats if w.shape and weights(layer, w)]
+    patterns = [weights] if isinstance(weights, str) else list(weights)
     return [
-        weight
-        for weight in layer.weights
-        if weight.name.endswith(("kernel", "embeddings"))
-        and len(weight.shape) >= 2
-        and keras.backend.is_float_dtype(weight.dtype)
+        w
+        for w in floats
+        if w.shape
+        and any(fnmatchcase(n, p) for n in (w.name, path_inside(layer, w)) for p in patterns)
     ]
+
+
+def path_inside(layer: keras.layers.Layer, weight: keras.Variable) -> str:
+    """The path of a weight in the layer that has it."""
+    return str(weight.path).removeprefix(f"{layer.path}/")
 
 
 def channel_axes(layer: keras.layers.Layer, kernel: keras.Variable) -> int:
@@ -50,7 +73,8 @@ def channel_axes(layer: keras.layers.Layer, kernel: keras.Variable) -> int:
     if isinstance(layer, tuple(getattr(keras.layers, name) for name in transposed)):
         return 0
     depthwise = isinstance(layer, keras.layers.DepthwiseConv1D | keras.layers.DepthwiseConv2D)
-    return 2 if depthwise or kernel.name == "depthwise_kernel" else 1
+    axes = 2 if depthwise or kernel.name == "depthwise_kernel" else 1
+    return min(axes, len(kernel.shape) - 1)
 
 
 class KernelWrapper(keras.layers.Wrapper):
@@ -58,21 +82,31 @@ class KernelWrapper(keras.layers.Wrapper):
 
     Args:
         layer: A Keras layer with at least one kernel.
+        kernel_names: What weights of the layer are kernels: names, or patterns of names, as in
+            `kernels`. `None` (default): those whose name ends in `kernel` or `embeddings`.
         dtype: Dtype of the wrapper's own variables; the layer inside keeps its own policy.
         **kwargs: `name` and `trainable`, as for every Keras layer.
     """
 
-    def __init__(self, layer: keras.layers.Layer, *, dtype: Any = None, **kwargs: Any):
+    def __init__(
+        self,
+        layer: keras.layers.Layer,
+        *,
+        kernel_names: Iterable[str] | None = None,
+        dtype: Any = None,
+        **kwargs: Any,
+    ):
         # Kernels and centroids are read in full precision: only the layer inside casts.
         policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
         super().__init__(layer, dtype=policy.variable_dtype, autocast=False, **kwargs)
+        self.kernel_names = None if kernel_names is None else list(kernel_names)
         self.supports_masking = layer.supports_masking
         keras_private.take_call_signature(self, layer)
 
     @property
     def kernels(self) -> list[keras.Variable]:
         """The kernels of the layer inside, in the order of its weights."""
-        return kernels(self.layer)
+        return kernels(self.layer, self.kernel_names)
 
     @property
     def quantization_weights(self) -> list[keras.Variable]:
@@ -110,7 +144,8 @@ class KernelWrapper(keras.layers.Wrapper):
             raise ValueError(
                 f"Expected a layer with kernels in {type(self).__name__}. Received: layer "
                 f"'{self.layer.name}' of type {type(self.layer).__name__} with weights {weights}. "
-                "A kernel is a weight whose name ends in 'kernel' or 'embeddings'."
+                "A kernel is a weight whose name ends in 'kernel' or 'embeddings', unless "
+                "`kernel_names` says other names."
             )
         self.built = True
 
@@ -121,7 +156,7 @@ class KernelWrapper(keras.layers.Wrapper):
         """
         variables = []
         for kernel in self.kernels:
-            place = kernel.path.removeprefix(f"{self.layer.path}/").replace("/", "_")
+            place = path_inside(self.layer, kernel).replace("/", "_")
             label = f"{place}_{name}" if len(self.kernels) > 1 else name
             shape = kwargs.get("shape", kernel.shape)
             shape = shape(kernel) if callable(shape) else shape
@@ -164,6 +199,12 @@ class KernelWrapper(keras.layers.Wrapper):
             # A new tensor: Keras tells by identity which layer a loss belongs to.
             self.add_loss(ops.cast(loss, "float32") * 1.0)
         return outputs
+
+    def get_config(self) -> dict[str, Any]:
+        config = super().get_config()
+        return (
+            config if self.kernel_names is None else {**config, "kernel_names": self.kernel_names}
+        )
 
     def compute_output_shape(self, *args: Any, **kwargs: Any) -> Any:
         return self.layer.compute_output_shape(*args, **kwargs)

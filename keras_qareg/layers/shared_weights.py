@@ -13,6 +13,9 @@ from keras_qareg.numerics.clustering import check_levels
 from keras_qareg.numerics.codebook import Codebook, lookup
 from keras_qareg.numerics.grids import grid_codes
 
+# Constraints of a kernel that hold where they hold for each of its values.
+KEPT_CONSTRAINTS = (keras.constraints.NonNeg,)
+
 
 @keras.saving.register_keras_serializable(package="keras_qareg")
 class SharedWeights(KernelWrapper):
@@ -20,8 +23,9 @@ class SharedWeights(KernelWrapper):
 
     Only the centroids get gradients: each the sum of its members' (Han et al., "Deep Compression",
     ICLR 2016), which is the cumulative tuning of arXiv 2602.03614. The kernels of the layer inside
-    keep what they were before sharing and take no part. `keras_qareg.share_weights` makes these
-    layers; made by hand, all indices are 0 until `assign_codebooks`.
+    keep what they were before sharing and take no part; a `NonNeg` of theirs holds for the centroids.
+    `keras_qareg.share_weights` makes these layers; made by hand, all indices are 0 until
+    `assign_codebooks`.
 
     Args:
         layer: Any Keras layer that has kernels.
@@ -81,6 +85,9 @@ class SharedWeights(KernelWrapper):
             dtype="float32",
             trainable=True,
         )
+        for kernel, centroids in zip(self.kernels, self.centroids, strict=True):
+            if isinstance(kernel.constraint, KEPT_CONSTRAINTS):
+                centroids.constraint = kernel.constraint
         self.indices = self._add_per_kernel(
             "indices", initializer="zeros", dtype="uint8", trainable=False
         )

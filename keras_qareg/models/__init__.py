@@ -10,10 +10,11 @@ changed, and `selection` finds the layers that are meant; each transform is a fi
 does not: the mathematics (`numerics`), files (`export`), and what is done to one layer (`layers`).
 """
 
+from keras_qareg.models.compressing import compress, share_and_tune
 from keras_qareg.models.converting import wnq
 from keras_qareg.models.reading import codebooks, kernel_codebooks
 from keras_qareg.models.recalibrating import recalibrate
-from keras_qareg.models.sharing import compress, share_weights
+from keras_qareg.models.sharing import share_weights
 from keras_qareg.models.stripping import quantizes_inputs, strip, unquantized
 from keras_qareg.models.wrapping import quantization_aware
 
@@ -24,6 +25,7 @@ __all__ = [
     "quantization_aware",
     "quantizes_inputs",
     "recalibrate",
+    "share_and_tune",
     "share_weights",
     "strip",
     "unquantized",

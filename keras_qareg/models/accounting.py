@@ -181,7 +181,7 @@ def retie(model: keras.Model, copied: keras.Model, counterparts: Counterparts) -
         id(kernel)
         for layer in layers_inside(copied)
         if isinstance(layer, QUANTIZED)
-        for kernel in kernels(inner_layer(layer))
+        for kernel in kernels(layer)
     }
 
     def counterpart(value: Any) -> Any:

@@ -7,11 +7,19 @@ from collections.abc import Iterable
 from typing import Any
 
 import keras
+from keras import ops
 from keras.layers import Layer
 
-from keras_qareg.layers import WeightNormalized, WNQConv2D, WNQDense, WNQDepthwiseConv2D
+from keras_qareg.layers import (
+    WeightNormalized,
+    WNQConv2D,
+    WNQDense,
+    WNQDepthwiseConv2D,
+    channel_axes,
+)
 from keras_qareg.models.cloning import clone, fresh
 from keras_qareg.models.selection import Layers, check_built, check_plain, select
+from keras_qareg.numerics.clustering import dead_channels
 from keras_qareg.quantizers import MAX_ACTIVATION_BITS, MAX_WEIGHT_BITS, check_bits
 
 _KINDS: dict[type[Layer], type[WeightNormalized]] = {
@@ -94,6 +102,9 @@ def wnq(
 
     converted = clone(model, lambda layer: convert if id(layer) in chosen else None)
     for layer in made:
+        dead = dead_channels(ops.convert_to_numpy(layer.kernel), channel_axes(layer, layer.kernel))
+        if dead.any():
+            layer.kernel.assign(ops.where(dead, 0.0, layer.kernel))
         layer.fit_basis()
     return converted
 

@@ -14,6 +14,7 @@ from keras_qareg.layers import (
     QuantizationAware,
     SharedWeights,
     WeightNormalized,
+    Weights,
     channel_axes,
     kernels,
 )
@@ -22,7 +23,7 @@ from keras_qareg.models.walking import leaf_layers, scopes
 from keras_qareg.numerics.codebook import Codebook
 
 
-def codebooks(model: keras.Model) -> dict[str, Codebook]:
+def codebooks(model: keras.Model, weights: Weights = None) -> dict[str, Codebook]:
     """The codebook of each kernel that has one.
 
     Args:
@@ -30,6 +31,7 @@ def codebooks(model: keras.Model) -> dict[str, Codebook]:
             quantization-aware one, each weight with its nearest centroid as of now; of a WNQ layer,
             the levels of each channel; of a plain model, the kernels that have at most 256 distinct
             values, or whole multiples of a step in each output channel.
+        weights: What weights of plain layers are kernels, as in `quantization_aware`.
 
     Returns:
         Dict from the path of each kernel (the one that it has in the plain model) to its `Codebook`.
@@ -39,11 +41,11 @@ def codebooks(model: keras.Model) -> dict[str, Codebook]:
     Raises:
         ValueError: If the model is unbuilt.
     """
-    return {path: book for path, _, book in kernel_codebooks(model) if book is not None}
+    return {path: book for path, _, book in kernel_codebooks(model, weights) if book is not None}
 
 
 def kernel_codebooks(
-    model: keras.Model,
+    model: keras.Model, weights: Weights = None
 ) -> Iterator[tuple[str, keras.Variable, Codebook | None]]:
     """Path, variable and codebook (or None) of every kernel of a built model, in order.
 
@@ -51,15 +53,15 @@ def kernel_codebooks(
     """
     check_built(model)
     books: dict[int, list[Codebook | None]] = {}
-    for path, kernel, layer, place in _kernels(model):
+    for path, kernel, layer, place in _kernels(model, weights):
         if id(layer) not in books:
-            books = {id(layer): _layer_codebooks(layer)}
+            books = {id(layer): _layer_codebooks(layer, weights)}
         yield path, kernel, books[id(layer)][place]
 
 
-def kernel_paths(model: keras.Model) -> dict[int, str]:
+def kernel_paths(model: keras.Model, weights: Weights = None) -> dict[int, str]:
     """The path of every kernel of a model by the identity of its variable, in order."""
-    return {id(kernel): path for path, kernel, _, _ in _kernels(model)}
+    return {id(kernel): path for path, kernel, _, _ in _kernels(model, weights)}
 
 
 def unique_names(model: keras.Model, layers: list[Layer], names: list[str]) -> list[str]:
@@ -85,23 +87,23 @@ def unique_names(model: keras.Model, layers: list[Layer], names: list[str]) -> l
     return unique
 
 
-def _kernels(model: keras.Model) -> list[tuple[str, keras.Variable, Layer, int]]:
+def _kernels(model: keras.Model, weights: Weights) -> list[tuple[str, keras.Variable, Layer, int]]:
     """Path, variable, layer, and place in that layer, of every kernel; no two have the same path."""
     found: list[tuple[keras.Variable, Layer, int]] = []
     paths: list[str] = []
     for layer in leaf_layers(model):
+        variables = kernels(layer, weights)
         wrapped = isinstance(layer, KernelWrapper)
-        variables = layer.kernels if wrapped else kernels(layer)
         paths += layer.kernel_paths if wrapped else [kernel.path for kernel in variables]
         found += [(kernel, layer, place) for place, kernel in enumerate(variables)]
     unique = unique_names(model, [layer for _, layer, _ in found], paths)
     return [(path, *parts) for path, parts in zip(unique, found, strict=True)]
 
 
-def _layer_codebooks(layer: Layer) -> list[Codebook | None]:
+def _layer_codebooks(layer: Layer, weights: Weights) -> list[Codebook | None]:
     if isinstance(layer, QuantizationAware | SharedWeights | WeightNormalized):
         return list(layer.codebooks())
     return [
         Codebook.exact(ops.convert_to_numpy(kernel), channel_axes(layer, kernel))
-        for kernel in kernels(layer)
+        for kernel in kernels(layer, weights)
     ]

@@ -10,10 +10,15 @@ from typing import Any
 import keras
 from keras.layers import Layer
 
-from keras_qareg.layers import QUANTIZED, KernelWrapper, kernels
-from keras_qareg.models.accounting import inner_layer
+from keras_qareg.layers import QUANTIZED, KernelWrapper, Weights, kernels, path_inside
+from keras_qareg.layers.keras_private import layers_inside
+from keras_qareg.models.accounting import inner_layer, own_weights
 from keras_qareg.models.walking import leaf_layers
 
+_RULE = (
+    ". A kernel is a weight whose name ends in 'kernel' or 'embeddings'; name others in `weights`, as "
+    "weights=['*kernel', 'w']."
+)
 Layers = str | Iterable[str] | Callable[[Layer], bool]
 
 _CONVOLUTIONS = tuple(
@@ -42,12 +47,16 @@ def quantized_layers(model: keras.Model) -> list[Layer]:
     return [layer for layer in leaf_layers(model) if isinstance(layer, QUANTIZED)]
 
 
-def select(model: keras.Model, layers: Layers = "all") -> list[Layer]:
+def select(
+    model: keras.Model, layers: Layers = "all", weights: Weights = None, *, deep: bool = False
+) -> list[Layer]:
     """The layers with kernels that `layers` names.
 
     Args:
         model: A built model.
         layers: As in `quantization_aware`.
+        weights: As in `quantization_aware`.
+        deep: Whether layers that are made of layers are entered, as in `walking.entered`.
 
     Returns:
         List of layers, wrapped or not, in the order of the model.
@@ -55,7 +64,8 @@ def select(model: keras.Model, layers: Layers = "all") -> list[Layer]:
     Raises:
         ValueError: If `layers` is none of what is accepted, or a name is unknown.
     """
-    candidates = [layer for layer in leaf_layers(model) if kernels(inner_layer(layer))]
+    leaves = leaf_layers(model, deep)
+    candidates = [layer for layer in leaves if kernels(layer, weights)]
     if callable(layers):
         return [layer for layer in candidates if layers(inner_layer(layer))]
     if isinstance(layers, str):
@@ -68,9 +78,52 @@ def select(model: keras.Model, layers: Layers = "all") -> list[Layer]:
     if unknown:
         raise ValueError(
             f"Expected `layers` to be names of layers with kernels, {known}. "
-            f"Received unknown names: {unknown}"
+            f"Received unknown names: {unknown}{_explained(leaves, weights, unknown)}"
         )
     return [layer for layer in candidates if layer.name in names]
+
+
+def names_of_kernels(layer: Layer, weights: Weights) -> list[str] | None:
+    """What a wrapper of a layer is told of its kernels: nothing where their names say it."""
+    if isinstance(layer, KernelWrapper):
+        return layer.kernel_names
+    return None if weights is None else [path_inside(layer, k) for k in kernels(layer, weights)]
+
+
+def warn_of_overlooked(model: keras.Model, layers: Layers, weights: Weights) -> None:
+    """Warns of large weights, in layers that somebody wrote, which are not named as kernels are."""
+    if weights is None and layers == "all":
+        found = [path for layer in leaf_layers(model) for path in overlooked(layer)]
+        if found:
+            warnings.warn(f"Left as they are: {found}{_RULE}", stacklevel=3)
+
+
+def overlooked(layer: Layer) -> list[str]:
+    """The paths of weights of a layer that may be kernels, but are not named so."""
+    if isinstance(layer, QUANTIZED):
+        return []
+    return [
+        weight.path
+        for part in layers_inside(layer)
+        if not type(part).__module__.startswith("keras.")
+        for weight in own_weights(part)
+        if len(weight.shape) >= 2
+        and weight.trainable
+        and not any(weight is k for k in kernels(layer))
+    ]
+
+
+def no_kernel(model: keras.Model, weights: Weights) -> str:
+    """Why no layer of a model has a kernel: ends an error message."""
+    return _explained(leaf_layers(model), weights, None) or "."
+
+
+def _explained(leaves: list[Layer], weights: Weights, names: list[str] | None) -> str:
+    if weights is not None:
+        return f". No weight of theirs is in weights={weights!r}." if names is None else ""
+    named = [layer for layer in leaves if names is None or layer.name in names]
+    found = [path for layer in named for path in overlooked(layer)]
+    return f"{_RULE} There are {found}." if found else ""
 
 
 def check_built(model: Any) -> None:
@@ -94,9 +147,9 @@ def check_plain(model: keras.Model) -> None:
         )
 
 
-def large_enough(layer: Layer, levels: int) -> bool:
+def large_enough(layer: Layer, levels: int, weights: Weights) -> bool:
     """Whether some kernel of a layer has more weights than levels; warns if not."""
-    largest = max(math.prod(kernel.shape) for kernel in kernels(inner_layer(layer)))
+    largest = max(math.prod(kernel.shape) for kernel in kernels(layer, weights))
     if largest <= levels:
         warnings.warn(
             f"Layer '{layer.name}' is left as it is: its largest kernel has {largest} weights, "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -12,31 +13,36 @@ from keras import ops
 from keras.layers import Layer
 
 from keras_qareg import regularizers
-from keras_qareg.data import read
-from keras_qareg.layers import QuantizationAware, SharedWeights, channel_axes, kernels
+from keras_qareg.layers import (
+    KEPT_CONSTRAINTS,
+    QuantizationAware,
+    SharedWeights,
+    Weights,
+    channel_axes,
+    kernels,
+)
 from keras_qareg.models.accounting import inner_layer, own_weights
 from keras_qareg.models.cloning import clone, own_regularizer
-from keras_qareg.models.compiling import compile_like
-from keras_qareg.models.recalibrating import recalibrate
 from keras_qareg.models.selection import (
     Layers,
     check_built,
     check_choice,
     large_enough,
+    names_of_kernels,
+    no_kernel,
     quantized_layers,
     select,
+    warn_of_overlooked,
 )
-from keras_qareg.models.stripping import plain, strip, used_kernels
+from keras_qareg.models.stripping import plain, used_kernels
 from keras_qareg.models.walking import containers
 from keras_qareg.numerics import clustering, grids
 from keras_qareg.numerics.codebook import Codebook
 
 # From so many weights on a bar is shown; and layers that are clustered at a time.
 _MANY_WEIGHTS, _WORKERS = 10_000_000, min(4, os.cpu_count() or 1)
-# Inputs without which the statistics of batch normalization are better left as they are, and about so
-# many, evenly taken, as are enough for them.
-_FEWEST_INPUTS, _ENOUGH_INPUTS = 256, 4096
-_CALIBRATION_BATCH = 256
+# The share of exact zeros from which on they stay zeros.
+_MANY_ZEROS = 0.1
 METHODS = ("auto", "trained", "kmeans", "quantile", "uniform")
 TRAINABLE = ("centroids", "centroids+rest")
 
@@ -46,8 +52,9 @@ def share_weights(
     levels: int | None = None,
     layers: Layers = "all",
     *,
+    weights: Weights = None,
     method: str = "auto",
-    zero_centroid: bool = False,
+    zero_centroid: bool | str = "auto",
     trainable: str = "centroids",
     snap: bool = False,
     verbose: str | int = "auto",
@@ -62,11 +69,15 @@ def share_weights(
             quantized kernels, it is these that are shared.
         levels: Integer from 2 to 256, values a kernel; `None`: what each layer's regularizer says.
         layers: Which layers, as in `quantization_aware`; a wrapped layer counts as what it wraps.
+        weights: Which weights are kernels, as in `quantization_aware`.
         method: `"auto"` takes the trained centroids where a layer has them, each then moved to the
             mean of its members (arXiv 2602.03614), the basins of a `Sine` or `Cosine`, and exact
             k-means elsewhere. `"trained"` is the same, but an error where a layer has no centroids;
             `"kmeans"`, `"quantile"` and `"uniform"` look at the weights alone.
-        zero_centroid: Whether one centroid of each kernel is 0 and stays so. Defaults to `False`.
+        zero_centroid: Whether one centroid of each kernel is 0 and stays so. `"auto"` (default): where
+            a tenth of its weights or more are exactly 0, as in pruned kernels, or a channel is dead
+            (all its weights are below 1e-5 of the kernel's largest, and become 0); not where centroids
+            were trained.
         trainable: `"centroids"`: they alone train, and normalization keeps its statistics;
             `"centroids+rest"`: whatever else was trainable trains with them.
         snap: Whether centroids are whole numbers times a step, zero among them (-1 and 1 with two
@@ -83,7 +94,8 @@ def share_weights(
 
     Raises:
         ValueError: If an argument is out of its range, the model is unbuilt or shared already, no
-            layer matches, or a kernel has NaN or infinite weights.
+            layer matches, or a kernel has NaN or infinite weights, or a constraint other than `NonNeg`
+            (which the centroids then have).
 
     Example:
 
@@ -93,22 +105,32 @@ def share_weights(
     [4]
     """
     levels = None if levels is None else clustering.check_levels(levels)
-    _check_arguments(model, method, trainable, snap)
-    sizes = {layer: _levels_of(layer, levels) for layer in select(model, layers)}
-    sizes = {layer: size for layer, size in sizes.items() if large_enough(layer, size)}
+    _check_arguments(model, method, trainable, snap, zero_centroid)
+    sizes = {layer: _levels_of(layer, levels) for layer in select(model, layers, weights)}
+    sizes = {layer: size for layer, size in sizes.items() if large_enough(layer, size, weights)}
     if not sizes:
         raise ValueError(
             f"Expected a layer to share the weights of in model '{model.name}'. "
-            f"Received: layers={layers!r}, of which none has a kernel large enough."
+            f"Received: layers={layers!r}, of which none has a kernel large enough"
+            f"{no_kernel(model, weights)}"
         )
-    books = _cluster_all(sizes, "snap" if snap else method, zero_centroid, verbose)
+    warn_of_overlooked(model, layers, weights)
+    _check_constraints(sizes, weights)
+    found = _cluster_all(sizes, weights, "snap" if snap else method, zero_centroid, verbose)
+    books = {layer: [book for book, _ in pairs] for layer, pairs in found.items()}
+    zeros = {layer: any(zero for _, zero in pairs) for layer, pairs in found.items()}
     made = []
 
     def share(layer: Layer) -> Layer:
         inner = plain(layer)
         inner.trainable = trainable == "centroids+rest" and layer.trainable
         wrapper = SharedWeights(
-            inner, sizes[layer], zero_centroid=zero_centroid, snap=snap, name=layer.name
+            inner,
+            sizes[layer],
+            zero_centroid=zero_centroid is True or zeros[layer],
+            snap=snap,
+            kernel_names=names_of_kernels(layer, weights),
+            name=layer.name,
         )
         made.append((layer, wrapper))
         return wrapper
@@ -128,8 +150,14 @@ def share_weights(
     return shared
 
 
-def _check_arguments(model: keras.Model, method: str, trainable: str, snap: bool) -> None:
+def _check_arguments(
+    model: keras.Model, method: str, trainable: str, snap: bool, zero_centroid: bool | str
+) -> None:
     check_built(model)
+    if zero_centroid not in (True, False, "auto"):
+        raise ValueError(
+            f"Expected `zero_centroid` to be True, False or 'auto'. Received: {zero_centroid!r}"
+        )
     check_choice("method", method, METHODS)
     check_choice("trainable", trainable, TRAINABLE)
     if snap and method not in ("auto", "uniform"):
@@ -146,77 +174,18 @@ def _check_arguments(model: keras.Model, method: str, trainable: str, snap: bool
             )
 
 
-def compress(
-    model: keras.Model,
-    levels: int | None = 16,
-    layers: Layers = "all",
-    *,
-    data: Any = None,
-    epochs: int = 5,
-    steps: int | None = None,
-    batch_size: int = 32,
-    learning_rate: float = 1e-3,
-    snap: bool = False,
-    verbose: str | int = "auto",
-) -> keras.Model:
-    """Shares the weights of a trained model and tunes the centroids: the whole job in one call.
-
-    Between the two, where there are 256 inputs or more, batch normalization is measured anew on some
-    of them (`recalibrate`).
-
-    Args:
-        model: A built, trained model.
-        levels: Integer from 2 to 256, values a kernel. Defaults to 16.
-        layers: Which layers, as in `quantization_aware`.
-        data: What to tune the centroids on, in any form that `fit` takes: `(inputs, targets)` or
-            `(inputs, targets, sample_weight)`, a `tf.data.Dataset`, `PyDataset`, `DataLoader`,
-            generator, or list of such batches. `None`: no tuning, and statistics of batch
-            normalization as they were.
-        epochs: Epochs of tuning. Defaults to 5.
-        steps: Batches an epoch, which endless data need. `None`: all.
-        batch_size: Examples a step of tuning. Defaults to 32.
-        learning_rate: Of Adam, for tuning. Defaults to 1e-3.
-        snap: Whether values are whole multiples of a step, as in `share_weights`. Defaults to `False`.
-        verbose: Progress of tuning, as in `keras.Model.fit`. Defaults to `"auto"`.
-
-    Returns:
-        An ordinary model (see `strip`) whose chosen kernels have at most `levels` values.
-
-    Raises:
-        ValueError: As `share_weights`; if data do not fit the model; or if there are data and the
-            model was never compiled, so that its loss is unknown.
-
-    Example:
-
-    >>> model = keras.Sequential([keras.Input((16,)), keras.layers.Dense(8, name="fc")])
-    >>> small = compress(model, levels=4)
-    >>> len(np.unique(small.get_layer("fc").kernel))
-    4
-    """
-    check_built(model)
-    if data is not None and not getattr(model, "compiled", False):
-        raise ValueError(
-            "Expected a compiled model, whose loss says what to tune for. Received: model "
-            f"'{getattr(model, 'name', model)}' without a loss. Call `model.compile(loss=...)` first."
-        )
-    if data is None:
-        return strip(share_weights(model, levels, layers, snap=snap))
-    given = read(data, model, steps=steps).repeatable()
-    if not given.has_targets:
-        raise ValueError(
-            "Expected `data` with targets to tune the centroids on. Received: inputs alone."
-        )
-    shared = share_weights(model, levels, layers, snap=snap)
-    compile_like(shared, model, optimizer=keras.optimizers.Adam(learning_rate))
-    if not shared.compiled:
-        raise ValueError(
-            f"Expected a model with the `compile` of keras.Model. Received: {type(model).__name__}, "
-            "which has another. Use share_weights(), compile and fit its result, and strip() that."
-        )
-    if given.has(_FEWEST_INPUTS):
-        recalibrate(shared, given.some(_ENOUGH_INPUTS, _CALIBRATION_BATCH))
-    shared.fit(**given.fit_arguments(batch_size), epochs=epochs, verbose=verbose)
-    return strip(shared)
+def _check_constraints(chosen: Iterable[Layer], weights: Weights) -> None:
+    """Raises a `ValueError` where shared values cannot keep what a kernel is held to."""
+    for layer in chosen:
+        for kernel in kernels(layer, weights):
+            held = kernel.constraint
+            if held is not None and not isinstance(held, KEPT_CONSTRAINTS):
+                raise ValueError(
+                    "Expected kernels whose constraint shared values can keep (NonNeg), or without "
+                    f"one. Received: '{kernel.path}' with {type(held).__name__}. Leave the layer out "
+                    f"(`layers`), or take the constraint off first: layer '{layer.name}' can be made "
+                    "again without."
+                )
 
 
 def _levels_of(layer: Layer, levels: int | None) -> int:
@@ -238,15 +207,21 @@ def _regularizer_of(layer: Layer) -> regularizers.QuantizationRegularizer | None
 
 
 def _cluster_all(
-    sizes: dict[Layer, int], method: str, zero_centroid: bool, verbose: str | int
-) -> dict[Layer, list[Codebook]]:
+    sizes: dict[Layer, int],
+    weights: Weights,
+    method: str,
+    zero_centroid: bool | str,
+    verbose: str | int,
+) -> dict[Layer, list[tuple[Codebook, bool]]]:
     """The codebooks of all layers, some at a time: NumPy sorts and counts without Python's lock."""
     if verbose == "auto":
         verbose = int(sum(layer.count_params() for layer in sizes) >= _MANY_WEIGHTS)
     bar = keras.utils.Progbar(len(sizes), verbose=verbose, unit_name="layer")
     books = {}
     with ThreadPoolExecutor(_WORKERS) as pool:
-        jobs = [pool.submit(_cluster, *pair, method, zero_centroid) for pair in sizes.items()]
+        jobs = [
+            pool.submit(_cluster, *pair, weights, method, zero_centroid) for pair in sizes.items()
+        ]
         try:
             for layer, job in zip(sizes, jobs, strict=True):
                 books[layer] = job.result()
@@ -256,9 +231,11 @@ def _cluster_all(
     return books
 
 
-def _cluster(layer: Layer, levels: int, method: str, zero_centroid: bool) -> list[Codebook]:
-    """The codebook of each kernel of a layer."""
-    found = kernels(inner_layer(layer))
+def _cluster(
+    layer: Layer, levels: int, weights: Weights, method: str, zero_centroid: bool | str
+) -> list[tuple[Codebook, bool]]:
+    """The codebook of each kernel of a layer, and whether it has a zero that is to stay."""
+    found = kernels(layer, weights)
     trained: list[Any] = [None] * len(found)
     regularizer = _regularizer_of(layer)
     if method in ("auto", "trained") and regularizer and regularizer.levels == levels:
@@ -274,21 +251,35 @@ def _cluster(layer: Layer, levels: int, method: str, zero_centroid: bool) -> lis
         )
     means = trained[0] is not None and regularizer is not None and regularizer.learned
     books = []
-    for kernel, weights, centroids in zip(found, used_kernels(layer), trained, strict=True):
+    for kernel, values, centroids in zip(found, used_kernels(layer, weights), trained, strict=True):
+        axes = channel_axes(inner_layer(layer), kernel)
+        zero = zero_centroid is True
         try:
             clustering.check_finite(ops.convert_to_numpy(kernel))
+            if centroids is None:
+                values, has_zeros = _with_exact_zeros(values, levels, axes)
+                zero = has_zeros if zero_centroid == "auto" else zero
             if method == "snap":
-                books.append(_on_grid(weights, levels, channel_axes(inner_layer(layer), kernel)))
+                books.append((_on_grid(values, levels, axes), False))
                 continue
             if centroids is None:
-                centroids = _initial(weights, levels, method, zero_centroid)
-            elif zero_centroid:
+                centroids = _initial(values, levels, method, zero)
+            elif zero:
                 centroids = _with_zero(centroids)
         except ValueError as error:
             raise ValueError(f"Kernel '{kernel.path}': {error}") from error
-        book = Codebook.nearest(weights, centroids)
-        books.append(book.with_member_means(weights, zero_centroid) if means else book)
+        book = Codebook.nearest(values, centroids)
+        books.append((book.with_member_means(values, zero) if means else book, zero))
     return books
+
+
+def _with_exact_zeros(values: np.ndarray, levels: int, axes: int) -> tuple[np.ndarray, bool]:
+    """A kernel whose dead channels are 0, and whether its zeros are worth a centroid."""
+    dead = clustering.dead_channels(values, axes)
+    values = np.where(dead, np.float32(0), values) if dead.any() else values
+    share = float(np.mean(values == 0))
+    # Of two values, one is too much for a few zeros.
+    return values, share >= 0.5 if levels == 2 else bool(dead.any()) or share >= _MANY_ZEROS
 
 
 def _on_grid(weights: np.ndarray, levels: int, axes: int) -> Codebook:

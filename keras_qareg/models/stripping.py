@@ -9,7 +9,7 @@ import numpy as np
 from keras import ops
 from keras.layers import Layer
 
-from keras_qareg.layers import QuantizationAware, SharedWeights, WeightNormalized, kernels
+from keras_qareg.layers import QuantizationAware, SharedWeights, WeightNormalized, Weights, kernels
 from keras_qareg.layers.keras_private import attributes, layers_inside
 from keras_qareg.models.accounting import inner_layer
 from keras_qareg.models.cloning import clone, fresh
@@ -47,10 +47,11 @@ def strip(model: keras.Model, into: keras.Model | None = None) -> keras.Model:
     """
     check_built(model)
     thaw = any(isinstance(layer, SharedWeights) for layer in quantized_layers(model))
-    names = quantizes_inputs(model)
-    if names:
+    quantizing = quantizes_inputs(model)
+    if quantizing:
         warnings.warn(
-            f"Layers {names} quantize their inputs; the plain layers do not, so that outputs differ.",
+            f"Layers {quantizing} quantize their inputs; the plain layers do not, so that outputs "
+            "differ.",
             stacklevel=2,
         )
     pairs = []
@@ -65,7 +66,8 @@ def strip(model: keras.Model, into: keras.Model | None = None) -> keras.Model:
 
     stripped = clone(model, lambda layer: unwrap)
     for layer, successor in pairs:
-        for kernel, weights in zip(kernels(successor), used_kernels(layer), strict=True):
+        names = getattr(layer, "kernel_names", None)
+        for kernel, weights in zip(kernels(successor, names), used_kernels(layer), strict=True):
             kernel.assign(weights)
     return stripped if into is None else _written_into(into, stripped)
 
@@ -101,11 +103,11 @@ def unquantized(model: keras.Model) -> keras.Model:
     return strip(model) if any(isinstance(part, ours) for part in parts) else model
 
 
-def used_kernels(layer: Layer) -> list[np.ndarray]:
+def used_kernels(layer: Layer, weights: Weights = None) -> list[np.ndarray]:
     """The kernels that a layer computes with: quantized ones, where it has these."""
     trained = isinstance(layer, QuantizationAware) and not layer.quantizes
     if trained or not hasattr(layer, "codebooks"):
-        return [ops.convert_to_numpy(kernel) for kernel in kernels(inner_layer(layer))]
+        return [ops.convert_to_numpy(kernel) for kernel in kernels(layer, weights)]
     return [book.weights for book in layer.codebooks()]
 
 

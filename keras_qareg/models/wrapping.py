@@ -6,9 +6,18 @@ import keras
 from keras.layers import Layer
 
 from keras_qareg import regularizers
-from keras_qareg.layers import QuantizationAware
+from keras_qareg.layers import QuantizationAware, Weights
 from keras_qareg.models.cloning import clone, fresh, own_regularizer
-from keras_qareg.models.selection import Layers, check_built, check_plain, large_enough, select
+from keras_qareg.models.selection import (
+    Layers,
+    check_built,
+    check_plain,
+    large_enough,
+    names_of_kernels,
+    no_kernel,
+    select,
+    warn_of_overlooked,
+)
 
 
 def quantization_aware(
@@ -16,6 +25,7 @@ def quantization_aware(
     regularizer: regularizers.Identifier = None,
     layers: Layers = "all",
     *,
+    weights: Weights = None,
     straight_through: bool = True,
 ) -> keras.Model:
     """The model with its layers wrapped for quantization-aware training (arXiv 2602.03614).
@@ -31,6 +41,10 @@ def quantization_aware(
         layers: Which layers: `"all"` that have kernels; `"conv"`; `"dense"` (attention included);
             a list of layer names; or a function from a layer to whether it is wanted. A layer with
             no more weights than levels is left out, with a warning.
+        weights: Which weights are kernels: a name, a name pattern (`"mixer_*"`) or path pattern inside
+            the layer, several of these, or a function of the layer and the weight. `None` (default):
+            those whose name ends in `kernel` or `embeddings`; there is a warning where a layer that is
+            none of Keras's has others of two axes or more.
         straight_through: Whether the layers compute with their quantized kernels from when the
             centroids are placed by a schedule, and pass gradients straight through to the weights
             (`layers.QuantizationAware`). `False` is the paper's way: the layers compute with their
@@ -54,16 +68,17 @@ def quantization_aware(
     check_plain(model)
     given = regularizers.get(regularizer)
     chosen: dict[int, regularizers.QuantizationRegularizer] = {}
-    for layer in select(model, layers):
+    for layer in select(model, layers, weights):
         own = given or own_regularizer(layer)
-        if own is not None and large_enough(layer, own.levels):
+        if own is not None and large_enough(layer, own.levels, weights):
             chosen[id(layer)] = own
     if not chosen:
         own = "" if given else " of its own, and no regularizer was given"
         raise ValueError(
             f"Expected a layer to wrap in model '{model.name}'. Received: layers={layers!r}, of "
-            f"which none has a kernel large enough and a regularizer{own}."
+            f"which none has a kernel large enough and a regularizer{own}{no_kernel(model, weights)}"
         )
+    warn_of_overlooked(model, layers, weights)
     made = []
 
     def wrap(layer: Layer) -> Layer:
@@ -72,6 +87,7 @@ def quantization_aware(
                 fresh(layer, clean=True),
                 chosen[id(layer)],
                 straight_through=straight_through,
+                kernel_names=names_of_kernels(layer, weights),
                 name=layer.name,
                 trainable=layer.trainable,
             )

@@ -67,8 +67,12 @@ def snapped(weights: ArrayLike, levels: int, channel_axes: int = 0) -> np.ndarra
     weights = np.asarray(weights, "float32")
     check_finite(weights)
     channels = weights.shape[-channel_axes:]
-    steps = _best_steps(weights.reshape(-1, int(np.prod(channels))), 1, codes, _CHANNEL_ROUNDS)
-    return steps.astype("float32").reshape(channels)
+    columns = weights.reshape(-1, int(np.prod(channels)))
+    steps = _best_steps(columns, 1, codes, _CHANNEL_ROUNDS).astype("float32")
+    alive = columns.any(axis=0)
+    if alive.any() and 0 in codes:  # any step will do for zeros: integer formats want no tiny one
+        steps[~alive] = np.median(steps[alive])
+    return steps.reshape(channels)
 
 
 def nearest_codes(weights: np.ndarray, steps: np.ndarray, levels: int) -> np.ndarray:

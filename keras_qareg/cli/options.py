@@ -1,0 +1,227 @@
+"""The words of the command line. What is out of range is refused here, before anything is loaded."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from keras_qareg import __version__
+from keras_qareg.cli.backend import wanted_backend
+from keras_qareg.cli.messages import CommandError
+
+WEIGHTS = (
+    *("auto", "smallest", "int8-exact", "int4-exact", "int2-exact", "codebook", "tflm"),
+    *("float32", "float16", "int8"),
+)
+_LARGEST = 2**32 - 1
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors take one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise CommandError(f"{message} (see `{self.prog} --help`)")
+
+
+class _Version(argparse.Action):
+    """Prints versions from what is installed, without an import of it."""
+
+    def __init__(self, **settings: Any):
+        super().__init__(nargs=0, default=argparse.SUPPRESS, **settings)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        backend = wanted_backend()
+        # TensorFlow has packages of several names.
+        names = importlib.metadata.packages_distributions()
+        keras, engine = (_version(name, names.get(name, [])) for name in ("keras", backend))
+        print(f"keras-qareg {__version__}\n{keras}\nbackend {engine}")
+        parser.exit()
+
+
+def _version(name: str, packages: Sequence[str]) -> str:
+    if not packages:
+        return f"{name} (not installed)"
+    return f"{name} {importlib.metadata.version(packages[0])}"
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Reads the command line.
+
+    Args:
+        arguments: Its words; `None`: those of the process.
+
+    Raises:
+        CommandError: If a word is unknown, missing, or a number out of its range.
+    """
+    parser = _Parser(
+        prog="keras-qareg", description="Make Keras models small: share weights, export, inspect."
+    )
+    parser.add_argument("--version", action=_Version, help="show versions and exit")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
+    for add in (_add_compress, _add_export, _add_archive, _add_verify, _add_inspect):
+        add(commands)
+    return parser.parse_args(arguments)
+
+
+def _add_compress(commands: Any) -> None:
+    compress = _command(
+        commands, "compress", "share weights, tune centroids, export a .tflite", "FILE.tflite"
+    )
+    compress.add_argument(
+        "--levels", type=_integer("--levels", 2, 256), default=16, help="values a kernel (16)"
+    )
+    compress.add_argument(
+        "--layers", choices=("all", "conv", "dense"), default="all", help="default: all"
+    )
+    compress.add_argument("--data", type=Path, metavar="FILE.npz", help=_DATA + _TARGETS)
+    compress.add_argument(
+        "--epochs", type=_integer("--epochs", 1), default=5, help="epochs of tuning (5)"
+    )
+    compress.add_argument(
+        "--seed", type=_integer("--seed", 0), help="of random numbers, for the same result again"
+    )
+    compress.add_argument(
+        "--snap",
+        action="store_true",
+        help="evenly spaced values, which a .tflite holds as small integers",
+    )
+    compress.add_argument("--loss", help="Keras loss for tuning, where the model was not compiled")
+    _add_weights(compress)
+
+
+_DATA = "arrays of examples: x, or one by the name of each input"
+_TARGETS = "; y, or one by the name of each output; optionally sample_weight. To tune on"
+
+
+def _add_export(commands: Any) -> None:
+    export = _command(
+        commands, "export", "write a model as .tflite and compare it with Keras", "FILE.tflite"
+    )
+    export.add_argument(
+        "--data", type=Path, metavar="FILE.npz", help=f"{_DATA}. They calibrate int8"
+    )
+    _add_weights(export)
+
+
+def _add_archive(commands: Any) -> None:
+    archive = _command(commands, "archive", "write a model as one small archive", "FILE.qareg")
+    archive.add_argument(
+        "--float-dtype",
+        choices=("float32", "float16"),
+        default="float32",
+        help="of tensors that are not shared (default: float32)",
+    )
+    _command(
+        commands,
+        "unarchive",
+        "write the model of an archive as .keras",
+        "MODEL.keras",
+        "FILE.qareg",
+    )
+
+
+def _add_verify(commands: Any) -> None:
+    verify = _command(
+        commands,
+        "verify",
+        "whether a .tflite or an archive is a model: status 0 if it is, 1 if not",
+    )
+    verify.add_argument("file", type=Path, metavar="FILE")
+
+
+def _add_inspect(commands: Any) -> None:
+    help_ = "what is in a model, an archive or a .tflite: levels, values, bytes"
+    _command(commands, "inspect", help_, source="FILE")
+
+
+def _command(
+    commands: Any, name: str, help_: str, out: str | None = None, source: str = "MODEL.keras"
+) -> argparse.ArgumentParser:
+    """A command that reads one file and, with `out`, writes another one."""
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=help_, description=help_)
+    parser.add_argument("source", type=Path, metavar=source)
+    parser.add_argument(
+        "--custom-objects",
+        metavar="MODULE",
+        help="module or .py file with the layers and functions of the model that Keras does not have",
+    )
+    if out is not None:
+        parser.add_argument("--out", type=Path, required=True, metavar=out)
+        parser.add_argument("--force", action="store_true", help="replace an existing file")
+    return parser
+
+
+def _add_weights(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--weights",
+        choices=WEIGHTS,
+        default="auto",
+        help="default: auto; int8 and tflm (for TFLite Micro) are full integer with --data",
+    )
+    parser.add_argument(
+        "--decode-each-run",
+        action="store_true",
+        help="look codebooks up in each run, for runtimes without variables",
+    )
+    parser.add_argument(
+        "--input-shape",
+        nargs="+",
+        type=_shape,
+        metavar="SHAPE",
+        help="sizes of inputs that are open in the model, without the batch: 224x224x3, or a=8x8 b=4",
+    )
+    for end in ("input", "output"):
+        parser.add_argument(
+            f"--{end}-type",
+            choices=("float32", "int8", "uint8"),
+            default="float32",
+            help=f"of the {end}s of a full-integer file (default: float32)",
+        )
+
+
+def _shape(text: str) -> tuple[str, tuple[int, ...]]:
+    """The name of an input, or none, and its shape."""
+    first, named, rest = text.partition("=")
+    name, sizes = (first, rest) if named else ("", first)
+    parts = re.split("[x,]", sizes)
+    if not all(part.isdecimal() and int(part) for part in parts):
+        raise CommandError(
+            f"Expected --input-shape with sizes such as 224x224x3, or a=8x8. Received: {text}"
+        )
+    return name, tuple(map(int, parts))
+
+
+def input_shapes(options: argparse.Namespace) -> Any:
+    """The shapes as `export.litert` takes them: one, a list, or a dict by the names of inputs."""
+    given = options.input_shape
+    if given is None:
+        return None
+    names = [name for name, _ in given]
+    if all(names) and len(set(names)) == len(names):
+        return dict(given)
+    if any(names):
+        raise CommandError(
+            "Expected --input-shape with a name of its own for each shape, or without names. "
+            f"Received: {', '.join(name or 'none' for name in names)}"
+        )
+    shapes = [shape for _, shape in given]
+    return shapes if len(shapes) > 1 else shapes[0]
+
+
+def _integer(name: str, least: int, most: int = _LARGEST) -> Callable[[str], int]:
+    def parse_integer(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if least <= value <= most:
+            return value
+        reach = f"from {least} to {most}" if most < _LARGEST else f"of {least} or more"
+        # An error of its own: argparse adds words of its own to those that it knows.
+        raise CommandError(f"Expected {name} to be an integer {reach}. Received: {text}")
+
+    return parse_integer

@@ -1,0 +1,169 @@
+"""What is refused before Keras is imported, and in which words."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+pytestmark = pytest.mark.one_backend
+
+
+@pytest.fixture
+def files(saved):
+    """Files of many kinds beside the model."""
+    values = np.zeros((5, 3))
+    arrays = {
+        "empty": {"x": values[:0], "y": values[:0]},
+        "scalar": {"x": np.zeros(()), "y": values},
+        "short": {"x": values, "y": values[:4], "sample_weight": np.zeros(5)},
+        "inputs": {"x": values, "sample_weight": np.zeros(5)},
+        "others": {"images": values},
+        "none": {},
+        "objects": {"x": np.array([None, 1], object), "y": np.zeros(2)},
+    }
+    for name, found in arrays.items():
+        np.savez(saved / f"{name}.npz", **found)
+    np.save(saved / "one.npy", values)
+    (saved / "table.csv").write_text("a,b\n1,2\n")
+    (saved / "nothing.npz").touch()
+    (saved / "broken.npz").write_bytes((saved / "data.npz").read_bytes()[:900])
+    (saved / "broken.keras").write_bytes(b"PK\x03\x04 but no archive")
+    (saved / "model.zip").write_bytes((saved / "model.keras").read_bytes())
+    (saved / "m.tflite").write_bytes(bytes(4) + b"TFL3" + bytes(8))
+    (saved / "m.qareg").write_bytes(b"\x89KQAREG\n" + bytes(8))
+    (saved / "saved_model").mkdir()
+    (saved / "saved_model" / "saved_model.pb").touch()
+    return saved
+
+
+def cases(files):
+    """Words of command lines, and what is said of each."""
+    model, out = files / "model.keras", files / "out.tflite"
+    compress = ["compress", model, "--out", out]
+    integers = {
+        ("--epochs", "0"): "of 1 or more",
+        ("--epochs", "-3"): "of 1 or more",
+        ("--epochs", "two"): "of 1 or more",
+        ("--levels", "1000"): "from 2 to 256",
+        ("--levels", "1"): "from 2 to 256",
+        ("--levels", "4.5"): "from 2 to 256",
+        ("--seed", "-1"): "of 0 or more",
+    }
+    for (name, value), reach in integers.items():
+        said = f"Expected {name} to be an integer {reach}. Received: {value}"
+        yield [*compress, f"{name}={value}"], said
+    yield [*compress, "--weights", "int3"], None
+    yield ["compress", model], "the following arguments are required: --out (see `keras-qareg "
+    shapes = "Expected --input-shape with sizes such as 224x224x3, or a=8x8. Received: {}"
+    for text in ("8x", "a=", "0x3", "a=8x8=4", "3.5"):
+        yield [*compress, "--input-shape", text], shapes.format(text)
+    yield (
+        [*compress, "--input-shape", "a=8", "4"],
+        "Expected --input-shape with a name of its own for each shape, or without names. Received: a, "
+        "none",
+    )
+    how = "Write one with numpy.savez(FILE, x=..., y=...)"
+    kinds = {
+        "one.npy": "a .npy file of one array",
+        "table.csv": "a file of another kind",
+        "nothing.npz": "an empty file",
+        "model.keras": "a .keras file",
+        "broken.npz": "a file of another kind",
+        "saved_model": "a TensorFlow SavedModel",
+    }
+    for name, kind in kinds.items():
+        said = f"Expected a .npz file for --data. Received: {files / name}, which is {kind}. {how}"
+        yield [*compress, "--data", files / name], said
+    for name, said in {
+        "absent.npz": "Expected a .npz file for --data. Received: {}, which does not exist",
+        "empty.npz": "Expected examples in array x of --data. Received: {} with x of shape (0, 3)",
+        "scalar.npz": "Expected examples in array x of --data. Received: {} with x of shape ()",
+        "short.npz": "Expected as many examples in each array of --data. Received: {} with 5 in x, "
+        "4 in y, 5 in sample_weight",
+        "inputs.npz": "Expected --data to hold y, the targets. Received: {}, which holds x, "
+        "sample_weight",
+        "others.npz": "Expected --data to hold x and y. Received: {}, which holds images",
+        "none.npz": "Expected --data to hold x and y. Received: {}, which holds nothing",
+        "objects.npz": "Expected a readable .npz file for --data. Received: {} (Object arrays cannot "
+        "be loaded when allow_pickle=False)",
+    }.items():
+        yield [*compress, "--data", files / name], said.format(files / name)
+    yield from models(files, out)
+    yield from outputs(files, model)
+
+
+def models(files, out):
+    """The same of models."""
+    said = "Expected a Keras model file (.keras or .h5). Received: {}, which is "
+    for name, kind in {
+        "m.tflite": "a .tflite file, from which no Keras model can be made. Pass the model that it "
+        "was made from; `keras-qareg inspect` shows what is in it",
+        "m.qareg": "an archive of keras-qareg. Make a model of it first: `keras-qareg unarchive {} "
+        "--out MODEL.keras`",
+        "saved_model": "a TensorFlow SavedModel, which Keras 3 cannot open. If Keras 2 wrote it, pip "
+        "install tf_keras, save it as .h5 with tf_keras.models.load_model('{}').save('model.h5'), "
+        "and pass that",
+        "broken.keras": "a file of another kind",
+        "data.npz": "a .npz file",
+        ".": "a folder",
+    }.items():
+        path = files / name
+        yield ["export", path, "--out", out], (said + kind).format(path, path)
+    yield ["inspect", files / "no.keras"], f"Expected a file. Received: {files}/no.keras, which "
+    yield ["archive", files / "no.keras", "--out", out], "Expected a Keras model file. Received: "
+    yield (
+        ["inspect", files / "model.zip"],
+        "Expected a file name that ends in '.keras', as Keras does of a .keras file. Received: "
+        f"{files}/model.zip. Rename it",
+    )
+
+
+def outputs(files, model):
+    """The same of files to write."""
+    absent = files / "absent"
+    yield (
+        ["compress", model, "--out", absent / "m.tflite"],
+        f"Expected a folder that exists. Received: {absent}, which does not",
+    )
+    yield (
+        ["export", model, "--out", files / "m.bin"],
+        f"Expected a file name that ends in '.tflite'. Received: {files}/m.bin",
+    )
+    yield (
+        ["export", model, "--out", files / "m.tflite"],
+        "Expected a new file for --out. Received: ",
+    )
+
+
+def test_in_one_line_and_nothing_is_written(files, refused):
+    before = sorted(files.iterdir())
+    for words, said in cases(files):
+        found = refused(*words)
+        assert said is None or found == said or (said.endswith(" ") and found.startswith(said)), (
+            words
+        )
+    assert sorted(files.iterdir()) == before
+
+
+def test_before_keras_is_imported(files):
+    words = [[str(word) for word in line] for line, _ in cases(files)]
+    program = (
+        "import sys\nfrom keras_qareg.cli import main\n"
+        f"print({{main(line) for line in {words}}}, 'keras' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "{2} False\n", done.stderr
+
+
+def test_a_broken_array_is_told(files, refused):
+    content = bytearray((files / "data.npz").read_bytes())
+    content[2000:2010] = bytes(range(100, 110))
+    (files / "flipped.npz").write_bytes(content)
+    words = ["compress", files / "model.keras", "--out", files / "out.tflite"]
+    found = refused(*words, "--data", files / "flipped.npz")
+    assert found.startswith(
+        f"Expected a readable .npz file for --data. Received: {files}/flipped.npz ("
+    )
