@@ -351,6 +351,17 @@ def test_models_of_other_precision_become_float32_files(policy, tmp_path):
 
 
 @tensorflow_only
+def test_what_overflows_in_half_precision(tmp_path):
+    inputs = keras.Input((8,))
+    wide = layers.Dense(4, kernel_initializer="ones", dtype="mixed_float16")(20000.0 * inputs)
+    model = keras.Model(inputs, {"sum": wide, "large": wide > 0})
+    data = np.ones((4, 8), "float32")
+    message = error_of(qareg.export.litert, model, tmp_path / "m.tflite", "auto", data)
+    assert "Expected output 'sum' of model" in message and "(dtype='float32')" in message
+    qareg.export.litert(model, tmp_path / "m.tflite", "auto", 0.1 * data)
+
+
+@tensorflow_only
 def test_nan_is_named(tmp_path):
     inputs = keras.Input((8,), name="power")
     model = keras.Model(inputs, {"level": layers.Dense(4)(ops.log(inputs))})
