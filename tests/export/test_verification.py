@@ -77,6 +77,23 @@ def test_another_model_is_refused(tmp_path):
     assert "Expected a file with the outputs of model" in error_of(qareg.export.verify, more, path)
 
 
+@tensorflow_only
+def test_inputs_without_names_are_told_apart(tmp_path):
+    keras.utils.set_random_seed(0)
+    second, first = keras.Input((6,)), keras.Input((6,))
+    x = [layers.Dense(3)(first), layers.Dense(4)(second)]
+    model = qareg.share_weights(keras.Model([first, second], layers.Concatenate()(x)), 4)
+    path = tmp_path / "m.tflite"
+    for form in ("auto", "codebook", "tflm"):
+        qareg.export.litert(model, path, form)
+        for equal in equals(model, tmp_path):
+            assert qareg.export.verify(equal, path).startswith("equal")
+    one = keras.Sequential([keras.Input((6,)), layers.Dense(3)])
+    assert "Expected a file with the inputs of the model, {" in error_of(
+        qareg.export.verify, one, path
+    )
+
+
 @pytest.mark.parametrize("kind", MADE)
 def test_an_archive_holds_what_the_model_computes_with(kind, tmp_path, monkeypatch):
     model = MADE[kind](network())
