@@ -119,7 +119,7 @@ class KernelWrapper(keras.layers.Wrapper):
         """The path that each kernel has in a model without the wrapper."""
         scope, _, _ = self.path.rpartition("/")
         owner = f"{scope}/{self.layer.name}" if scope else self.layer.name
-        return [owner + kernel.path.removeprefix(self.layer.path) for kernel in self.kernels]
+        return [f"{owner}/{path_inside(self.layer, kernel)}" for kernel in self.kernels]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not self.layer.built:
