@@ -172,7 +172,8 @@ def clone(model: keras.Model, change: Change, *, deep: bool = False) -> keras.Mo
         return successor
 
     copied = copy(model)
-    if not all(layer.built for layer in layers_inside(copied)):
+    # A graph was built as it was made, whatever its preprocessing layers say of themselves.
+    if not ((is_graph(copied) and copied.built) or all(x.built for x in layers_inside(copied))):
         _build_like(copied, model)
     counterparts = [
         found for old, new in pairs for found in copy_contents(old, new, id(old) in inside)
