@@ -187,3 +187,19 @@ def test_branches_of_one_architecture(tmp_path):
     for form in ("smallest", "codebook", "tflm"):
         report = qareg.export.litert(qareg.share_weights(model, 4), tmp_path / "m.tflite", form)
         assert sum(kernel.path is not None for kernel in report.kernels) == 3
+
+
+@tensorflow_only
+def test_a_file_without_a_signature_is_refused_in_words(tmp_path):
+    from keras_qareg.export.litert import flatbuffer
+
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(2)])
+    file = tmp_path / "model.tflite"
+    qareg.export.litert(model, file, "float32")
+    read = flatbuffer.read(file.read_bytes())
+    read.signatureDefs = []
+    file.write_bytes(flatbuffer.to_bytes(read))
+    assert error_of(lambda: qareg.export.verify(model, file)) == (
+        "Expected a .tflite file with one signature, which names its inputs and outputs, as Keras "
+        "writes it. Received: one with 0."
+    )
