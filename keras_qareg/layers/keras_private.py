@@ -43,6 +43,23 @@ def attributes(layer: Layer) -> dict[str, Any]:
     return {name: value for name, value in found.items() if name not in _names_of_keras()}
 
 
+def flattened(value: Any) -> list[Any]:
+    """What lists, tuples and dicts hold, however deep; of anything else, that alone.
+
+    `keras.tree` takes the tuples of an attribute for single objects: TensorFlow wraps them.
+    """
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        return [leaf for item in value for leaf in flattened(item)]
+    return [value]
+
+
+def set_trainable_alone(layer: Layer, value: bool) -> None:
+    """Sets whether a layer trains, and leaves the layers inside as they are (`Layer._trainable`)."""
+    layer._trainable = value
+
+
 @functools.lru_cache
 def _names_of_keras() -> frozenset[str]:
     """The attributes that a trained model has whoever wrote it."""
@@ -62,7 +79,8 @@ def _names_of_keras() -> frozenset[str]:
     graphs = {*vars(graph), *vars(keras.Sequential([keras.Input((1,))])), "_functional"}
     # What `fit`, `evaluate` and `predict` leave behind, on any backend.
     used = {"history", "stop_evaluating", "stop_predicting", "_jax_state", "_torch_params"}
-    return frozenset({*vars(bare), *vars(Layer(name="bare")), *graphs, *used}) - {"inner"}
+    ours = {"get_config"}  # of `models.saving`
+    return frozenset({*vars(bare), *vars(Layer(name="bare")), *graphs, *used, *ours}) - {"inner"}
 
 
 @contextlib.contextmanager

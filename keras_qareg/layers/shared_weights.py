@@ -88,9 +88,7 @@ class SharedWeights(KernelWrapper):
             dtype="float32",
             trainable=True,
         )
-        for kernel, centroids in zip(self.kernels, self.centroids, strict=True):
-            if isinstance(kernel.constraint, KEPT_CONSTRAINTS):
-                centroids.constraint = kernel.constraint
+        self._keep_constraints()
         self.indices = self._add_per_kernel(
             "indices", initializer="zeros", dtype="uint8", trainable=False
         )
@@ -119,6 +117,11 @@ class SharedWeights(KernelWrapper):
             load({**lacking, **held})
 
         part.save_own_variables, part.load_own_variables = save_own_variables, load_own_variables
+
+    def _keep_constraints(self) -> None:
+        for kernel, centroids in zip(self.kernels, self.centroids, strict=True):
+            if isinstance(kernel.constraint, KEPT_CONSTRAINTS):
+                centroids.constraint = kernel.constraint
 
     def call(self, *args: Any, training: bool | None = None, **kwargs: Any) -> Any:
         return self._call_with(self.used_kernels(), *args, **kwargs)
@@ -149,6 +152,7 @@ class SharedWeights(KernelWrapper):
         Raises:
             ValueError: If a codebook has more centroids than `levels`, or is off the grid of `snap`.
         """
+        self._keep_constraints()  # one may have been set since
         for book, centroids, indices in zip(codebooks, self.centroids, self.indices, strict=True):
             if len(book.centroids) > self.levels:
                 raise ValueError(

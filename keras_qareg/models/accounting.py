@@ -6,6 +6,7 @@ anew, or cut a tie is an error and never a result.
 
 from __future__ import annotations
 
+import copy
 import inspect
 import tempfile
 from typing import Any
@@ -19,13 +20,17 @@ from keras_qareg.layers import QUANTIZED, KernelWrapper, kernels
 from keras_qareg.layers.keras_private import (
     attributes,
     children,
+    flattened,
     is_graph,
     layers_inside,
     replace_arguments,
+    set_trainable_alone,
     unlocked,
 )
 
 _SIMPLE = bool | int | float | str | np.ndarray | np.generic
+# What is copied in other ways.
+_OF_MODELS = Layer | keras.Variable | keras.KerasTensor
 # A weight or state of the model, and what it became.
 Counterparts = list[tuple[keras.Variable, keras.Variable]]
 
@@ -41,13 +46,14 @@ def own_weights(layer: Layer) -> list[keras.Variable]:
     return [weight for weight in layer.weights if id(weight) not in inside]
 
 
-def copy_contents(old: Layer, new: Layer, is_entered: bool) -> Counterparts:
-    """Copies the weights and states of a layer to its copy.
+def copy_contents(old: Layer, new: Layer, is_entered: bool, thaw: bool = False) -> Counterparts:
+    """Copies the weights and states of a layer to its copy, and what was set on them.
 
     Args:
         old: The layer.
         new: Its copy, built; of the same class, or what stands for it.
         is_entered: Whether the layers inside have copies of their own, which are not touched here.
+        thaw: Whether weights that were frozen one by one train again.
 
     Returns:
         Which weight became which.
@@ -69,6 +75,10 @@ def copy_contents(old: Layer, new: Layer, is_entered: bool) -> Counterparts:
         ]
     for a, b in parts:
         _copy_settings(a, b)
+    if not thaw:
+        if is_entered:
+            set_trainable_alone(new, old.trainable)
+        _copy_flags(parts, counterparts, type(old) is type(new))
     states = [found for a, b in parts for found in _paired(old, _states(a), _states(b))]
     for before, after in (*counterparts, *states):
         # A copy: JAX gives the memory of a trained model's variables away at each step.
@@ -101,9 +111,24 @@ def _plain_weights(layer: Layer) -> list[keras.Variable]:
 def _states(layer: Layer) -> list[keras.Variable]:
     """Variables in the attributes of a layer that are no weights: states of recurrent layers."""
     weights = {id(weight) for weight in layer.weights}
-    parts = keras.tree.flatten(list(attributes(layer).values()))
+    parts = flattened(list(attributes(layer).values()))
     found = {id(part): part for part in parts if isinstance(part, keras.Variable)}
     return [state for identity, state in found.items() if identity not in weights]
+
+
+def _copy_flags(
+    parts: list[tuple[Layer, Layer]], counterparts: Counterparts, is_same: bool
+) -> None:
+    """What was set on parts and weights themselves: whether they train, and their constraints."""
+    old, new = parts[0]
+    as_it_was = old.trainable == new.trainable  # not where a transform freezes all but centroids
+    for a, b in parts[1:]:
+        if as_it_was and a.trainable != b.trainable:
+            b.trainable = a.trainable
+    for before, after in counterparts:
+        after.constraint = before.constraint
+        if as_it_was:
+            after.trainable = before.trainable and (after.trainable or is_same)
 
 
 def _copy_settings(old: Layer, new: Layer) -> None:
@@ -116,17 +141,21 @@ def _copy_settings(old: Layer, new: Layer) -> None:
     mine, theirs = attributes(old), attributes(new)
     with unlocked(new):
         for name, value in mine.items():
-            parts = keras.tree.flatten(value)
+            parts = flattened(value)
             simple = all(isinstance(part, _SIMPLE) or part is None for part in parts)
-            if simple and not (name in theirs and _equal(value, theirs[name])):
+            known = name in theirs
+            if simple and not (known and _equal(value, theirs[name])):
+                setattr(new, name, copy.deepcopy(value))
+            elif not known and not any(isinstance(part, _OF_MODELS) for part in parts):
                 setattr(new, name, value)
 
 
 def _equal(value: Any, other: Any) -> bool:
-    parts, others = keras.tree.flatten(value), keras.tree.flatten(other)
-    return len(parts) == len(others) and all(
-        type(a) is type(b) and np.array_equal(a, b) for a, b in zip(parts, others, strict=True)
-    )
+    if isinstance(value, dict) and isinstance(other, dict):
+        return value.keys() == other.keys() and all(_equal(value[key], other[key]) for key in value)
+    if isinstance(value, list | tuple) and isinstance(other, list | tuple):
+        return len(value) == len(other) and all(map(_equal, value, other))
+    return type(value) is type(other) and np.array_equal(value, other)
 
 
 def _copy_adapted_state(old: Layer, new: Layer) -> None:
@@ -207,7 +236,7 @@ def check_lambdas(model: keras.Model) -> None:
             continue
         found = inspect.getclosurevars(layer.function)
         for name, value in {**found.globals, **found.nonlocals}.items():
-            if any(id(part) in known for part in keras.tree.flatten(value)):
+            if any(id(part) in known for part in flattened(value)):
                 raise ValueError(
                     f"Expected a function in Lambda layer '{layer.name}' that reads its inputs alone. "
                     f"Received: one that reads '{name}', a layer or weight of the model, which a copy "

@@ -20,6 +20,7 @@ from keras_qareg.layers import KernelWrapper
 from keras_qareg.layers.keras_private import (
     attributes,
     children,
+    flattened,
     is_graph,
     layers_inside,
     track_children,
@@ -28,6 +29,7 @@ from keras_qareg.layers.keras_private import (
 from keras_qareg.models.accounting import account_for, check_lambdas, copy_contents, retie
 from keras_qareg.models.compiling import compile_like
 from keras_qareg.models.graphs import copy_graph
+from keras_qareg.models.saving import copying, guard_configs
 from keras_qareg.models.walking import entered
 
 # For a layer, the function that makes its successor; None for an ordinary copy.
@@ -57,7 +59,7 @@ def fresh(
         ValueError: If the layer cannot be made again from its configuration.
     """
     config = config_of(layer) if config is None else config
-    config = _without_regularizers(config) if clean else config
+    config = _without_regularizers(config) if clean else _copied(config)
     if isinstance(layer, keras.layers.Lambda):
         # A Python lambda of a model in memory is no more foreign than the model itself.
         serialized = {"class_name": "Lambda", "module": "keras.layers", "config": config}
@@ -66,9 +68,19 @@ def fresh(
         if not isinstance(value, str) and inspect.isfunction(getattr(layer, name, None)):
             config[name] = getattr(layer, name)
     try:
-        return (into or type(layer)).from_config(config)
+        made: Layer = (into or type(layer)).from_config(config)
     except Exception as error:  # whatever the code of its author raises
         raise _no_copy(layer, error) from error
+    if made.trainable != layer.trainable:
+        made.trainable = layer.trainable
+    return made
+
+
+def _copied(config: Any) -> Any:
+    """A configuration that may be taken apart, as `from_config` does: a layer may keep its own."""
+    if isinstance(config, dict):
+        return {key: _copied(value) for key, value in config.items()}
+    return [_copied(value) for value in config] if type(config) is list else config
 
 
 def config_of(layer: Layer) -> dict[str, Any]:
@@ -124,13 +136,16 @@ def _without_regularizers(config: Any) -> Any:
     return config
 
 
-def clone(model: keras.Model, change: Change, *, deep: bool = False) -> keras.Model:
+def clone(
+    model: keras.Model, change: Change, *, deep: bool = False, thaw: bool = False
+) -> keras.Model:
     """A copy of a model, with its weights, in which some layers have a successor.
 
     Args:
         model: A built model; it stays as it is.
         change: For each leaf layer, the function that makes its successor, or None.
         deep: Whether layers that are made of layers are entered, as in `walking.entered`.
+        thaw: Whether weights that were frozen one by one train again.
 
     Returns:
         A built model with the weights and states of `model`, compiled like it where it was compiled.
@@ -171,16 +186,19 @@ def clone(model: keras.Model, change: Change, *, deep: bool = False) -> keras.Mo
             compiled.append((layer, successor))
         return successor
 
-    copied = copy(model)
-    # A graph was built as it was made, whatever its preprocessing layers say of themselves.
-    if not ((is_graph(copied) and copied.built) or all(x.built for x in layers_inside(copied))):
-        _build_like(copied, model)
+    with copying():
+        copied = copy(model)
+        # A graph was built as it was made, whatever its preprocessing layers say of themselves.
+        built = all(layer.built for layer in layers_inside(copied))
+        if not built and not (is_graph(copied) and copied.built):
+            _build_like(copied, model)
     counterparts = [
-        found for old, new in pairs for found in copy_contents(old, new, id(old) in inside)
+        found for old, new in pairs for found in copy_contents(old, new, id(old) in inside, thaw)
     ]
     account_for(model, copied, counterparts)
     retie(model, copied, counterparts)
     _rename_inputs(copied, model)
+    guard_configs(copied)
     for old, new in compiled:
         compile_like(new, old)
     return copied
@@ -216,7 +234,7 @@ def _layers_made_later(old: Layer, new: Layer) -> bool:
     """Whether a layer holds layers that it makes when it is built, and its unbuilt copy does not yet."""
     theirs = attributes(new)
     made = {name: value for name, value in attributes(old).items() if name not in theirs}
-    return any(isinstance(part, Layer) for part in keras.tree.flatten(made))
+    return any(isinstance(part, Layer) for part in flattened(made))
 
 
 def _replace_children(old: Layer, new: Layer, copy: Callable[[Layer], Layer]) -> None:
@@ -235,7 +253,7 @@ def _replace_children(old: Layer, new: Layer, copy: Callable[[Layer], Layer]) ->
             if isinstance(after, list):
                 return swapped
             named = hasattr(after, "_fields")
-            return type(after)(*swapped) if named else tuple(swapped)
+            return after.__class__(*swapped) if named else tuple(swapped)
         if isinstance(before, dict) and isinstance(after, dict):
             by_key = {key: swap(before[key], after[key]) for key in before}
             return after if all(by_key[key] is after[key] for key in after) else by_key

@@ -12,7 +12,13 @@ from typing import Any
 import keras
 from keras.layers import Layer
 
-from keras_qareg.layers.keras_private import attributes, layers_inside, of_class, uncompiled
+from keras_qareg.layers.keras_private import (
+    attributes,
+    layers_inside,
+    of_class,
+    set_trainable_alone,
+    uncompiled,
+)
 
 
 def copy_graph(
@@ -34,8 +40,7 @@ def copy_graph(
     bare = keras.models.clone_model(uncompiled(graph), clone_function=copy)
     copied = bare if type(bare) is type(graph) else of_class(bare, graph)
     copied.dtype_policy = graph.dtype_policy
-    if copied.trainable != graph.trainable:
-        copied.trainable = graph.trainable
+    set_trainable_alone(copied, graph.trainable)
     mine, theirs = attributes(graph), attributes(copied)
     for name, value in mine.items():
         if name not in theirs:
@@ -59,7 +64,8 @@ def _counterpart(
             parts = [part(item) for item in value]
             if isinstance(value, list):
                 return parts
-            return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
+            # Its `__class__`: TensorFlow wraps tuples in attributes in a type of its own.
+            return value.__class__(*parts) if hasattr(value, "_fields") else tuple(parts)
         if isinstance(value, dict):
             return {key: part(item) for key, item in value.items()}
         return value

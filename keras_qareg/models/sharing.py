@@ -21,6 +21,7 @@ from keras_qareg.layers import (
     channel_axes,
     kernels,
 )
+from keras_qareg.layers.keras_private import set_trainable_alone
 from keras_qareg.models.accounting import inner_layer, own_weights
 from keras_qareg.models.cloning import clone, own_regularizer
 from keras_qareg.models.selection import (
@@ -143,8 +144,9 @@ def share_weights(
     shared = clone(model, lambda layer: share if layer in sizes else leave)
     for layer, wrapper in made:
         wrapper.assign_codebooks(books[layer])
-    if trainable == "centroids":
-        for layer in containers(shared):
+    for layer in containers(shared):
+        set_trainable_alone(layer, True)  # else Keras trains no centroid in a frozen model
+        if trainable == "centroids":
             for weight in own_weights(layer):
                 weight.trainable = False
     return shared

@@ -64,7 +64,7 @@ def strip(model: keras.Model, into: keras.Model | None = None) -> keras.Model:
             pairs.append((layer, successor))
         return successor
 
-    stripped = clone(model, lambda layer: unwrap)
+    stripped = clone(model, lambda layer: unwrap, thaw=thaw)
     for layer, successor in pairs:
         names = getattr(layer, "kernel_names", None)
         for kernel, weights in zip(kernels(successor, names), used_kernels(layer), strict=True):

@@ -1,0 +1,120 @@
+"""Whatever a model is made of, a copy of it has all of it, and computes the same to the bit."""
+
+import warnings
+
+import keras
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from keras import ops
+
+import keras_qareg as qareg
+from keras_qareg.regularizers import NearestSquared
+from tests.helpers import arrays
+from tests.models.random_models import VALUES, models
+
+SETTINGS = {
+    "deadline": None,
+    "derandomize": True,
+    "database": None,
+    "phases": [Phase.generate],  # shrinking takes minutes
+    "suppress_health_check": list(HealthCheck),
+}
+
+
+def outputs(model, inputs):
+    return arrays(model(inputs, training=False))[0].copy()
+
+
+def reset(model):
+    """States as in a model that was just loaded."""
+    for layer in model._flatten_layers():
+        if hasattr(layer, "reset_state") and getattr(layer, "stateful", False):
+            layer.reset_state()
+
+
+def described(model):
+    """Of each weight: name, shape, whether it trains, its constraint and its values."""
+    return [
+        (
+            weight.name,
+            tuple(weight.shape),
+            weight.trainable,
+            type(weight.constraint),
+            ops.convert_to_numpy(weight).tolist(),
+        )
+        for weight in model.weights
+    ]
+
+
+def structure(model):
+    return [
+        (layer.name, type(layer), layer.trainable)
+        for layer in model._flatten_layers()
+        if not isinstance(layer, keras.layers.InputLayer)
+    ]
+
+
+def parts_of(model):
+    return model._flatten_layers()
+
+
+def loaded(model, folder):
+    model.save(folder / "model.keras")
+    return keras.saving.load_model(folder / "model.keras")
+
+
+def check(model, inputs, folder):
+    before, kinds = described(model), structure(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # kernels that are too small
+        copies = [qareg.strip(model)]
+        try:
+            copies.append(qareg.strip(qareg.quantization_aware(model, NearestSquared(VALUES))))
+            shared = qareg.share_weights(model, VALUES)
+        except ValueError as error:
+            assert "Expected a layer to " in str(error)  # no kernel is large enough
+            shared = None
+    first = [described(copied) for copied in copies]
+    expected = outputs(model, inputs)
+    for copied, found in zip(copies, first, strict=True):
+        assert found == before
+        assert structure(copied) == kinds
+        np.testing.assert_array_equal(outputs(copied, inputs), expected)
+    if shared is not None:
+        stripped = qareg.strip(shared)
+        assert [w[:2] + w[4:] for w in described(stripped)] == [w[:2] + w[4:] for w in before]
+        for copied in (shared, stripped):
+            np.testing.assert_array_equal(outputs(copied, inputs), expected)
+        copies += [stripped, shared]
+    check_loaded(model, copies, inputs, folder)
+
+
+def check_loaded(model, copies, inputs, folder):
+    reset(model)
+    expected = outputs(model, inputs)
+    try:
+        np.testing.assert_array_equal(outputs(loaded(model, folder), inputs), expected)
+    except (AssertionError, ValueError, KeyError):
+        return  # Keras's own fault
+    for copied in copies:
+        try:
+            again = loaded(copied, folder)
+        except ValueError as error:
+            assert "to have its changed layers in its configuration" in str(error)
+            assert any(isinstance(layer, qareg.layers.SharedWeights) for layer in parts_of(copied))
+        else:
+            np.testing.assert_array_equal(outputs(again, inputs), expected)
+
+
+@settings(max_examples=30, **SETTINGS)
+@given(pair=models())
+def test_copies_of_random_models(pair, tmp_path_factory):
+    check(*pair, tmp_path_factory.mktemp("random"))
+
+
+@pytest.mark.slow
+@settings(max_examples=500, **{**SETTINGS, "derandomize": False})
+@given(pair=models())
+def test_copies_of_many_random_models(pair, tmp_path_factory):
+    check(*pair, tmp_path_factory.mktemp("random"))
