@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import keras
@@ -154,54 +154,69 @@ def clone(
         ValueError: If something cannot be copied: it says what, why, and what to do.
     """
     check_lambdas(model)
-    inside = entered(model, deep)
-    pairs: list[tuple[Layer, Layer]] = []
-    compiled: list[tuple[keras.Model, keras.Model]] = []
-    cache: dict[int, Layer] = {}
-
-    def copy(layer: Layer) -> Layer:
-        """A sublayer of any kind; one that stands in several places stays one."""
-        if id(layer) not in cache:
-            cache[id(layer)] = copy_model(layer) if is_graph(layer) else copy_leaf(layer)
-        return cache[id(layer)]
-
-    def copy_model(graph: keras.Model) -> keras.Model:
-        copied = copy_graph(graph, copy, cache)
-        if graph.compiled:
-            compiled.append((graph, copied))
-        return copied
-
-    def copy_leaf(layer: Layer) -> Layer:
-        if not isinstance(layer, Layer):  # an operation such as keras.ops.relu
-            return type(layer).from_config(layer.get_config())
-        make = None if id(layer) in inside else change(layer)
-        successor = make(layer) if make else fresh(layer)
-        pairs.append((layer, successor))
-        if id(layer) in inside:
-            if _layers_made_later(layer, successor):
-                _build_like(successor, layer)
-            with unlocked(successor):
-                _replace_children(layer, successor, copy)
-        if getattr(layer, "compiled", False):
-            compiled.append((layer, successor))
-        return successor
-
+    copies = _Copies(model, change, deep)
     with copying():
-        copied = copy(model)
-        # A graph was built as it was made, whatever its preprocessing layers say of themselves.
-        built = all(layer.built for layer in layers_inside(copied))
-        if not built and not (is_graph(copied) and copied.built):
-            _build_like(copied, model)
+        copied = copies.of(model)
+        _complete(copied, model)
     counterparts = [
-        found for old, new in pairs for found in copy_contents(old, new, id(old) in inside, thaw)
+        found
+        for old, new in copies.pairs
+        for found in copy_contents(old, new, id(old) in copies.inside, thaw)
     ]
     account_for(model, copied, counterparts)
     retie(model, copied, counterparts)
     _rename_inputs(copied, model)
     guard_configs(copied)
-    for old, new in compiled:
+    for old, new in copies.compiled:
         compile_like(new, old)
     return copied
+
+
+class _Copies:
+    """The copies of the layers of a model, each made once, and of which layer each is one.
+
+    Attributes:
+        inside: The identities of the layers that are entered.
+        pairs: Layers that hold weights, and their copies, without weights yet.
+        compiled: Compiled models, and their copies, not compiled yet.
+    """
+
+    def __init__(self, model: keras.Model, change: Change, deep: bool):
+        self.change, self.inside = change, entered(model, deep)
+        self.pairs: list[tuple[Layer, Layer]] = []
+        self.compiled: list[tuple[keras.Model, keras.Model]] = []
+        self._made: dict[int, Layer] = {}
+
+    def of(self, layer: Layer) -> Layer:
+        """The copy of a layer of any kind; one that stands in several places stays one."""
+        if id(layer) not in self._made:
+            graph = is_graph(layer)
+            copied = copy_graph(layer, self.of, self._made) if graph else self._of_leaf(layer)
+            self._made[id(layer)] = copied
+            if getattr(layer, "compiled", False):
+                self.compiled.append((layer, copied))
+        return self._made[id(layer)]
+
+    def _of_leaf(self, layer: Layer) -> Layer:
+        if not isinstance(layer, Layer):  # an operation such as keras.ops.relu
+            return type(layer).from_config(layer.get_config())
+        make = None if id(layer) in self.inside else self.change(layer)
+        successor = make(layer) if make else fresh(layer)
+        self.pairs.append((layer, successor))
+        if id(layer) in self.inside:
+            if _layers_made_later(layer, successor):
+                _build_like(successor, layer)
+            with unlocked(successor):
+                _replace_children(layer, successor, self.of)
+        return successor
+
+
+def _complete(copied: keras.Model, model: keras.Model) -> None:
+    """Builds a copy that is not built yet."""
+    # A graph was built as it was made, whatever its preprocessing layers say of themselves.
+    built = all(layer.built for layer in layers_inside(copied))
+    if not built and not (is_graph(copied) and copied.built):
+        _build_like(copied, model)
 
 
 def _rename_inputs(copied: Layer, model: Layer) -> None:
@@ -237,6 +252,17 @@ def _layers_made_later(old: Layer, new: Layer) -> bool:
     return any(isinstance(part, Layer) for part in flattened(made))
 
 
+def _check_alike(layer: Layer, before: Iterable[Any], after: Iterable[Any]) -> None:
+    """Raises a `ValueError` where a list or dict of layers has other places in the copy."""
+    places, others = list(before), list(after)
+    if set(places) != set(others):
+        raise ValueError(
+            f"Expected '{layer.name}' ({type(layer).__name__}) to have its lists and dicts of layers "
+            f"again when it is made from its `get_config()`. Received: places {others} of {places}. Add "
+            "all layers in `__init__` or `build()`."
+        )
+
+
 def _replace_children(old: Layer, new: Layer, copy: Callable[[Layer], Layer]) -> None:
     """Puts copies of the layers in the attributes of `old` where `new` has its own."""
     tracked, replaced = children(new), {}
@@ -246,7 +272,10 @@ def _replace_children(old: Layer, new: Layer, copy: Callable[[Layer], Layer]) ->
         if isinstance(before, Layer) and isinstance(after, Layer):
             replaced[id(after)] = copy(before)
             return replaced[id(after)]
+        if not any(isinstance(part, Layer) for part in flattened(before)):
+            return after
         if isinstance(before, list | tuple) and isinstance(after, list | tuple):
+            _check_alike(old, range(len(before)), range(len(after)))
             swapped = [swap(*pair) for pair in zip(before, after, strict=True)]
             if all(map(operator.is_, swapped, after)):
                 return after
@@ -255,6 +284,7 @@ def _replace_children(old: Layer, new: Layer, copy: Callable[[Layer], Layer]) ->
             named = hasattr(after, "_fields")
             return after.__class__(*swapped) if named else tuple(swapped)
         if isinstance(before, dict) and isinstance(after, dict):
+            _check_alike(old, before, after)
             by_key = {key: swap(before[key], after[key]) for key in before}
             return after if all(by_key[key] is after[key] for key in after) else by_key
         return after

@@ -58,7 +58,7 @@ def _full_config(layer: Layer) -> dict[str, Any]:
 
 def _changed(layer: Layer) -> list[Layer]:
     """The layers of this package in a layer, but not those inside them."""
-    found = []
+    found: list[Layer] = []
     for child in children(layer):
         found += [child] if isinstance(child, QUANTIZED) else _changed(child)
     return found

@@ -9,7 +9,6 @@ from keras import layers, ops
 
 import keras_qareg as qareg
 from keras_qareg.export.litert.runtime import run_litert
-from keras_qareg.layers import WNQConv2D, WNQDense
 from keras_qareg.models.selection import quantized_layers
 from keras_qareg.models.walking import leaf_layers
 from tests.helpers import BACKEND, arrays, compiled, digits, error_of, predict, small_cnn
@@ -196,56 +195,16 @@ def test_bad_input():
     )
 
 
-def branches() -> keras.Model:
-    """Two inputs, two heads, and a sum in between."""
-    image, vector = keras.Input((8, 8, 3)), keras.Input((20,))
-    x = layers.Conv2D(8, 3, name="c1")(image)
-    x = layers.ReLU()(layers.BatchNormalization()(x))
-    x = layers.Conv2D(8, 3, activation="relu", name="c2")(layers.MaxPooling2D()(x))
-    y = layers.Dense(20, "relu", name="v2")(layers.Dense(20, name="v1")(vector))
-    x = layers.Concatenate()([layers.Flatten()(x), y])
-    x = layers.Dense(20, name="negative")(layers.Dense(20, "relu", name="mid")(x))
-    x = layers.Dense(20, name="h0")(ops.relu(x))
-    return keras.Model(
-        [image, vector], [layers.Dense(3, name="h1")(x), layers.Dense(2, name="h2")(ops.relu(x))]
-    )
-
-
-def test_the_first_and_last_layers_are_those_of_each_input_and_output():
-    assert names_of(qareg.wnq(branches())) == ["c2", "v2", "mid", "negative", "h0"]
-    assert "c1" in names_of(qareg.wnq(branches(), skip=["last"]))
-    inner = branches()
-    inputs = [keras.Input(x.shape[1:]) for x in inner.inputs]
-    outer = keras.Model(inputs, layers.Dense(4, name="after")(inner(inputs)[0]))
-    names = [x.name for x in leaf_layers(qareg.wnq(outer)) if isinstance(x, WNQConv2D | WNQDense)]
-    assert names == ["c2", "v2", "mid", "negative", "h0", "h1", "h2"]
-
-
-def test_layers_that_may_get_negative_inputs_are_named():
-    with pytest.warns(UserWarning) as warned:
-        qareg.wnq(branches(), activation_bits=4)
-    texts = [str(warning.message) for warning in warned]
-    assert [text for text in texts if "negative" in text] == [
-        "Layers ['v2'] may get negative inputs, which `activation_bits` makes 0. Pass "
-        "signed_activations=True, or leave them out (`skip`), unless you know that they get none."
-    ]
-
-
-def test_signed_activations_are_trained(recwarn):
-    model = compiled_for_regression(
-        qareg.wnq(branches(), activation_bits=4, signed_activations=True)
-    )
-    assert not [w for w in recwarn if "negative inputs" in str(w.message)]
-    inputs = [np.ones((4, 8, 8, 3), "float32"), -np.ones((4, 20), "float32")]
-    model.fit(inputs, [np.ones((4, 3)), np.ones((4, 2))], verbose=0)
-    layer = model.get_layer("v2")
+def test_signed_activations_are_trained():
+    model = keras.Sequential([keras.Input((20,)), layers.Dense(20, name="fc")])
+    with pytest.warns(UserWarning, match="Layers .'fc'. may get negative inputs"):
+        qareg.wnq(model, activation_bits=4, skip=())
+    quantized = qareg.wnq(model, activation_bits=4, signed_activations=True, skip=())
+    quantized.compile("adam", "mse")
+    quantized.fit(-np.ones((4, 20), "float32"), np.ones((4, 20)), verbose=0)
+    layer = quantized.get_layer("fc")
     assert layer.activation_quantizer.signed
     assert np.abs(ops.convert_to_numpy(layer.activation_basis)).sum() > 0
-
-
-def compiled_for_regression(model):
-    model.compile("adam", "mse")
-    return model
 
 
 @keras.saving.register_keras_serializable("tests")
