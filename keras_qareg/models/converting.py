@@ -25,6 +25,7 @@ from keras_qareg.models.surroundings import (
     last_layers,
     may_get_negative_inputs,
 )
+from keras_qareg.models.walking import held_by_layers
 from keras_qareg.numerics.clustering import dead_channels
 from keras_qareg.quantizers import MAX_ACTIVATION_BITS, MAX_WEIGHT_BITS, check_bits
 
@@ -60,7 +61,8 @@ def wnq(
         signed_activations: Whether the levels of inputs lie on both sides of zero, for inputs that may
             be negative. Defaults to `False`.
         layers: Which layers, as in `quantization_aware`. Layers that are made of layers are entered.
-            Layers of other kinds, and subclasses of these, stay as they are, with a warning.
+            Layers of other kinds, subclasses of these, and layers that other layers hold too, which may
+            read their kernels, stay as they are, with a warning.
         skip: Layers to leave out: `"first"` and `"last"`, which papers keep in float, and any layer
             names. The first are those with kernels that no other one stands before, one or more for
             each input; the last those that none stands behind, one or more for each output. Defaults
@@ -102,6 +104,7 @@ def wnq(
     }
     left_out = _skipped(model, skip)
     wanted = [layer for layer in select(model, layers, deep=True) if id(layer) not in left_out]
+    wanted = _without_read_ones(model, wanted)
     chosen = {id(layer): _KINDS[type(layer)] for layer in wanted if type(layer) in _KINDS}
     _report_others(model, wanted, layers, skip)
     if activation_bits is not None and not signed_activations:
@@ -141,6 +144,18 @@ def _skipped(model: keras.Model, skip: Iterable[str] | None) -> set[int]:
                 )
         found.update(map(id, same))
     return found
+
+
+def _without_read_ones(model: keras.Model, wanted: list[Layer]) -> list[Layer]:
+    """Leaves out what other layers hold too: they may read its kernel, which is the float one."""
+    held = held_by_layers(model)
+    names = [layer.name for layer in wanted if id(layer) in held]
+    if names:
+        warnings.warn(
+            f"Left as they are, because other layers hold them, and may read their kernels: {names}.",
+            stacklevel=3,
+        )
+    return [layer for layer in wanted if id(layer) not in held]
 
 
 def _warn_of_negative_inputs(model: keras.Model, layers: list[Layer]) -> None:
