@@ -55,6 +55,16 @@ def flattened(value: Any) -> list[Any]:
     return [value]
 
 
+def untracked(value: Any) -> Any:
+    """A copy of lists and dicts, however deep: those of an attribute are tied to its layer."""
+    if isinstance(value, dict):
+        return {key: untracked(item) for key, item in value.items()}
+    if isinstance(value, tuple):
+        items = [untracked(item) for item in value]
+        return value.__class__(*items) if hasattr(value, "_fields") else tuple(items)
+    return [untracked(item) for item in value] if isinstance(value, list) else value
+
+
 def set_trainable_alone(layer: Layer, value: bool) -> None:
     """Sets whether a layer trains, and leaves the layers inside as they are (`Layer._trainable`)."""
     layer._trainable = value

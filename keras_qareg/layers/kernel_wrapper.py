@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any
 
 import keras
@@ -116,10 +117,19 @@ class KernelWrapper(keras.layers.Wrapper):
 
     @property
     def kernel_paths(self) -> list[str]:
-        """The path that each kernel has in a model without the wrapper."""
+        """The path that each kernel has in a model without the wrapper.
+
+        Some layers make theirs outside of their own scope: such a path does not begin with the layer's.
+        """
         scope, _, _ = self.path.rpartition("/")
         owner = f"{scope}/{self.layer.name}" if scope else self.layer.name
-        return [f"{owner}/{path_inside(self.layer, kernel)}" for kernel in self.kernels]
+        inside = f"{self.layer.path}/"
+        return [
+            f"{owner}/{kernel.path.removeprefix(inside)}"
+            if kernel.path.startswith(inside)
+            else kernel.path
+            for kernel in self.kernels
+        ]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not self.layer.built:
@@ -147,6 +157,8 @@ class KernelWrapper(keras.layers.Wrapper):
                 "A kernel is a weight whose name ends in 'kernel' or 'embeddings', unless "
                 "`kernel_names` says other names."
             )
+        for part in keras_private.layers_inside(self.layer):
+            vars(part)["quantize"] = partial(_refuse_to_quantize, self)
         self.built = True
 
     def _add_per_kernel(self, name: str, **kwargs: Any) -> list[keras.Variable]:
@@ -214,6 +226,16 @@ class KernelWrapper(keras.layers.Wrapper):
 
     def compute_mask(self, *args: Any, **kwargs: Any) -> Any:
         return self.layer.compute_mask(*args, **kwargs)
+
+
+def _refuse_to_quantize(
+    wrapper: KernelWrapper, mode: Any = None, *args: Any, **kwargs: Any
+) -> None:
+    """What `keras.Model.quantize` calls on a layer inside a wrapper, whose kernel it would take away."""
+    raise ValueError(
+        f"Expected a plain layer to quantize with Keras. Received: layer '{wrapper.name}' of type "
+        f"{type(wrapper).__name__}. Take keras_qareg.strip(model) first, and quantize what it returns."
+    )
 
 
 class _RecordingScope(keras.StatelessScope):

@@ -6,7 +6,6 @@ anew, or cut a tie is an error and never a result.
 
 from __future__ import annotations
 
-import copy
 import inspect
 import tempfile
 from typing import Any
@@ -26,6 +25,7 @@ from keras_qareg.layers.keras_private import (
     replace_arguments,
     set_trainable_alone,
     unlocked,
+    untracked,
 )
 
 _SIMPLE = bool | int | float | str | np.ndarray | np.generic
@@ -88,6 +88,11 @@ def copy_contents(old: Layer, new: Layer, is_entered: bool, thaw: bool = False) 
 
 
 def _paired(layer: Layer, old: list[keras.Variable], new: list[keras.Variable]) -> Counterparts:
+    names = [v.name for v in old]
+    if len(set(names)) == len(names) and sorted(names) == sorted(v.name for v in new):
+        # A layer that Keras quantized makes its weights in another order when it is made again.
+        by_name = {v.name: v for v in new}
+        new = [by_name[name] for name in names]
     if [tuple(v.shape) for v in old] != [tuple(v.shape) for v in new]:
         raise ValueError(
             f"Expected a copy of layer '{layer.name}' ({type(layer).__name__}) with weights and states "
@@ -143,11 +148,11 @@ def _copy_settings(old: Layer, new: Layer) -> None:
         for name, value in mine.items():
             parts = flattened(value)
             simple = all(isinstance(part, _SIMPLE) or part is None for part in parts)
+            copied_otherwise = any(isinstance(part, _OF_MODELS) for part in parts)
             known = name in theirs
-            if simple and not (known and _equal(value, theirs[name])):
-                setattr(new, name, copy.deepcopy(value))
-            elif not known and not any(isinstance(part, _OF_MODELS) for part in parts):
-                setattr(new, name, value)
+            differs = simple and known and not _equal(value, theirs[name])
+            if differs or not (known or copied_otherwise):
+                setattr(new, name, untracked(value))
 
 
 def _equal(value: Any, other: Any) -> bool:

@@ -25,6 +25,7 @@ from keras_qareg.layers.keras_private import (
     layers_inside,
     track_children,
     unlocked,
+    untracked,
 )
 from keras_qareg.models.accounting import account_for, check_lambdas, copy_contents, retie
 from keras_qareg.models.compiling import compile_like
@@ -58,8 +59,8 @@ def fresh(
     Raises:
         ValueError: If the layer cannot be made again from its configuration.
     """
-    config = config_of(layer) if config is None else config
-    config = _without_regularizers(config) if clean else _copied(config)
+    config = config_of(layer) if config is None else config  # `from_config` may take it apart
+    config = _without_regularizers(config) if clean else untracked(config)
     if isinstance(layer, keras.layers.Lambda):
         # A Python lambda of a model in memory is no more foreign than the model itself.
         serialized = {"class_name": "Lambda", "module": "keras.layers", "config": config}
@@ -73,14 +74,17 @@ def fresh(
         raise _no_copy(layer, error) from error
     if made.trainable != layer.trainable:
         made.trainable = layer.trainable
+    _rename(layer, made)
     return made
 
 
-def _copied(config: Any) -> Any:
-    """A configuration that may be taken apart, as `from_config` does: a layer may keep its own."""
-    if isinstance(config, dict):
-        return {key: _copied(value) for key, value in config.items()}
-    return [_copied(value) for value in config] if type(config) is list else config
+def _rename(layer: Layer, made: Layer) -> None:
+    """Gives a copy and what is inside the names that they had: some classes add to these each time."""
+    pairs = list(zip(layers_inside(layer), layers_inside(made), strict=False))
+    if all(type(old) is type(new) for old, new in pairs[1:]):
+        for old, new in pairs:
+            if new.name != old.name:
+                new.name = old.name
 
 
 def config_of(layer: Layer) -> dict[str, Any]:
@@ -204,11 +208,19 @@ class _Copies:
         successor = make(layer) if make else fresh(layer)
         self.pairs.append((layer, successor))
         if id(layer) in self.inside:
-            if _layers_made_later(layer, successor):
-                _build_like(successor, layer)
-            with unlocked(successor):
-                _replace_children(layer, successor, self.of)
+            _fill(layer, successor, self.of)
         return successor
+
+
+def _fill(old: Layer, new: Layer, copy: Callable[[Layer], Layer]) -> None:
+    """Puts copies of the layers inside `old` into `new`, which makes its own when it is built, maybe."""
+    made_later = _layers_made_later(old, new)
+    if made_later:
+        _build_like(new, old)
+    with unlocked(new):
+        _replace_children(old, new, copy)
+    if made_later and not all(part.built for part in layers_inside(new)):
+        _build_like(new, old)  # which is built, and so builds none of its new parts unless called
 
 
 def _complete(copied: keras.Model, model: keras.Model) -> None:
@@ -247,9 +259,11 @@ def _build_like(copied: keras.Model, model: keras.Model) -> None:
 
 def _layers_made_later(old: Layer, new: Layer) -> bool:
     """Whether a layer holds layers that it makes when it is built, and its unbuilt copy does not yet."""
-    theirs = attributes(new)
-    made = {name: value for name, value in attributes(old).items() if name not in theirs}
-    return any(isinstance(part, Layer) for part in flattened(made))
+    counts = [
+        sum(isinstance(part, Layer) for part in flattened(attributes(layer)))
+        for layer in (old, new)
+    ]
+    return counts[0] > counts[1]
 
 
 def _check_alike(layer: Layer, before: Iterable[Any], after: Iterable[Any]) -> None:

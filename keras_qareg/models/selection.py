@@ -145,6 +145,22 @@ def check_plain(model: keras.Model) -> None:
             f"Expected a plain model. Received: a model with quantized layers already ({names}). "
             "Take keras_qareg.strip(model) first."
         )
+    check_float(model)
+
+
+def check_float(model: keras.Model) -> None:
+    """Raises a `ValueError` where Keras quantized layers of a model: their kernels are codes."""
+    names = [
+        layer.name
+        for layer in layers_inside(model)
+        if isinstance(layer.dtype_policy, keras.dtype_policies.QuantizedDTypePolicy)
+    ]
+    if names:
+        raise ValueError(
+            f"Expected a model in floating point. Received: model '{model.name}' with layers that Keras "
+            f"quantized ({names}). Transform the model first, take keras_qareg.strip of it, and call "
+            "`quantize` on that."
+        )
 
 
 def large_enough(layer: Layer, levels: int, weights: Weights) -> bool:

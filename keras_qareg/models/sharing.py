@@ -28,6 +28,7 @@ from keras_qareg.models.selection import (
     Layers,
     check_built,
     check_choice,
+    check_float,
     large_enough,
     names_of_kernels,
     no_kernel,
@@ -160,6 +161,7 @@ def _check_arguments(
         raise ValueError(
             f"Expected `zero_centroid` to be True, False or 'auto'. Received: {zero_centroid!r}"
         )
+    check_float(model)
     check_choice("method", method, METHODS)
     check_choice("trainable", trainable, TRAINABLE)
     if snap and method not in ("auto", "uniform"):

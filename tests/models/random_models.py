@@ -3,6 +3,8 @@
 Every layer takes `SHAPE` and gives `SHAPE`, so that any may follow any.
 """
 
+import copy
+
 import keras
 import numpy as np
 from hypothesis import strategies as st
@@ -81,7 +83,8 @@ class Holding:
 
     def build(self, input_shape):
         if self.later:  # layers of its own, which are there from now on
-            self._put([keras.saving.deserialize_keras_object(part) for part in self.settings])
+            settings = copy.deepcopy(self.settings)
+            self._put([keras.saving.deserialize_keras_object(part) for part in settings])
         for part in self.inner():
             if not part.built:
                 part.build(SHAPE)
@@ -248,8 +251,8 @@ CONTAINERS = ("sequential", "open", "functional", "model", "layer", "own")
 class Builder:
     """Draws a model; what it made before, it may use again elsewhere."""
 
-    def __init__(self, draw):
-        self.draw, self.made = draw, []
+    def __init__(self, draw, spellings):
+        self.draw, self.spellings, self.made = draw, spellings, []
 
     def one_of(self, choices):
         return self.draw(st.sampled_from(list(choices)))
@@ -286,7 +289,7 @@ class Builder:
         if kind == "functional":
             return self.functional(parts, name)
         cls = HoldingModel if kind == "model" else HoldingLayer
-        spelling = self.one_of(SPELLINGS)
+        spelling = self.draw(self.spellings)
         # Made in build, layers are made again there: they are nobody else's.
         later = not any(part in self.made[: -len(parts)] for part in parts) and self.chance(4)
         return cls(parts, spelling, later, name=name)
@@ -315,9 +318,9 @@ class Builder:
 
 
 @st.composite
-def models(draw):
+def models(draw, spellings=st.sampled_from(list(SPELLINGS))):  # noqa: B008
     """A built model with random weights and states, and an input for it."""
-    builder = Builder(draw)
+    builder = Builder(draw, spellings)
     model, takes_tokens = builder.model()
     random = np.random.default_rng(draw(st.integers(0, 9)))
     inputs = (

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
 from keras import ops
 
 import keras_qareg as qareg
@@ -28,7 +29,7 @@ def outputs(model, inputs):
 
 def reset(model):
     """States as in a model that was just loaded."""
-    for layer in model._flatten_layers():
+    for layer in parts_of(model):
         if hasattr(layer, "reset_state") and getattr(layer, "stateful", False):
             layer.reset_state()
 
@@ -48,10 +49,9 @@ def described(model):
 
 
 def structure(model):
+    """Kind, name and flag of every layer with weights; others, inside of Keras's, are numbered anew."""
     return [
-        (layer.name, type(layer), layer.trainable)
-        for layer in model._flatten_layers()
-        if not isinstance(layer, keras.layers.InputLayer)
+        (layer.name, type(layer), layer.trainable) for layer in parts_of(model) if layer.weights
     ]
 
 
@@ -118,3 +118,17 @@ def test_copies_of_random_models(pair, tmp_path_factory):
 @given(pair=models())
 def test_copies_of_many_random_models(pair, tmp_path_factory):
     check(*pair, tmp_path_factory.mktemp("random"))
+
+
+@settings(max_examples=4, **SETTINGS)
+@given(pair=models(spellings=st.just("boxed")))
+def test_layers_out_of_sight_are_an_error_or_copied(pair):
+    """Keras tracks these layers, but a copy finds them in no attribute."""
+    model, inputs = pair
+    hidden = any(getattr(part, "spelling", "") == "boxed" for part in parts_of(model))
+    try:
+        copied = qareg.strip(model)
+    except ValueError as error:
+        assert hidden and "Expected a copy of model" in str(error)
+    else:
+        np.testing.assert_array_equal(outputs(copied, inputs), outputs(model, inputs))

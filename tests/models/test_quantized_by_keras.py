@@ -1,0 +1,58 @@
+"""`keras.Model.quantize`, before and after the transforms of this package."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import keras_qareg as qareg
+from keras_qareg.regularizers import NearestSquared
+from tests.helpers import error_of, predict
+
+INPUTS = np.random.default_rng(0).normal(size=(4, 8)).astype("float32")
+TRANSFORMS = {
+    "share_weights": lambda model: qareg.share_weights(model, levels=3),
+    "quantization_aware": lambda model: qareg.quantization_aware(model, NearestSquared(3)),
+    "wnq": lambda model: qareg.wnq(model, skip=()),
+}
+transforms = pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
+
+
+def net():
+    keras.utils.set_random_seed(0)
+    return keras.Sequential(
+        [keras.Input((8,)), layers.Dense(16, "relu", name="a"), layers.Dense(4, name="b")],
+        name="net",
+    )
+
+
+@transforms
+def test_what_keras_quantized_is_not_transformed(transform):
+    model = net()
+    model.get_layer("b").quantize("int8")
+    assert error_of(lambda: transform(model)) == (
+        "Expected a model in floating point. Received: model 'net' with layers that Keras quantized "
+        "(['b']). Transform the model first, take keras_qareg.strip of it, and call `quantize` on that."
+    )
+
+
+@pytest.mark.parametrize("mode", ["int8", "int4", "float8"])
+def test_what_keras_quantized_is_copied(mode):
+    model = net()
+    model.quantize(mode)
+    np.testing.assert_array_equal(predict(qareg.strip(model), INPUTS), predict(model, INPUTS))
+
+
+@pytest.mark.parametrize("name", ["share_weights", "quantization_aware"])
+def test_what_is_wrapped_is_not_quantized_by_keras(name):
+    changed = TRANSFORMS[name](net())
+    expected = predict(changed, INPUTS)
+    kind = type(changed.get_layer("a")).__name__
+    assert error_of(lambda: changed.quantize("int8")) == (
+        f"Expected a plain layer to quantize with Keras. Received: layer 'a' of type {kind}. Take "
+        "keras_qareg.strip(model) first, and quantize what it returns."
+    )
+    np.testing.assert_array_equal(predict(changed, INPUTS), expected)
+    plain = qareg.strip(changed)
+    plain.quantize("int8")
+    np.testing.assert_allclose(predict(plain, INPUTS), expected, atol=0.05)
