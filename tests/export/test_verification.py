@@ -50,7 +50,10 @@ def equals(model, folder):
 
 
 @tensorflow_only
-@pytest.mark.parametrize("kind", MADE)
+@pytest.mark.parametrize(
+    "kind",
+    [kind if kind == "wnq" else pytest.param(kind, marks=pytest.mark.slow) for kind in MADE],
+)
 def test_equals_are_all_the_model_of_a_file(kind, tmp_path):
     models = equals(MADE[kind](network()), tmp_path)
     data = RNG.normal(size=(20, 8, 8, 3)).astype("float32")
