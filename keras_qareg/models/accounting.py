@@ -15,7 +15,7 @@ import numpy as np
 from keras import ops
 from keras.layers import Layer
 
-from keras_qareg.layers import QUANTIZED, KernelWrapper, kernels
+from keras_qareg.layers import QUANTIZED, KernelWrapper, SharedWeights, kernels
 from keras_qareg.layers.keras_private import (
     attributes,
     children,
@@ -78,7 +78,9 @@ def copy_contents(old: Layer, new: Layer, is_entered: bool, thaw: bool = False) 
     if not thaw:
         if is_entered:
             set_trainable_alone(new, old.trainable)
-        _copy_flags(parts, counterparts, type(old) is type(new))
+        # The kernels under shared values never train.
+        held = new.kernels if isinstance(new, SharedWeights) else []
+        _copy_flags(parts, counterparts, held)
     states = [found for a, b in parts for found in _paired(old, _states(a), _states(b))]
     for before, after in (*counterparts, *states):
         # A copy: JAX gives the memory of a trained model's variables away at each step.
@@ -122,7 +124,7 @@ def _states(layer: Layer) -> list[keras.Variable]:
 
 
 def _copy_flags(
-    parts: list[tuple[Layer, Layer]], counterparts: Counterparts, is_same: bool
+    parts: list[tuple[Layer, Layer]], counterparts: Counterparts, held: list[keras.Variable]
 ) -> None:
     """What was set on parts and weights themselves: whether they train, and their constraints."""
     old, new = parts[0]
@@ -132,8 +134,8 @@ def _copy_flags(
             b.trainable = a.trainable
     for before, after in counterparts:
         after.constraint = before.constraint
-        if as_it_was:
-            after.trainable = before.trainable and (after.trainable or is_same)
+        if as_it_was and not any(after is kernel for kernel in held):
+            after.trainable = before.trainable
 
 
 def _copy_settings(old: Layer, new: Layer) -> None:

@@ -221,7 +221,7 @@ LEAVES = {
     "dense": lambda name: layers.Dense(WIDTH, activation="tanh", name=name),
     "nonneg": lambda name: layers.Dense(WIDTH, kernel_constraint="non_neg", name=name),
     "regular": lambda name: layers.Dense(WIDTH, kernel_regularizer="l2", name=name),
-    "einsum": lambda name: layers.EinsumDense("bsi,io->bso", (None, WIDTH), name=name),
+    "einsum": lambda name: layers.EinsumDense("bsi,io->bso", (STEPS, WIDTH), name=name),
     "conv": lambda name: layers.Conv1D(WIDTH, 3, padding="same", name=name),
     "depthwise": lambda name: layers.DepthwiseConv1D(3, padding="same", name=name),
     "separable": lambda name: layers.SeparableConv1D(WIDTH, 3, padding="same", name=name),
