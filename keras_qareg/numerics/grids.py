@@ -15,7 +15,7 @@ from keras_qareg.numerics.clustering import check_finite, check_levels, flat
 
 _HISTOGRAM_BINS, _STEP_ROUNDS = 65_536, 40
 _STARTS = (1.0, 0.7, 0.5, 0.35, 0.25)
-_CHANNEL_ROUNDS = 12
+_CHANNEL_ROUNDS = 20
 # How far from whole multiples of a step values may be before the last bits of the step are looked for.
 _ROUNDING = 1e-6
 _LARGEST_CODE = 127

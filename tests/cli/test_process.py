@@ -65,6 +65,7 @@ def test_version_imports_nothing():
 
 
 @pytest.mark.one_backend
+@pytest.mark.slow  # several processes
 def test_nothing_but_the_table_is_printed_and_a_closed_pipe_is_no_error(saved):
     """TensorFlow greets at import; here nobody hears it, nor what is printed after `head`."""
     with subprocess.Popen(

@@ -31,6 +31,11 @@ def heads(joined, structure):
     return keras.tree.map_structure(lambda _: layers.Dense(3)(joined), structure)
 
 
+def some_slow(kinds, *quick):
+    """All kinds, of which those that are not named run among the slow tests."""
+    return [k if k in quick else pytest.param(k, marks=pytest.mark.slow) for k in kinds]
+
+
 STRUCTURES = {
     "lists": (["c", "a", "b"], [0, 0]),
     "twelve": (["c", "a", "b"], [0] * 12),
@@ -69,7 +74,7 @@ def samples(structure, count=12):
 @tensorflow_only
 @pytest.mark.filterwarnings("error:The structure of")
 @pytest.mark.filterwarnings("ignore:When providing .inputs. as a dict")
-@pytest.mark.parametrize("kind", STRUCTURES)
+@pytest.mark.parametrize("kind", some_slow(STRUCTURES, "dicts", "nested"))
 def test_structures_of_inputs_and_outputs(kind, tmp_path):
     keras.utils.set_random_seed(0)
     taken, given = STRUCTURES[kind]
@@ -92,7 +97,7 @@ def test_structures_of_inputs_and_outputs(kind, tmp_path):
 
 
 @tensorflow_only
-@pytest.mark.parametrize("nest", [False, True])
+@pytest.mark.parametrize("nest", some_slow([False, True], True))
 @pytest.mark.parametrize("structure", [["a", "b"], ("a", "b"), {"k10": "a", "k9": "b"}])
 def test_subclassed_models_of_several_inputs(structure, nest, tmp_path):
     keras.utils.set_random_seed(0)
@@ -222,7 +227,7 @@ def conv(x):
 
 
 @tensorflow_only
-@pytest.mark.parametrize("kind", OPEN)
+@pytest.mark.parametrize("kind", some_slow(OPEN, "valid", "series"))
 def test_open_sizes(kind, tmp_path):
     keras.utils.set_random_seed(0)
     shape, build = OPEN[kind]
@@ -375,7 +380,7 @@ def test_nan_is_named(tmp_path):
 
 
 @tensorflow_only
-@pytest.mark.parametrize("kind", ["uint8", "bool", "int32", "int64"])
+@pytest.mark.parametrize("kind", some_slow(["uint8", "bool", "int32", "int64"], "uint8", "bool"))
 def test_types_of_inputs_and_outputs(kind, tmp_path):
     keras.utils.set_random_seed(0)
     inputs = keras.Input((24,), dtype=kind)
