@@ -205,7 +205,7 @@ def samples(data: Any, model: keras.Model, *, count: int, name: str = "data") ->
         ValueError: As `read`.
     """
     found: list[Any] = []
-    for inputs, _, _ in read(data, model, name=name).batches(count):
+    for inputs, _, _ in read(data, model, steps=count, name=name).batches(count):
         if found and _shapes(inputs) != _shapes(found[0]):
             break
         found.append(inputs)

@@ -110,8 +110,9 @@ def _fitted(value: Any, spec: Spec) -> Any:
         )
     if spec.dtype in (None, "string") or array.dtype == spec.dtype:
         return array
-    whole = np.issubdtype(spec.dtype, np.integer) and np.issubdtype(array.dtype, np.floating)
-    if array.dtype.kind not in "fiub" or (whole and not np.array_equal(array, np.rint(array))):
+    number = isinstance(array, np.ndarray) and array.dtype.kind in "fiub"
+    whole = number and np.issubdtype(spec.dtype, np.integer) and array.dtype.kind == "f"
+    if not number or (whole and not np.array_equal(array, np.rint(array))):
         raise Misfit(
             f"to have inputs of type {spec.dtype} for '{spec.name}'. Received: {array.dtype}"
         )
@@ -119,10 +120,12 @@ def _fitted(value: Any, spec: Spec) -> Any:
 
 
 def as_array(value: Any) -> Any:
-    """A NumPy array, of 32 bits where Keras computes in 32."""
+    """A NumPy array, of 32 bits where Keras computes in 32; texts as a tensor."""
     if hasattr(value, "detach"):  # PyTorch
         value = value.detach().cpu()
     array = np.asarray(value)
+    if array.dtype.kind in "OSU":  # texts: `fit` takes them as tensors alone
+        return value if value is not array else keras.ops.convert_to_tensor(array)
     return array.astype({"float64": "float32", "int64": "int32"}.get(str(array.dtype), array.dtype))
 
 
@@ -133,7 +136,7 @@ def check_numbers(model: keras.Model, inputs: Any, name: str) -> None:
         f"input_{i}" for i in range(len(leaves))
     ]
     for label, leaf in zip(names, leaves, strict=True):
-        if leaf is not None and leaf.dtype.kind == "f" and np.isnan(leaf).any():
+        if isinstance(leaf, np.ndarray) and leaf.dtype.kind == "f" and np.isnan(leaf).any():
             rows = np.isnan(leaf).reshape(len(leaf), -1).any(axis=1).sum()
             raise ValueError(
                 f"Expected `{name}` without NaN. Received: NaN in '{label}', in {rows} of {len(leaf)} "

@@ -222,11 +222,13 @@ class ActivationQuantizer(_LearnedLevels):
     """Quantizes non-negative activations to 2^bits learned levels: 0 and all sums of `v_1 ... v_b`.
 
     One basis for the whole tensor (Zhang et al., "LQ-Nets", ECCV 2018, section 3). The gradient is 1
-    from 0 to the highest level and 0 beyond; negative inputs become 0. A basis of zeros has seen no
-    data: it leaves activations as they are, and its first update starts from their range.
+    from the lowest level to the highest and 0 beyond; negative inputs become 0. A basis of zeros has
+    seen no data: it leaves activations as they are, and its first update starts from their range.
 
     Args:
         bits: Integer from 1 to 8.
+        signed: Whether activations may be negative: the levels are then all sums of `+-v_1 ... +-v_b`,
+            evenly on both sides of zero, which is none of them. Defaults to `False`.
         momentum: Float in [0, 1), the share of the old basis that an update keeps. Defaults to 0.9.
 
     Raises:
@@ -240,8 +242,9 @@ class ActivationQuantizer(_LearnedLevels):
     [0.0, 0.0, 2.0, 3.0]
     """
 
-    def __init__(self, bits: int, *, momentum: float = 0.9):
+    def __init__(self, bits: int, *, signed: bool = False, momentum: float = 0.9):
         super().__init__(bits, MAX_ACTIVATION_BITS, momentum)
+        self.signed = signed
 
     def basis_shape(self) -> tuple[int]:
         """The shape of the basis: `(bits,)`."""
@@ -251,11 +254,12 @@ class ActivationQuantizer(_LearnedLevels):
         """The quantized activations: a tensor with the shape and dtype of `inputs`."""
         inputs = ops.convert_to_tensor(inputs)
         grid = self._grid(basis)
-        midpoints, levels, top = grid.midpoints, grid.levels, grid.levels[-1, 0]
+        midpoints, levels = grid.midpoints, grid.levels
+        bottom, top = grid.levels[0, 0], grid.levels[-1, 0]
 
         def quantize(flat: Tensor) -> Any:
             def grad(upstream: Tensor) -> Any:
-                inside = ops.logical_and(flat >= 0, flat <= top)
+                inside = ops.logical_and(flat >= bottom, flat <= top)
                 passes = ops.logical_or(inside, top <= 0)
                 return (ops.where(passes, upstream, ops.zeros_like(upstream)),)
 
@@ -274,9 +278,9 @@ class ActivationQuantizer(_LearnedLevels):
         flat = ops.reshape(
             ops.cast(ops.stop_gradient(ops.convert_to_tensor(inputs)), "float32"), (-1, 1)
         )
-        flat = ops.maximum(flat, 0.0)
+        flat = flat if self.signed else ops.maximum(flat, 0.0)
         unseen = ops.sum(basis) <= 0
-        basis = ops.where(unseen, self._start(flat), basis)
+        basis = ops.where(unseen, self._start(ops.abs(flat)), basis)
         change = best_change(flat, self._grid(basis), together=replicas.mean)[:, 0]
         return ops.maximum(basis + (1.0 - self.momentum) * change, 0.0)
 
@@ -289,7 +293,12 @@ class ActivationQuantizer(_LearnedLevels):
         return top * constant(powers / powers.sum(), top)
 
     def _grid(self, basis: Tensor) -> Grid:
-        return grid_of(ops.stop_gradient(ops.convert_to_tensor(basis)), (0.0, 1.0))
+        digits = (-1.0, 1.0) if self.signed else (0.0, 1.0)
+        return grid_of(ops.stop_gradient(ops.convert_to_tensor(basis)), digits)
+
+    def get_config(self) -> dict[str, Any]:
+        config = super().get_config()
+        return {**config, "signed": True} if self.signed else config
 
 
 _BY_NAME: dict[str, type] = {

@@ -12,7 +12,8 @@ from keras import ops
 
 from keras_qareg.layers import Weights, kernels
 from keras_qareg.models import kernel_codebooks
-from keras_qareg.models.selection import quantized_layers
+from keras_qareg.models.selection import overlooked, quantized_layers
+from keras_qareg.models.walking import leaf_layers
 from keras_qareg.numerics.codebook import Codebook
 
 FLOAT_BYTES = 4
@@ -73,10 +74,13 @@ class Summary:
     Attributes:
         rows: A `Row` a kernel, in the order of the model.
         other_bytes: Bytes of all other weights (biases, normalization), kept as float32.
+        left_out: Paths of weights among these that may be kernels, but are not named as such are: name
+            them in `weights`, of `share_weights` and the like too.
     """
 
     rows: tuple[Row, ...]
     other_bytes: int
+    left_out: tuple[str, ...] = ()
 
     @property
     def float_bytes(self) -> int:
@@ -110,7 +114,10 @@ class Summary:
         lines.append(("other weights", *[""] * 5, *[f"{self.other_bytes:,}"] * 2))
         sums = [f"{size:,}" for size in (self.float_bytes, self.packed_bytes)]
         lines.append(("total", "", "", "", f"{self.entropy:.2f}", "", *sums))
-        return table(header, lines)
+        text = table(header, lines)
+        if self.left_out:
+            text += f"\nnot named as kernels are (`weights`): {', '.join(self.left_out)}"
+        return text
 
 
 def table(header: tuple[str, ...], lines: list[tuple[str, ...]]) -> str:
@@ -132,7 +139,8 @@ def summary(
     Args:
         model: A built model: plain, quantization-aware, shared, or with WNQ layers.
         reference: The model before, with the same layers, whose kernels the errors are against.
-            `None`: what the layers remember; a plain model knows no weights from before.
+            `None`: what the layers remember; a plain model, or a shared one that was loaded, knows
+            no weights from before.
         weights: Which weights of plain layers are kernels, as in `codebooks`.
 
     Returns:
@@ -150,12 +158,18 @@ def summary(
     found = list(kernel_codebooks(model, weights))
     layers = quantized_layers(model)
     latent = {id(kernel) for layer in layers for kernel in kernels(layer)}
+    forgotten = {
+        id(kernel)
+        for layer in layers
+        if not getattr(layer, "remembers", True)
+        for kernel in kernels(layer)
+    }
     counted = {id(weight) for layer in layers for weight in layer.quantization_weights}
     befores = [None] * len(found) if reference is None else _weights_of(reference, weights, found)
     rows = []
     for (path, kernel, book), before in zip(found, befores, strict=True):
         counted.add(id(kernel))
-        if id(kernel) in latent and before is None:
+        if id(kernel) in latent - forgotten and before is None:
             before = ops.convert_to_numpy(kernel)
         row = _row(path, tuple(kernel.shape), book, before)
         if id(kernel) not in latent and row.packed_bytes >= row.float_bytes:
@@ -163,7 +177,10 @@ def summary(
             row = _row(path, tuple(kernel.shape), None, None)
         rows.append(row)
     other = [weight for weight in model.weights if id(weight) not in counted]
-    return Summary(tuple(rows), sum(FLOAT_BYTES * math.prod(weight.shape) for weight in other))
+    other_bytes = sum(FLOAT_BYTES * math.prod(weight.shape) for weight in other)
+    named = weights is None
+    left_out = [path for x in leaf_layers(model) for path in overlooked(x)] if named else []
+    return Summary(tuple(rows), other_bytes, tuple(left_out))
 
 
 def _weights_of(reference: keras.Model, weights: Weights, found: list[Any]) -> list[np.ndarray]:

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from keras import layers, ops
 
+import keras_qareg as qareg
 from keras_qareg.data import read, samples
-from tests.helpers import error_of
+from tests.helpers import BACKEND, error_of
 
 X = np.arange(40, dtype="float32").reshape(10, 4)
 Y = np.arange(10, dtype="int32") % 2
@@ -228,3 +229,21 @@ def test_fit_sees_the_same_examples_in_each_epoch(steps):
             continue  # an iterator with steps is one that does not end
         model.fit(**given.fit_arguments(4), epochs=2, verbose=0, callbacks=[Watching()])
         assert seen == 2 * [*range(steps or 3)]
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="texts are tensors of TensorFlow alone")
+def test_texts_are_tensors():
+    vocabulary = layers.TextVectorization(max_tokens=50, output_sequence_length=6)
+    vocabulary.adapt(["a b c d e", "b c d"])
+    text = keras.Input((1,), dtype="string")
+    hidden = layers.Flatten()(layers.Embedding(50, 16)(vocabulary(text)))
+    model = keras.Model(text, layers.Dense(2)(hidden))
+    model.compile("adam", "mse")
+    texts = np.array([["a b"], ["c d e"]])
+    for inputs in (texts, texts.astype(object), ops.convert_to_tensor(texts)):
+        small = qareg.compress(model, 4, data=(inputs, np.ones((2, 2))), epochs=1, verbose=0)
+        assert len(small(ops.convert_to_tensor(texts))) == 2
+    message = error_of(lambda: read(texts, one_input()))
+    assert message == WRONG_SHAPE + "shape=(2, 1)"
+    message = error_of(lambda: read(np.array([["a", "b", "c", "d"]]), one_input()))
+    assert message.startswith("Expected `data` to have inputs of type float32 for 'x'. Received: ")

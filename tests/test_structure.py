@@ -34,7 +34,7 @@ FLOORS = {
         ["__main__", "__init__"],
     ],
     "models": [
-        ["compiling", "graphs", "accounting", "walking", "saving"],
+        ["compiling", "graphs", "saving", "accounting", "walking", "surroundings"],
         ["cloning"],
         ["selection"],
         ["reading", "wrapping", "converting", "stripping", "recalibrating"],

@@ -24,6 +24,9 @@ def run(options: argparse.Namespace) -> int:
     return _COMMANDS[options.command](options) or 0
 
 
+_EPOCHS = 5
+
+
 def say(text: Any) -> None:
     """Prints something at once, also into a pipe."""
     print(text, flush=True)
@@ -33,6 +36,8 @@ def _compress(options: argparse.Namespace) -> None:
     conversion = _conversion(options)
     check_output(options.out, options.source, force=options.force, suffix=".tflite")
     data = None if options.data is None else Arrays(options.data, targets=True)
+    if data is None and options.epochs is not None:
+        raise ValueError("Expected --data to tune on, with --epochs. Received: --epochs alone.")
     check_model(options.source)
     check_backend(converts=True)
     with custom_objects(options.custom_objects):
@@ -56,7 +61,7 @@ def _compress(options: argparse.Namespace) -> None:
             options.levels,
             options.layers,
             data=examples,
-            epochs=options.epochs,
+            epochs=options.epochs or _EPOCHS,
             snap=options.snap,
             # A bar is drawn over and over, which in a file or a pipe is a mess.
             verbose="auto" if sys.stdout.isatty() else 2,

@@ -79,7 +79,7 @@ def _add_compress(commands: Any) -> None:
     )
     compress.add_argument("--data", type=Path, metavar="FILE.npz", help=_DATA + _TARGETS)
     compress.add_argument(
-        "--epochs", type=_integer("--epochs", 1), default=5, help="epochs of tuning (5)"
+        "--epochs", type=_integer("--epochs", 1), help="epochs of tuning on --data (5)"
     )
     compress.add_argument(
         "--seed", type=_integer("--seed", 0), help="of random numbers, for the same result again"

@@ -18,7 +18,7 @@ from keras_qareg.export.litert.micro import expanded
 from keras_qareg.export.litert.proof import TOLERANCES, prove
 from keras_qareg.export.litert.recognition import along, is_kernel
 from keras_qareg.export.litert.runtime import input_details, tensor_values
-from keras_qareg.export.litert.samples import SAMPLES, sample_inputs, users_data
+from keras_qareg.export.litert.samples import SAMPLES, in_batches, sample_inputs, users_data
 from keras_qareg.export.litert.signature import Signature
 from keras_qareg.models.stripping import used_kernels
 from keras_qareg.models.walking import leaf_layers
@@ -66,7 +66,8 @@ def verify(
     signature = Signature.of(model, data).as_in(input_details(runnable))
     inputs = sample_inputs(model, signature, data)
     difference, output_range = prove(model, signature, inputs, runnable, precision)
-    count = _check_kernels(content, path, model, inputs)
+    one = in_batches(signature, {name: array[:1] for name, array in inputs.items()})
+    count = _check_kernels(content, path, model, one)
     same = "equal" if TOLERANCES[precision] is not None else "int8, which rounds"
     return (
         f"{same}: outputs within {difference:.2e} (up to {output_range:.2e}), and "

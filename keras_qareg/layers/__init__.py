@@ -14,7 +14,8 @@ from keras_qareg.layers.kernel_wrapper import (
 )
 from keras_qareg.layers.quantization_aware import QuantizationAware
 from keras_qareg.layers.shared_weights import KEPT_CONSTRAINTS, SharedWeights
-from keras_qareg.layers.wnq import WeightNormalized, WNQConv2D, WNQDense, WNQDepthwiseConv2D
+from keras_qareg.layers.weight_normalized import WeightNormalized
+from keras_qareg.layers.wnq import WNQConv2D, WNQDense, WNQDepthwiseConv2D
 
 # Layers of this package that stand for a plain one; `quantization_weights` is what they add to it.
 QUANTIZED = (KernelWrapper, WeightNormalized)

@@ -169,6 +169,21 @@ def of_class(bare: keras.Model, model: keras.Model) -> keras.Model:
     return made
 
 
+def graph_parents(model: keras.Model) -> dict[Any, list[Any]]:
+    """For each operation of a Sequential or Functional model, those that its inputs come from."""
+    graph = getattr(model, "_functional", None) or model  # of a Sequential model
+    inside = set(map(id, graph.operations))
+    return {
+        operation: [
+            tensor._keras_history.operation
+            for node in operation._inbound_nodes
+            for tensor in node.input_tensors
+            if id(tensor._keras_history.operation) in inside
+        ]
+        for operation in graph.operations
+    }
+
+
 def replace_arguments(graph: keras.Model, change: Callable[[Any], Any]) -> None:
     """Changes what the operations of a graph are called with beside its tensors (`Node.arguments`)."""
     graph = getattr(graph, "_functional", None) or graph  # of a Sequential model

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_qareg.layers.keras_private import layers_inside
 from keras_qareg.layers.kernel_wrapper import KernelWrapper, channel_axes
 from keras_qareg.numerics.clustering import check_levels
 from keras_qareg.numerics.codebook import Codebook, lookup
@@ -23,7 +24,8 @@ class SharedWeights(KernelWrapper):
 
     Only the centroids get gradients: each the sum of its members' (Han et al., "Deep Compression",
     ICLR 2016), which is the cumulative tuning of arXiv 2602.03614. The kernels of the layer inside
-    keep what they were before sharing and take no part; a `NonNeg` of theirs holds for the centroids.
+    keep what they were before sharing, take no part, and are not saved; a `NonNeg` of theirs holds for
+    the centroids.
     `keras_qareg.share_weights` makes these layers; made by hand, all indices are 0 until
     `assign_codebooks`.
 
@@ -40,6 +42,7 @@ class SharedWeights(KernelWrapper):
             `snap` so many steps as the largest power of two in the codes, of shape `(channels,)`, or
             `(1,)` for a transposed convolution.
         indices: List of uint8 weights in the shapes of the kernels.
+        remembers: Whether the kernels inside are those from before sharing: not after loading.
 
     Call arguments: those of the layer inside.
 
@@ -67,7 +70,7 @@ class SharedWeights(KernelWrapper):
     ):
         super().__init__(layer, **kwargs)
         self.levels = check_levels(levels)
-        self.zero_centroid, self.snap = zero_centroid, snap
+        self.zero_centroid, self.snap, self.remembers = zero_centroid, snap, True
         # Trained is the size of about the largest level, which takes the learning rate of centroids, not
         # the small step: a power of two apart, so that no product is rounded otherwise.
         codes = grid_codes(levels)
@@ -89,6 +92,31 @@ class SharedWeights(KernelWrapper):
         self.indices = self._add_per_kernel(
             "indices", initializer="zeros", dtype="uint8", trainable=False
         )
+        for part in layers_inside(self.layer):
+            if any(weight is kernel for weight in part.weights for kernel in self.kernels):
+                self._leave_out_kernels(part)
+
+    def _leave_out_kernels(self, part: keras.layers.Layer) -> None:
+        """Keeps the kernels from before sharing out of files, which hold them as tables and indices."""
+        save, load = part.save_own_variables, part.load_own_variables
+
+        def entries() -> dict[str, Any]:
+            found: dict[str, Any] = {}
+            save(found)
+            return found
+
+        def save_own_variables(store: Any) -> None:
+            for key, value in entries().items():
+                if not any(value is kernel for kernel in self.kernels):
+                    store[key] = value
+
+        def load_own_variables(store: Any) -> None:
+            held = {key: store[key] for key in store.keys()}  # noqa: SIM118 (no mapping)
+            lacking = {k: np.asarray(ops.convert_to_numpy(v)) for k, v in entries().items()}
+            self.remembers = set(lacking) <= set(held)
+            load({**lacking, **held})
+
+        part.save_own_variables, part.load_own_variables = save_own_variables, load_own_variables
 
     def _keep_constraints(self) -> None:
         for kernel, centroids in zip(self.kernels, self.centroids, strict=True):

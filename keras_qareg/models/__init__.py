@@ -2,8 +2,8 @@
 
 Each takes a built model and returns a new one with the same weights and names; the model that was
 passed stays as it is (`recalibrate` alone changes it). All results can be saved as `.keras` and
-loaded again, except where a subclassed model was changed: its own code says what it is made of, so
-save its weights (`save_weights`), or `strip` it and save that.
+loaded again, except where a subclassed model (or, by `wnq`, a layer made of layers) was changed: its
+own code says what it is made of, so save its weights (`save_weights`), or `strip` it and save that.
 
 What belongs here: everything that walks through a model. `cloning` rebuilds one with some layers
 changed, and `selection` finds the layers that are meant; each transform is a file of its own. What

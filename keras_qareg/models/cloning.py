@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import keras
@@ -158,49 +158,63 @@ def clone(
         ValueError: If something cannot be copied: it says what, why, and what to do.
     """
     check_lambdas(model)
-    inside = entered(model, deep)
-    pairs: list[tuple[Layer, Layer]] = []
-    compiled: list[tuple[keras.Model, keras.Model]] = []
-    cache: dict[int, Layer] = {}
-
-    def copy(layer: Layer, spare: Layer | None = None) -> Layer:
-        """A sublayer of any kind; one that stands in several places stays one."""
-        if id(layer) not in cache:
-            cache[id(layer)] = copy_model(layer) if is_graph(layer) else copy_leaf(layer, spare)
-        return cache[id(layer)]
-
-    def copy_model(graph: keras.Model) -> keras.Model:
-        copied = copy_graph(graph, copy, cache)
-        if graph.compiled:
-            compiled.append((graph, copied))
-        return copied
-
-    def copy_leaf(layer: Layer, spare: Layer | None) -> Layer:
-        if not isinstance(layer, Layer):  # an operation such as keras.ops.relu
-            return type(layer).from_config(layer.get_config())
-        make = None if id(layer) in inside else change(layer)
-        successor = make(layer) if make else _made_again(layer, spare)
-        pairs.append((layer, successor))
-        if id(layer) in inside:
-            _fill(layer, successor, copy)
-        if getattr(layer, "compiled", False):
-            compiled.append((layer, successor))
-        return successor
-
+    copies = _Copies(model, change, deep)
     with copying():
-        copied = copy(model)
-        if not all(layer.built for layer in layers_inside(copied)):
-            _build_like(copied, model)
+        copied = copies.of(model)
+        _complete(copied, model)
     counterparts = [
-        found for old, new in pairs for found in copy_contents(old, new, id(old) in inside, thaw)
+        found
+        for old, new in copies.pairs
+        for found in copy_contents(old, new, id(old) in copies.inside, thaw)
     ]
     account_for(model, copied, counterparts)
     retie(model, copied, counterparts)
     _rename_inputs(copied, model)
     guard_configs(copied)
-    for old, new in compiled:
+    for old, new in copies.compiled:
         compile_like(new, old)
     return copied
+
+
+class _Copies:
+    """The copies of the layers of a model, each made once, and of which layer each is one.
+
+    Attributes:
+        inside: The identities of the layers that are entered.
+        pairs: Layers that hold weights, and their copies, without weights yet.
+        compiled: Compiled models, and their copies, not compiled yet.
+    """
+
+    def __init__(self, model: keras.Model, change: Change, deep: bool):
+        self.change, self.inside = change, entered(model, deep)
+        self.pairs: list[tuple[Layer, Layer]] = []
+        self.compiled: list[tuple[keras.Model, keras.Model]] = []
+        self._made: dict[int, Layer] = {}
+
+    def of(self, layer: Layer, spare: Layer | None = None) -> Layer:
+        """The copy of a layer of any kind; one that stands in several places stays one.
+
+        `spare` is what the copy of the layer around it has in its place.
+        """
+        if id(layer) not in self._made:
+            graph = is_graph(layer)
+            copied = (
+                copy_graph(layer, self.of, self._made) if graph else self._of_leaf(layer, spare)
+            )
+            self._made[id(layer)] = copied
+            if getattr(layer, "compiled", False):
+                self.compiled.append((layer, copied))
+        return self._made[id(layer)]
+
+    def _of_leaf(self, layer: Layer, spare: Layer | None) -> Layer:
+        if not isinstance(layer, Layer):  # an operation such as keras.ops.relu
+            return type(layer).from_config(layer.get_config())
+        make = None if id(layer) in self.inside else self.change(layer)
+        successor = make(layer) if make else _made_again(layer, spare)
+        self.pairs.append((layer, successor))
+        if id(layer) in self.inside:
+            _fill(layer, successor, self.of)
+        return successor
 
 
 def _made_again(layer: Layer, spare: Layer | None) -> Layer:
@@ -222,6 +236,14 @@ def _fill(old: Layer, new: Layer, copy: Callable[[Layer, Layer], Layer]) -> None
         _replace_children(old, new, copy)
     if made_later and not all(part.built for part in layers_inside(new)):
         _build_like(new, old)  # which is built, and so builds none of its new parts unless called
+
+
+def _complete(copied: keras.Model, model: keras.Model) -> None:
+    """Builds a copy that is not built yet."""
+    # A graph was built as it was made, whatever its preprocessing layers say of themselves.
+    built = all(layer.built for layer in layers_inside(copied))
+    if not built and not (is_graph(copied) and copied.built):
+        _build_like(copied, model)
 
 
 def _rename_inputs(copied: Layer, model: Layer) -> None:
@@ -252,9 +274,22 @@ def _build_like(copied: keras.Model, model: keras.Model) -> None:
 
 def _layers_made_later(old: Layer, new: Layer) -> bool:
     """Whether a layer holds layers that it makes when it is built, and its unbuilt copy does not yet."""
-    theirs = attributes(new)
-    made = {name: value for name, value in attributes(old).items() if name not in theirs}
-    return any(isinstance(part, Layer) for part in flattened(made))
+    counts = [
+        sum(isinstance(part, Layer) for part in flattened(attributes(layer)))
+        for layer in (old, new)
+    ]
+    return counts[0] > counts[1]
+
+
+def _check_alike(layer: Layer, before: Iterable[Any], after: Iterable[Any]) -> None:
+    """Raises a `ValueError` where a list or dict of layers has other places in the copy."""
+    places, others = list(before), list(after)
+    if set(places) != set(others):
+        raise ValueError(
+            f"Expected '{layer.name}' ({type(layer).__name__}) to have its lists and dicts of layers "
+            f"again when it is made from its `get_config()`. Received: places {others} of {places}. Add "
+            "all layers in `__init__` or `build()`."
+        )
 
 
 def _replace_children(old: Layer, new: Layer, copy: Callable[[Layer, Layer], Layer]) -> None:
@@ -266,9 +301,11 @@ def _replace_children(old: Layer, new: Layer, copy: Callable[[Layer, Layer], Lay
         if isinstance(before, Layer) and isinstance(after, Layer):
             replaced[id(after)] = copy(before, after)
             return replaced[id(after)]
+        if not any(isinstance(part, Layer) for part in flattened(before)):
+            return after
         if isinstance(before, list | tuple) and isinstance(after, list | tuple):
-            swapped = [swap(*pair) for pair in zip(before, after, strict=False)]
-            swapped += after[len(swapped) :]
+            _check_alike(old, range(len(before)), range(len(after)))
+            swapped = [swap(*pair) for pair in zip(before, after, strict=True)]
             if all(map(operator.is_, swapped, after)):
                 return after
             if isinstance(after, list):
@@ -276,7 +313,8 @@ def _replace_children(old: Layer, new: Layer, copy: Callable[[Layer, Layer], Lay
             named = hasattr(after, "_fields")
             return after.__class__(*swapped) if named else tuple(swapped)
         if isinstance(before, dict) and isinstance(after, dict):
-            by_key = {key: swap(before.get(key), value) for key, value in after.items()}
+            _check_alike(old, before, after)
+            by_key = {key: swap(before[key], after[key]) for key in before}
             return after if all(by_key[key] is after[key] for key in after) else by_key
         return after
 

@@ -109,7 +109,8 @@ def share_and_tune(
             f"'{getattr(model, 'name', model)}' without a loss. Call `model.compile(loss=...)` first."
         )
     given = None if data is None else read(data, model, steps=steps).repeatable()
-    if given is not None and not given.has_targets:
+    # A model without a loss by `compile` adds its own, which may need no targets.
+    if given is not None and model.loss is not None and not given.has_targets:
         raise ValueError(
             "Expected `data` with targets to tune the centroids on. Received: inputs alone."
         )

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 from keras.layers import Layer
 
@@ -19,6 +20,12 @@ from keras_qareg.layers import (
 )
 from keras_qareg.models.cloning import clone, fresh
 from keras_qareg.models.selection import Layers, check_built, check_plain, select
+from keras_qareg.models.surroundings import (
+    first_layers,
+    last_layers,
+    may_get_negative_inputs,
+)
+from keras_qareg.models.walking import held_by_layers
 from keras_qareg.numerics.clustering import dead_channels
 from keras_qareg.quantizers import MAX_ACTIVATION_BITS, MAX_WEIGHT_BITS, check_bits
 
@@ -32,6 +39,7 @@ def wnq(
     bits: int = 2,
     *,
     activation_bits: int | None = None,
+    signed_activations: bool = False,
     layers: Layers = "all",
     skip: Iterable[str] | None = ("first", "last"),
     normalize: bool = True,
@@ -48,13 +56,17 @@ def wnq(
         model: A built model, best a trained one.
         bits: Integer from 1 to 4: each channel of a kernel gets 2^bits levels. Defaults to 2.
         activation_bits: Integer from 1 to 8: inputs of these layers are quantized to
-            2^activation_bits levels from 0 up. They must not be negative, as after a ReLU. Defaults
-            to `None`: they are not quantized.
-        layers: Which layers, as in `quantization_aware`. Layers of other kinds, and subclasses of
-            these, stay as they are, with a warning.
-        skip: Layers to leave out: `"first"` and `"last"`, those of all layers with kernels, which
-            papers keep in float, and any layer names. Defaults to `("first", "last")`; `()` or
-            `None`: none.
+            2^activation_bits levels from 0 up. They must not be negative, as after a ReLU; there is a
+            warning where they may be. Defaults to `None`: they are not quantized.
+        signed_activations: Whether the levels of inputs lie on both sides of zero, for inputs that may
+            be negative. Defaults to `False`.
+        layers: Which layers, as in `quantization_aware`. Layers that are made of layers are entered.
+            Layers of other kinds, subclasses of these, and layers that other layers hold too, which may
+            read their kernels, stay as they are, with a warning.
+        skip: Layers to leave out: `"first"` and `"last"`, which papers keep in float, and any layer
+            names. The first are those with kernels that no other one stands before, one or more for
+            each input; the last those that none stands behind, one or more for each output. Defaults
+            to `("first", "last")`; `()` or `None`: none.
         normalize: Whether kernels are divided by `max|w|` first. `False` is LQ-Nets, for comparison.
             Defaults to `True`.
         per_channel: Whether each output channel has levels of its own. Defaults to `True`.
@@ -85,14 +97,18 @@ def wnq(
     own = {
         "bits": bits,
         "activation_bits": activation_bits,
+        "signed_activations": signed_activations,
         "normalize": normalize,
         "per_channel": per_channel,
         "uniform": uniform,
     }
     left_out = _skipped(model, skip)
-    wanted = [layer for layer in select(model, layers) if id(layer) not in left_out]
+    wanted = [layer for layer in select(model, layers, deep=True) if id(layer) not in left_out]
+    wanted = _without_read_ones(model, wanted)
     chosen = {id(layer): _KINDS[type(layer)] for layer in wanted if type(layer) in _KINDS}
     _report_others(model, wanted, layers, skip)
+    if activation_bits is not None and not signed_activations:
+        _warn_of_negative_inputs(model, [layer for layer in wanted if id(layer) in chosen])
     made: list[Any] = []
 
     def convert(layer: Layer) -> Layer:
@@ -100,24 +116,25 @@ def wnq(
         made.append(fresh(layer, into=chosen[id(layer)], config=config))
         return made[-1]
 
-    converted = clone(model, lambda layer: convert if id(layer) in chosen else None)
+    converted = clone(model, lambda layer: convert if id(layer) in chosen else None, deep=True)
     for layer in made:
-        dead = dead_channels(ops.convert_to_numpy(layer.kernel), channel_axes(layer, layer.kernel))
+        kernel = ops.convert_to_numpy(layer.kernel)
+        dead = dead_channels(kernel, channel_axes(layer, layer.kernel))
         if dead.any():
-            layer.kernel.assign(ops.where(dead, 0.0, layer.kernel))
+            layer.kernel.assign(np.where(dead, np.float32(0), kernel))
         layer.fit_basis()
     return converted
 
 
 def _skipped(model: keras.Model, skip: Iterable[str] | None) -> set[int]:
     """The identities of the layers to leave out."""
-    weighted = select(model, "all")
+    weighted = select(model, "all", deep=True)
     if isinstance(skip, str):
         skip = (skip,)
     found: set[int] = set()
     for name in skip or ():
         if name in ("first", "last"):
-            same = weighted[:1] if name == "first" else weighted[-1:]
+            same = (first_layers if name == "first" else last_layers)(model, weighted)
         else:
             same = [layer for layer in weighted if layer.name == name]
             if not same:
@@ -127,6 +144,28 @@ def _skipped(model: keras.Model, skip: Iterable[str] | None) -> set[int]:
                 )
         found.update(map(id, same))
     return found
+
+
+def _without_read_ones(model: keras.Model, wanted: list[Layer]) -> list[Layer]:
+    """Leaves out what other layers hold too: they may read its kernel, which is the float one."""
+    held = held_by_layers(model)
+    names = [layer.name for layer in wanted if id(layer) in held]
+    if names:
+        warnings.warn(
+            f"Left as they are, because other layers hold them, and may read their kernels: {names}.",
+            stacklevel=3,
+        )
+    return [layer for layer in wanted if id(layer) not in held]
+
+
+def _warn_of_negative_inputs(model: keras.Model, layers: list[Layer]) -> None:
+    names = [layer.name for layer in may_get_negative_inputs(model, layers)]
+    if names:
+        warnings.warn(
+            f"Layers {names} may get negative inputs, which `activation_bits` makes 0. Pass "
+            "signed_activations=True, or leave them out (`skip`), unless you know that they get none.",
+            stacklevel=3,
+        )
 
 
 def _report_others(model: keras.Model, wanted: list[Layer], layers: Layers, skip: Any) -> None:

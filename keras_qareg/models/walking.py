@@ -51,6 +51,20 @@ def entered(model: Layer, deep: bool = False) -> set[int]:
     return {id(layer) for layer in found if is_entered(layer)} - inside_quantized
 
 
+def held_by_layers(model: Layer) -> set[int]:
+    """The identities of layers with several places, one of them in a layer that is no model."""
+    found = layers_inside(model)
+    parents: dict[int, list[Layer]] = {}
+    for layer in found:
+        for child in children(layer):
+            parents.setdefault(id(child), []).append(layer)
+    return {
+        identity
+        for identity, holders in parents.items()
+        if len(holders) > 1 and not all(isinstance(holder, keras.Model) for holder in holders)
+    }
+
+
 def scopes(model: Layer) -> dict[int, str]:
     """For each layer that is walked past, by its identity, the names of what it is inside of.
 

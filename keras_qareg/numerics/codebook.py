@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,8 @@ from keras_qareg.numerics.grids import integer_grid, integer_weights
 
 # Fewer midpoints than this are compared with, one after the other; so many weights at a time.
 _COMPARED, _CHUNK = 32, 1 << 15
+# The share of the bytes of one table from which on tables of channels are worth their trouble.
+_WORTH = 0.75
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,24 +97,48 @@ class Codebook:
         Args:
             weights: Array of any shape.
             channel_axes: How many of its last axes count channels: then a tensor that has whole
-                multiples of a step in each channel has a table for each. Defaults to 0.
+                multiples of a step in each channel, or few values in each, has a table for each.
+                Defaults to 0.
 
         Returns:
-            A `Codebook` with one table where at most 256 values are in all channels, unless tables of
-            the channels need fewer levels; or `None`.
+            The `Codebook` of the fewest bytes: one table, where at most 256 values are in all channels,
+            or one for each channel; or `None`.
         """
         weights = np.asarray(weights, "float32")
         whole = cls._of_values(weights)
         if not channel_axes or (whole is not None and len(whole.centroids) <= 2):
             return whole
+        books = [] if whole is None else [whole]
+        tables = cls._of_channels(weights, channel_axes)
+        if tables is not None and (not whole or tables.packed_bytes < _WORTH * whole.packed_bytes):
+            books.append(tables)
         found = integer_weights(weights, channel_axes)
-        if found is None:
-            return whole
-        codes = np.unique(found[0])
-        if whole is not None and len(whole.centroids) <= codes.size:
-            return whole
-        table = np.multiply.outer(codes.astype("float32"), found[1])
-        return cls(table, np.searchsorted(codes, found[0]))
+        if found is not None:
+            codes = np.unique(found[0])
+            table = np.multiply.outer(codes.astype("float32"), found[1])
+            books.append(cls(table, np.searchsorted(codes, found[0])))
+        return min(books, key=lambda book: book.packed_bytes) if books else None
+
+    @classmethod
+    def _of_channels(cls, weights: np.ndarray, channel_axes: int) -> Codebook | None:
+        """A table for each channel, where the channels have half as many values as weights or fewer."""
+        channels = weights.shape[weights.ndim - channel_axes :]
+        columns = weights.reshape(-1, math.prod(channels))
+        most = min(len(columns) // 2, MAX_LEVELS)
+        # A look at some channels spares most tensors the sort.
+        if any(np.unique(column).size > most for column in columns.T[:4]):
+            return None
+        order = np.argsort(columns, axis=0, kind="stable")
+        ordered = np.take_along_axis(columns, order, axis=0)
+        places = np.cumsum(np.diff(ordered, axis=0, prepend=ordered[:1]) != 0, axis=0)
+        levels = int(places.max()) + 1
+        if levels > most:
+            return None
+        table = np.repeat(ordered[-1:], levels, axis=0)
+        np.put_along_axis(table, places, ordered, axis=0)
+        indices = np.empty(columns.shape, "uint8")
+        np.put_along_axis(indices, order, places.astype("uint8"), axis=0)
+        return cls(table.reshape(levels, *channels), indices.reshape(weights.shape))
 
     @classmethod
     def _of_values(cls, weights: np.ndarray) -> Codebook | None:
@@ -196,6 +223,12 @@ class Codebook:
         if grid is None:
             return self.centroids.nbytes
         return min(self.centroids.nbytes, grid[0].nbytes + grid[1].nbytes)
+
+    @property
+    def packed_bytes(self) -> int:
+        """Bytes of the indices, in a whole number of bits each, and of the centroids."""
+        bits = max(0, len(self.centroids) - 1).bit_length()
+        return -(-self.indices.size * bits // 8) + self.table_bytes
 
     @property
     def entropy(self) -> float:

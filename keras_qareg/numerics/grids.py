@@ -15,10 +15,12 @@ from keras_qareg.numerics.clustering import check_finite, check_levels, flat
 
 _HISTOGRAM_BINS, _STEP_ROUNDS = 65_536, 40
 _STARTS = (1.0, 0.7, 0.5, 0.35, 0.25)
-_CHANNEL_ROUNDS = 12
+_CHANNEL_ROUNDS = 20
 # How far from whole multiples of a step values may be before the last bits of the step are looked for.
 _ROUNDING = 1e-6
 _LARGEST_CODE = 127
+# So many weights must agree with a grid.
+_AGREEING = 6
 
 
 def grid_codes(levels: int) -> np.ndarray:
@@ -137,14 +139,16 @@ def integer_weights(weights: np.ndarray, channel_axes: int) -> tuple[np.ndarray,
 
     Returns:
         Int8 codes in the shape of the weights, and float32 steps in that of the channels; `None` where
-        some channel is on no grid, or has fewer than two weights for each code in use.
+        some channel is on no grid, or there are so few weights that any would be.
     """
     channels = weights.shape[weights.ndim - channel_axes :]
     columns = np.asarray(weights, "float32").reshape(-1, int(np.prod(channels)))
-    if len(columns) < 4 or not columns.any() or _columns_on_grid(columns[:, :1]) is None:
+    # Three weights a channel say nothing; of more, some agree with a grid by no chance.
+    agreeing = int(np.count_nonzero(columns)) - int(columns.any(axis=0).sum())
+    if len(columns) < 4 or agreeing < _AGREEING or _columns_on_grid(columns[:, :1]) is None:
         return None
     found = _columns_on_grid(columns)
-    if found is None or 2 * np.unique(found[0]).size > len(columns):
+    if found is None:
         return None
     return found[0].reshape(weights.shape), found[1].reshape(channels)
 

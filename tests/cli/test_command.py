@@ -236,7 +236,7 @@ def test_inspect_prints_the_table(saved, run):
     assert (status, errors) == (0, "")
     model = keras.saving.load_model(saved / "shared.keras")
     assert printed == f"{qareg.report.summary(model)}\n"
-    assert all(float(cells[4]) > 0.01 for cells in rows(printed).values())
+    assert all(cells[4] == "-" for cells in rows(printed).values())  # no file has the float kernels
 
 
 def test_an_existing_output_needs_force(saved, run, refused):

@@ -122,7 +122,7 @@ def assert_sizes(row):
     assert row["bound"] < row["archive"] < min(0.85 * row["gzip"], 0.85 * row["zstd"])
     assert row["archive"] < row["smallest"] <= row["auto"] <= row["float32"] < 1.2e6
     if row["grid"]:
-        assert row["auto"] <= 94_000 + 5000 * row["normalized"]
+        assert row["auto"] <= 295_000 + 5000 * row["normalized"]  # int8: a byte a weight
 
 
 @pytest.mark.slow

@@ -50,7 +50,10 @@ def equals(model, folder):
 
 
 @tensorflow_only
-@pytest.mark.parametrize("kind", MADE)
+@pytest.mark.parametrize(
+    "kind",
+    [kind if kind == "wnq" else pytest.param(kind, marks=pytest.mark.slow) for kind in MADE],
+)
 def test_equals_are_all_the_model_of_a_file(kind, tmp_path):
     models = equals(MADE[kind](network()), tmp_path)
     data = RNG.normal(size=(20, 8, 8, 3)).astype("float32")
@@ -75,6 +78,23 @@ def test_another_model_is_refused(tmp_path):
     assert "Expected the outputs of the file within" in error_of(qareg.export.verify, other, path)
     more = keras.Model(model.inputs, {"a": model.outputs[0], "b": model.outputs[0] + 1.0})
     assert "Expected a file with the outputs of model" in error_of(qareg.export.verify, more, path)
+
+
+@tensorflow_only
+def test_inputs_without_names_are_told_apart(tmp_path):
+    keras.utils.set_random_seed(0)
+    second, first = keras.Input((6,)), keras.Input((6,))
+    x = [layers.Dense(3)(first), layers.Dense(4)(second)]
+    model = qareg.share_weights(keras.Model([first, second], layers.Concatenate()(x)), 4)
+    path = tmp_path / "m.tflite"
+    for form in ("auto", "codebook", "tflm"):
+        qareg.export.litert(model, path, form)
+        for equal in equals(model, tmp_path):
+            assert qareg.export.verify(equal, path).startswith("equal")
+    one = keras.Sequential([keras.Input((6,)), layers.Dense(3)])
+    assert "Expected a file with the inputs of the model, {" in error_of(
+        qareg.export.verify, one, path
+    )
 
 
 @pytest.mark.parametrize("kind", MADE)
@@ -170,3 +190,19 @@ def test_branches_of_one_architecture(tmp_path):
     for form in ("smallest", "codebook", "tflm"):
         report = qareg.export.litert(qareg.share_weights(model, 4), tmp_path / "m.tflite", form)
         assert sum(kernel.path is not None for kernel in report.kernels) == 3
+
+
+@tensorflow_only
+def test_a_file_without_a_signature_is_refused_in_words(tmp_path):
+    from keras_qareg.export.litert import flatbuffer
+
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(2)])
+    file = tmp_path / "model.tflite"
+    qareg.export.litert(model, file, "float32")
+    read = flatbuffer.read(file.read_bytes())
+    read.signatureDefs = []
+    file.write_bytes(flatbuffer.to_bytes(read))
+    assert error_of(lambda: qareg.export.verify(model, file)) == (
+        "Expected a .tflite file with one signature, which names its inputs and outputs, as Keras "
+        "writes it. Received: one with 0."
+    )

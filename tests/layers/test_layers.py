@@ -424,3 +424,29 @@ def test_codebooks_that_do_not_fit_are_refused():
     layer.build((None, 4))
     with pytest.raises(ValueError, match="Expected codebooks of at most 2 centroids. Received: 3"):
         layer.assign_codebooks([Codebook(np.arange(3.0), np.zeros((4, 3), "uint8"))])
+
+
+def test_files_of_shared_weights_have_no_float_kernels(tmp_path):
+    model = keras.Sequential(
+        [
+            keras.Input((6, 16)),
+            layers.Bidirectional(layers.LSTM(32, return_sequences=True)),
+            layers.SeparableConv1D(64, 3),
+            layers.Flatten(),
+            layers.Dense(50),
+        ]
+    )
+    shared, inputs = qareg.share_weights(model, levels=16), np.ones((2, 6, 16), "float32")
+    model.save(tmp_path / "plain.keras")
+    shared.save(tmp_path / "shared.keras")
+    sizes = [(tmp_path / f"{name}.keras").stat().st_size for name in ("plain", "shared")]
+    assert sizes[1] < 0.5 * sizes[0]  # indices take a quarter
+    loaded = keras.saving.load_model(tmp_path / "shared.keras")
+    for found in (loaded, qareg.strip(loaded)):
+        np.testing.assert_array_equal(*arrays(found(inputs), shared(inputs)))
+    assert all(row.relative_error is not None for row in qareg.report.summary(shared).rows)
+    assert all(row.relative_error is None for row in qareg.report.summary(loaded).rows)
+    loaded.save_weights(tmp_path / "shared.weights.h5")
+    again = qareg.share_weights(model, levels=16)
+    again.load_weights(tmp_path / "shared.weights.h5")
+    np.testing.assert_array_equal(*arrays(again(inputs), shared(inputs)))

@@ -70,6 +70,24 @@ class Tied(layers.Layer):
         return cls(source, **config)
 
 
+@keras.saving.register_keras_serializable("tests")
+class TiedDense(layers.Layer):
+    def __init__(self, source, **kwargs):
+        super().__init__(**kwargs)
+        self.source = source
+
+    def call(self, inputs):
+        return ops.matmul(inputs, ops.transpose(self.source.kernel))
+
+    def get_config(self):
+        source = keras.saving.serialize_keras_object(self.source)
+        return {**super().get_config(), "source": source}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(keras.saving.deserialize_keras_object(config.pop("source")), **config)
+
+
 def tied_functional() -> keras.Model:
     tokens = keras.Input((5,), dtype="int32")
     embedding = layers.Embedding(10, 4, name="emb")
@@ -114,6 +132,19 @@ def test_a_kernel_that_another_layer_reads_is_shared_in_both_places(make):
     trained.get_layer("emb").place_centroids()
     quantized = qareg.strip(trained)
     np.testing.assert_allclose(*arrays(trained(TOKENS), quantized(TOKENS)), atol=1e-6)
+
+
+def test_wnq_leaves_tied_layers_as_they_are():
+    inputs = keras.Input((8,))
+    first = layers.Dense(16, name="first")
+    last = TiedDense(first, name="last")(layers.Dense(16, name="middle")(first(inputs)))
+    model = keras.Model(inputs, last)
+    with pytest.warns(UserWarning, match="because other layers hold them, .* kernels: .'first'."):
+        quantized = qareg.wnq(model, skip=())
+    values = np.random.default_rng(0).normal(size=(4, 8)).astype("float32")
+    np.testing.assert_allclose(
+        *arrays(qareg.strip(quantized)(values), quantized(values)), rtol=1e-5, atol=1e-5
+    )
 
 
 def test_tied_layers_are_saved_and_loaded(tmp_path):

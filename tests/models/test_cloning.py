@@ -259,6 +259,35 @@ def test_a_tensor_of_another_model_is_refused():
     )
 
 
+@keras.saving.register_keras_serializable("tests")
+class Growing(keras.Model):
+    """Layers are added after it is made."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.parts, self.named = [layers.Dense(4)], {"a": layers.Dense(4)}
+
+    def call(self, inputs):
+        for layer in (*self.parts, *self.named.values()):
+            inputs = layer(inputs)
+        return inputs
+
+
+def test_lists_and_dicts_that_grew_are_refused_in_words():
+    for name, add, places in (
+        ("list", lambda m: m.parts.append(layers.Dense(4)), "[0] of [0, 1]"),
+        ("dict", lambda m: m.named.update({"b": layers.Dense(4)}), "['a'] of ['a', 'b']"),
+    ):
+        model = Growing(name=name)
+        add(model)
+        model(INPUTS)
+        assert error_of(lambda model=model: qareg.strip(model)) == (
+            f"Expected '{name}' (Growing) to have its lists and dicts of layers again when it is made "
+            f"from its `get_config()`. Received: places {places}. Add all layers in `__init__` or "
+            "`build()`."
+        )
+
+
 class Odd(layers.Layer):
     """Cannot be made again from its configuration, but whoever holds it makes one."""
 

@@ -5,12 +5,13 @@ import warnings
 import keras
 import numpy as np
 import pytest
-from keras import layers
+from keras import layers, ops
 
 import keras_qareg as qareg
 from keras_qareg.export.litert.runtime import run_litert
 from keras_qareg.models.selection import quantized_layers
-from tests.helpers import BACKEND, compiled, digits, error_of, predict, small_cnn
+from keras_qareg.models.walking import leaf_layers
+from tests.helpers import BACKEND, arrays, compiled, digits, error_of, predict, small_cnn
 from tests.kinds import MODELS, assert_same_outputs, outputs_of
 
 
@@ -192,3 +193,56 @@ def test_bad_input():
         "Kernel of layer 'fc': Expected finite weights. Received: an array with NaN or infinite "
         "values. Train again with a lower learning rate, or restore an earlier checkpoint."
     )
+
+
+def test_signed_activations_are_trained():
+    model = keras.Sequential([keras.Input((20,)), layers.Dense(20, name="fc")])
+    with pytest.warns(UserWarning, match="Layers .'fc'. may get negative inputs"):
+        qareg.wnq(model, activation_bits=4, skip=())
+    quantized = qareg.wnq(model, activation_bits=4, signed_activations=True, skip=())
+    quantized.compile("adam", "mse")
+    quantized.fit(-np.ones((4, 20), "float32"), np.ones((4, 20)), verbose=0)
+    layer = quantized.get_layer("fc")
+    assert layer.activation_quantizer.signed
+    assert np.abs(ops.convert_to_numpy(layer.activation_basis)).sum() > 0
+
+
+@keras.saving.register_keras_serializable("tests")
+class TwoConvolutions(layers.Layer):
+    def __init__(self, filters, **kwargs):
+        super().__init__(**kwargs)
+        self.filters = filters
+        self.a, self.b = (layers.Conv2D(filters, 3, padding="same", name=name) for name in "ab")
+
+    def build(self, input_shape):
+        self.a.build(input_shape)
+        self.b.build((*input_shape[:-1], self.filters))
+        self.built = True
+
+    def call(self, inputs):
+        return self.b(ops.relu(self.a(inputs)))
+
+    def get_config(self):
+        return {**super().get_config(), "filters": self.filters}
+
+
+def test_layers_made_of_layers_are_entered():
+    model = keras.Sequential(
+        [keras.Input((6, 6, 8)), TwoConvolutions(8, name="x"), TwoConvolutions(8, name="y")]
+    )
+    quantized = qareg.wnq(model)
+    kinds = [type(layer).__name__ for layer in leaf_layers(quantized) if layer.weights]
+    assert kinds == ["Conv2D", "WNQConv2D", "WNQConv2D", "Conv2D"]
+    inputs = np.random.default_rng(0).normal(size=(2, 6, 6, 8)).astype("float32")
+    np.testing.assert_allclose(
+        *arrays(qareg.strip(quantized)(inputs), quantized(inputs)), rtol=1e-5, atol=1e-5
+    )
+
+
+def test_dead_channels_become_zeros():
+    model = keras.Sequential([keras.Input((16,)), layers.Dense(8, name="fc")])
+    kernel = ops.convert_to_numpy(model.get_layer("fc").kernel).copy()
+    kernel[:, 3] *= 1e-9
+    model.get_layer("fc").kernel.assign(kernel)
+    (book,) = qareg.codebooks(qareg.wnq(model, skip=())).values()
+    assert not book.weights[:, 3].any() and book.weights[:, 2].all()

@@ -119,7 +119,8 @@ def check_loaded(model, copies, inputs, folder):
             assert any(isinstance(layer, qareg.layers.SharedWeights) for layer in parts_of(copied))
         else:
             np.testing.assert_allclose(outputs(again, inputs), expected, rtol=1e-5, atol=1e-5)
-            assert values(again) == values(copied)
+            # Stripped: the float kernels inside shared layers are in no file.
+            assert values(qareg.strip(again)) == values(qareg.strip(copied))
 
 
 @pytest.mark.filterwarnings("ignore")

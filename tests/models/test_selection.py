@@ -97,6 +97,10 @@ def test_what_was_left_out_is_said():
         with pytest.warns(UserWarning) as warned:
             transform()
         assert str(warned[0].message) == f"Left as they are: {paths}. {rule}"
+    summary = qareg.report.summary(model)
+    assert summary.left_out == tuple(paths)
+    assert str(summary).endswith(f"not named as kernels are (`weights`): {', '.join(paths)}")
+    assert not qareg.report.summary(model, weights=["w", "mix_a"]).left_out
     alone = keras.Sequential([keras.Input((8,)), Mixer(128, name="mixer")], name="net")
     assert error_of(lambda: qareg.share_weights(alone, 4)) == (
         "Expected a layer to share the weights of in model 'net'. Received: layers='all', of which none "

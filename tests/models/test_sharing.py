@@ -78,3 +78,75 @@ def test_bad_grids():
     assert "Expected centroids that are [-2, -1, 0, 1] times a step. Received: [-0.5" in error_of(
         layer.assign_codebooks, [book]
     )
+
+
+def test_stripped_models_keep_grids_and_tables_of_channels():
+    model = keras.Sequential(
+        [
+            keras.Input((8, 8, 4)),
+            layers.Conv2D(16, 3),
+            layers.DepthwiseConv2D(3),
+            layers.Conv2D(32, 1),
+            layers.Flatten(),
+            layers.Dense(20),
+        ]
+    )
+    for quantized in (
+        qareg.share_weights(model, 16, snap=True),
+        qareg.share_weights(model, 4, snap=True),
+        qareg.wnq(model, 2, skip=()),
+        qareg.wnq(model, 2, skip=(), uniform=True),
+    ):
+        before, after = qareg.codebooks(quantized), qareg.codebooks(qareg.strip(quantized))
+        assert [*before] == [*after]
+        for path, book in before.items():
+            assert after[path].packed_bytes <= 1.25 * book.packed_bytes
+            np.testing.assert_array_equal(after[path].weights, book.weights)
+
+
+def test_zeros_of_pruned_kernels_and_dead_channels_stay():
+    model = keras.Sequential([keras.Input((32,)), layers.Dense(20, name="fc")], name="net")
+    kernel = np.random.default_rng(0).normal(size=(32, 20)).astype("float32")
+    pruned, dead = kernel.copy(), kernel.copy()
+    pruned[np.abs(pruned) < 0.5] = 0
+    dead[:, 7] *= 1e-8
+    for values, zeros in ((pruned, pruned == 0), (dead, np.arange(20)[None] == 7)):
+        model.get_layer("fc").kernel.assign(values)
+        for method in ("kmeans", "quantile", "uniform", "snap"):
+            snap = method == "snap"
+            shared = qareg.share_weights(model, 6, method="auto" if snap else method, snap=snap)
+            shared.compile("sgd", "mse")
+            shared.fit(np.ones((8, 32)), np.ones((8, 20)), verbose=0)
+            (book,) = qareg.codebooks(shared).values()
+            assert not book.weights[np.broadcast_to(zeros, kernel.shape)].any(), method
+            assert shared.get_layer("fc").zero_centroid != snap
+    shared = qareg.share_weights(model, 6, zero_centroid=False)
+    assert not shared.get_layer("fc").zero_centroid
+    model.get_layer("fc").kernel.assign(kernel)
+    assert not qareg.share_weights(model, 6).get_layer("fc").zero_centroid
+    assert error_of(lambda: qareg.share_weights(model, 6, zero_centroid="yes")) == (
+        "Expected `zero_centroid` to be True, False or 'auto'. Received: 'yes'"
+    )
+
+
+def test_constraints_are_kept_or_refused():
+    def net(constraint):
+        fc = layers.Dense(16, kernel_constraint=constraint, name="fc")
+        model = keras.Sequential([keras.Input((32,)), fc, layers.Dense(2, name="out")], name="net")
+        fc.kernel.assign(np.random.default_rng(0).uniform(0.0, 0.01, (32, 16)))
+        return model
+
+    shared = qareg.share_weights(net("non_neg"), 4)
+    shared.compile(keras.optimizers.SGD(1.0), "mse")
+    shared.fit(np.ones((8, 32)), -9 * np.ones((8, 2)), epochs=3, verbose=0)
+    for model in (shared, qareg.strip(shared)):
+        assert next(iter(qareg.codebooks(model).values())).weights.min() >= 0
+    for name in ("max_norm", "unit_norm"):
+        model = net(name)
+        kind = type(model.get_layer("fc").kernel_constraint).__name__
+        assert error_of(lambda model=model: qareg.share_weights(model, 4)) == (
+            "Expected kernels whose constraint shared values can keep (NonNeg), or without one. "
+            f"Received: '{model.get_layer('fc').kernel.path}' with {kind}. Leave the layer out "
+            "(`layers`), or take the constraint off first: layer 'fc' can be made again without."
+        )
+        assert list(qareg.codebooks(qareg.share_weights(model, 4, ["out"])))

@@ -13,7 +13,7 @@ import numpy as np
 
 from keras_qareg.export.litert import flatbuffer
 from keras_qareg.export.litert.samples import in_batches
-from keras_qareg.export.litert.signature import Signature, is_flat, output_names
+from keras_qareg.export.litert.signature import Signature, is_flat, named_outputs
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Source:
     Attributes:
         model: A plain model, with outputs that a file can name.
         signature: Its inputs as the file takes them.
-        inputs: A few of them by name.
+        inputs: A batch of one example, or of as many as the file takes, by name.
         folder: Where the converter may write.
         float32: The file of the model with all its numbers.
     """
@@ -76,7 +76,7 @@ class Source:
                 f"Expected a model of operators that LiteRT has built in. Received: model "
                 f"'{model.name}', which needs {foreign} of TensorFlow."
             )
-        inputs = in_batches(signature, inputs)
+        inputs = in_batches(signature, {name: array[:1] for name, array in inputs.items()})
         return cls(model, signature, inputs, folder, content)
 
     def float16(self) -> bytes:
@@ -141,9 +141,8 @@ def _with_flat_outputs(
     ]
     named = {x.name: symbol for x, symbol in zip(signature.leaves, symbols, strict=True)}
     outputs = model(signature.structured(named), training=False)
-    names = zip(output_names(outputs), keras.tree.flatten(outputs), strict=True)
     specs = {x.name: x for x in signature.leaves}
-    return keras.Model(named, dict(names), name=model.name), Signature(specs)
+    return keras.Model(named, named_outputs(outputs), name=model.name), Signature(specs)
 
 
 def _converted(

@@ -56,7 +56,9 @@ def prove_micro(content: bytes, inputs: dict[str, np.ndarray]) -> tuple[str, int
                 "model."
             )
         used = int(re.findall(r"Arena allocation total (\d+) bytes", said)[-1])
-        sizes = [used + _ALIGNMENT + used * more // 32 for more in _MORE]
+        sizes = [
+            (used + used * more // 32) // _ALIGNMENT * _ALIGNMENT + 2 * _ALIGNMENT for more in _MORE
+        ]
         in_little, _ = _run(folder, [("file", size) for size in sizes], count)
         arena = sizes[len(in_little) - 1] if in_little else _ARENA_BYTES
         if any(not _equal(found[0], outputs) for outputs in in_little):

@@ -1,4 +1,4 @@
-"""Files compute in float32: what becomes of models that compute in half precision."""
+"""Files compute in float32: what becomes of models that compute in half or double precision."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from keras.layers import Layer
 
 from keras_qareg.layers.keras_private import layers_inside
 
-# The step from 1 to the next number of each type.
-_STEPS = {"float16": 2.0**-10, "bfloat16": 2.0**-7}
+# The step from 1 to the next number of each other type; for float64 that of float32, and some rounding.
+STEPS = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float64": 2.0**-19}
 
 
 class _InFloat32(keras.DTypePolicy):
@@ -23,8 +23,8 @@ class _InFloat32(keras.DTypePolicy):
 
 
 def widest_step(model: keras.Model) -> float:
-    """The step from 1 to the next number that the model computes with; 0 if this is float32."""
-    return max((_STEPS[layer.compute_dtype] for layer in _half(model)), default=0.0)
+    """The widest of the steps of the types that a model computes in; 0 if it is float32 alone."""
+    return max((STEPS[layer.compute_dtype] for layer in _others(model)), default=0.0)
 
 
 @contextlib.contextmanager
@@ -34,7 +34,7 @@ def in_float32(model: keras.Model) -> Iterator[None]:
     Args:
         model: A model, whose layers compute as before when this is left.
     """
-    before = [(layer, layer.dtype_policy) for layer in _half(model)]
+    before = [(layer, layer.dtype_policy) for layer in _others(model)]
     try:
         for layer, policy in before:
             layer.dtype_policy = _InFloat32(policy.variable_dtype)
@@ -44,9 +44,9 @@ def in_float32(model: keras.Model) -> Iterator[None]:
             layer.dtype_policy = policy
 
 
-def _half(model: keras.Model) -> list[Layer]:
+def _others(model: keras.Model) -> list[Layer]:
     return [
         layer
         for layer in layers_inside(model)
-        if layer.compute_dtype in _STEPS and layer.dtype_policy.quantization_mode is None
+        if layer.compute_dtype in STEPS and layer.dtype_policy.quantization_mode is None
     ]

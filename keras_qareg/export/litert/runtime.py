@@ -17,12 +17,27 @@ from keras_qareg.export.litert.signature import natural
 _TIMED_RUNS = 30
 
 
-def input_details(content: bytes) -> dict[str, Any]:
-    """What the runtime says of the inputs of a file, by name: sizes (-1 is any), types, scales."""
+def signature(file: str | os.PathLike[str] | bytes) -> Any:
+    """What runs a file, or the content of one, by the names of its inputs and outputs.
+
+    Raises:
+        ValueError: If the file names neither, as those of other programs may.
+    """
     from ai_edge_litert.interpreter import Interpreter
 
-    found = Interpreter(model_content=content).get_signature_runner().get_input_details()
-    return dict(found)
+    content = file if isinstance(file, bytes) else Path(file).read_bytes()
+    interpreter = Interpreter(model_content=content)
+    if len(interpreter.get_signature_list()) != 1:
+        raise ValueError(
+            "Expected a .tflite file with one signature, which names its inputs and outputs, as Keras "
+            f"writes it. Received: one with {len(interpreter.get_signature_list())}."
+        )
+    return interpreter.get_signature_runner()
+
+
+def input_details(content: bytes) -> dict[str, Any]:
+    """What the runtime says of the inputs of a file, by name: sizes (-1 is any), types, scales."""
+    return dict(signature(content).get_input_details())
 
 
 def prepared(

@@ -6,6 +6,7 @@ of names. The names are chosen here, so that which is which is known and never g
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,14 +17,13 @@ import numpy as np
 from keras import ops
 from keras.layers import Layer
 
-from keras_qareg.export.litert.precision import in_float32, widest_step
+from keras_qareg.export.litert.precision import STEPS, in_float32, widest_step
 from keras_qareg.layers.keras_private import layers_inside
 
 # The sizes that are tried, one after the other, for axes that are open in the model.
 OPEN_SIZES = (32, 64, 128, 256, 512, 16, 8, 4, 2, 1)
-_HALF = ("float16", "bfloat16")
-# How many steps of a half-precision type the outputs of a model may be from those in float32.
-_HALF_STEPS = 32
+# How many steps of its type the outputs of a model may be from those in float32.
+_FAR = 32
 _ONE = "one shape for one input, a list or dict of them for several, without the batch axis"
 
 
@@ -51,7 +51,7 @@ class Signature:
         Raises:
             ValueError: If the shapes of the inputs are not known, or `input_shape` does not fit.
         """
-        specs = _specs(model, data)
+        specs = _specs(model, data, sized=input_shape is None)
         leaves = keras.tree.flatten(specs)
         if input_shape is not None:
             shapes = _shapes(specs, leaves, input_shape)
@@ -80,8 +80,16 @@ class Signature:
     def as_in(self, details: dict[str, Any]) -> Signature:
         """The same with the names and sizes of a file, by what the runtime says of its inputs."""
         names = [x.name for x in self.leaves]
-        if set(names) != set(details):  # the inputs of a model that was loaded may have new names
+        if set(names) != set(
+            details
+        ):  # the inputs of a model that was made again may have new names
             names = sorted(details, key=natural)
+        ranks = [len(details[name]["shape_signature"]) for name in names]
+        if ranks != [len(x.shape) for x in self.leaves]:
+            raise ValueError(
+                f"Expected a file with the inputs of the model, {_shown(self.leaves)}. Received: inputs "
+                f"{ {name: details[name]['shape_signature'].tolist() for name in names} }"
+            )
         shapes = [
             tuple(None if size < 0 else int(size) for size in details[name]["shape_signature"])
             for name in names
@@ -108,7 +116,7 @@ class Signature:
         }
 
     def call(self, model: keras.Model, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The outputs of a model by name, in float32 where it computes in half precision.
+        """The outputs of a model by name, in float32 where it computes in another precision.
 
         Raises:
             ValueError: If outputs are NaN, or far from those of the model in its own precision.
@@ -121,14 +129,8 @@ class Signature:
         with in_float32(model):
             wide = self._call(model, arrays)
         for name, output in wide.items():
-            difference = np.abs(outputs[name].astype("float64") - output).max(initial=0.0)
-            reach = np.abs(output).max(initial=0.0)
-            if not difference <= _HALF_STEPS * step * reach:
-                raise ValueError(
-                    f"Expected output '{name}' of model '{model.name}' in float32, as files compute, to "
-                    f"be as in its own precision. Received: a difference of {difference:.3g} with "
-                    f"outputs up to {reach:.3g}."
-                )
+            if np.issubdtype(output.dtype, np.floating):  # whole numbers may fall on another side
+                _check_near(f"'{name}' of model '{model.name}'", outputs[name], output, _FAR * step)
         return wide
 
     def _call(self, model: keras.Model, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -136,30 +138,38 @@ class Signature:
         outputs = model(self.structured(arrays), training=False)
         for state, before in kept:
             state.assign(before)
-        named = zip(output_names(outputs), keras.tree.flatten(outputs), strict=True)
-        return {name: _wide(ops.convert_to_numpy(output)) for name, output in named}
+        return {
+            name: _wide(ops.convert_to_numpy(output))
+            for name, output in named_outputs(outputs).items()
+        }
 
 
-def output_names(outputs: Any) -> list[str]:
-    """The names of outputs in a file, in the order in which Keras takes them out of their structure.
+def named_outputs(outputs: Any) -> dict[str, Any]:
+    """Outputs by their names in a file, in the order in which Keras takes them out of their structure.
 
-    Keys of dicts are names, `output_0` and so on those of lists; of what is in each other, both.
+    Keys of dicts and fields of named tuples are names, `output_0` and so on those of lists; of what is
+    in each other, both.
 
     Example:
 
-    >>> output_names({"a": 1, "b": [2, 3]}), output_names([1, 2])
-    (['a', 'b_0', 'b_1'], ['output_0', 'output_1'])
+    >>> named_outputs({"a": 1, "b": [2, 3]}), named_outputs([4, 5])
+    ({'a': 1, 'b_0': 2, 'b_1': 3}, {'output_0': 4, 'output_1': 5})
     """
-    prefix = () if isinstance(outputs, dict) else ("output",)
+    prefix = () if _keyed(outputs) else ("output",)
     paths = [(*prefix, *path) for path in _paths(outputs)]
-    return _unique(
-        ["_".join(path) if len(path) > 1 or not prefix else "output_0" for path in paths]
-    )
+    names = ["_".join(path) if len(path) > 1 or not prefix else "output_0" for path in paths]
+    return dict(zip(_unique(names), keras.tree.flatten(outputs), strict=True))
 
 
 def is_flat(outputs: Any) -> bool:
     """Whether outputs are one tensor, or a list, tuple or dict of tensors, which a file can name."""
-    return all(len(path) <= 1 for path in _paths(outputs))
+    keys = list(outputs) if isinstance(outputs, dict) else []
+    shallow = all(len(path) <= 1 for path in _paths(outputs))
+    return shallow and all(isinstance(key, str) for key in keys)
+
+
+def _keyed(structure: Any) -> bool:
+    return isinstance(structure, dict) or hasattr(structure, "_fields")
 
 
 def natural(name: str) -> list[Any]:
@@ -167,41 +177,55 @@ def natural(name: str) -> list[Any]:
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
-def _specs(model: keras.Model, data: Any) -> Any:
+def _specs(model: keras.Model, data: Any, sized: bool) -> Any:
+    """The inputs of a model; where it is subclassed, with sizes or with those left open."""
     inputs = getattr(model, "inputs", None)
     if inputs:
         # A Sequential model that was built by a shape has no structure of inputs.
         structure = getattr(model, "input", inputs[0])
-        names = iter(_unique([_valid(x.name) for x in keras.tree.flatten(structure)]))
-        return keras.tree.map_structure(
-            lambda x: keras.InputSpec(_full(x.dtype), tuple(x.shape), name=next(names)), structure
-        )
-    shapes = (model.get_build_config() or {}).get("input_shape")
+        names = iter(_unique(_input_names(model, keras.tree.flatten(structure))))
+        # Only layers that keep states for each example hold on to a batch size.
+        fixed = any(_states(layer) for layer in layers_inside(model))
+
+        def known(x: Any) -> keras.InputSpec:
+            shape = (x.shape[0] if fixed else None, *x.shape[1:])
+            return keras.InputSpec(_full(x.dtype), shape, name=next(names))
+
+        return keras.tree.map_structure(known, structure)
+    leaves = _called_with(model, data)
+    names = iter(_unique(_argument_names(leaves)))
+    return keras.tree.map_structure(
+        lambda leaf: keras.InputSpec(
+            _full(leaf.dtype), (None, *leaf.sizes(sized)), name=next(names)
+        ),
+        leaves,
+    )
+
+
+def _input_names(model: keras.Model, tensors: list[Any]) -> list[str]:
+    """The names of tensors; those of their layers, which stay, for tensors that Keras numbered."""
+    layers = {
+        id(layer.output): layer.name
+        for layer in layers_inside(model)
+        if isinstance(layer, keras.layers.InputLayer)
+    }
+    numbered = re.compile(r"keras_tensor(_\d+)?")
+    return [
+        _valid(layers.get(id(x), x.name) if numbered.fullmatch(x.name) else x.name) for x in tensors
+    ]
+
+
+def _called_with(model: keras.Model, data: Any) -> Any:
+    """What the inputs of a subclassed model are: those of the user, else those of its first call."""
     if data is not None:
-        structure = keras.tree.map_structure(lambda x: _Leaf(x.shape, str(x.dtype)), data)
-    elif shapes is not None:
-        kind = _full(model.input_dtype)
-        structure = keras.tree.map_shape_structure(lambda shape: _Leaf(shape, kind), shapes)
-    else:
+        return keras.tree.map_structure(lambda x: _Leaf(x.shape, str(x.dtype)), data)
+    shapes = (model.get_build_config() or {}).get("input_shape")
+    if shapes is None:
         raise ValueError(
             "Expected a model that knows the shapes of its inputs. Received: model "
             f"'{model.name}', which was never called. Call it once on a batch of inputs."
         )
-    known = (
-        []
-        if shapes is None
-        else keras.tree.flatten(
-            keras.tree.map_shape_structure(lambda shape: _Leaf(shape, ""), shapes)
-        )
-    )
-    names = iter(_unique(_argument_names(structure)))
-    places = iter(known if len(known) == len(keras.tree.flatten(structure)) else [])
-
-    def spec(leaf: _Leaf) -> keras.InputSpec:
-        shape = next(places, leaf).shape
-        return keras.InputSpec(leaf.dtype, (None, *shape[1:]), name=next(names))
-
-    return keras.tree.map_structure(spec, structure)
+    return keras.tree.map_shape_structure(lambda shape: _Leaf(shape, model.input_dtype), shapes)
 
 
 @dataclass(frozen=True)
@@ -210,6 +234,9 @@ class _Leaf:
 
     shape: tuple[int | None, ...]
     dtype: str
+
+    def sizes(self, known: bool) -> list[int | None]:
+        return [size if known else None for size in self.shape[1:]]
 
 
 def _argument_names(structure: Any) -> list[str]:
@@ -225,7 +252,7 @@ def _paths(structure: Any) -> Iterator[tuple[str, ...]]:
     if isinstance(structure, dict):
         parts = [(key, structure[key]) for key in sorted(structure)]
     elif isinstance(structure, list | tuple):
-        parts = list(enumerate(structure))
+        parts = list(zip(getattr(structure, "_fields", itertools.count()), structure, strict=False))
     else:
         yield ()
         return
@@ -251,11 +278,16 @@ def _unique(names: list[str]) -> list[str]:
 
 def _full(dtype: Any) -> str:
     kind = keras.backend.standardize_dtype(dtype)
-    return "float32" if kind in _HALF else kind
+    if kind == "string":
+        raise ValueError(
+            "Expected a model whose inputs are numbers. Received: an input of strings, which LiteRT has "
+            "no operators for. Leave the layers that read text out of the model."
+        )
+    return "float32" if kind in STEPS else kind
 
 
 def _wide(array: np.ndarray) -> np.ndarray:
-    return array.astype("float32") if str(array.dtype) in _HALF else array
+    return array.astype("float32") if str(array.dtype) in STEPS else array
 
 
 def _shapes(specs: Any, leaves: list[keras.InputSpec], given: Any) -> list[Any]:
@@ -311,6 +343,22 @@ def _check_numbers(
             f"with inputs {_described(arrays)}. Pass inputs that the model is made for as "
             "`representative_data`."
         )
+
+
+def _check_near(name: str, own: np.ndarray, wide: np.ndarray, share: float) -> None:
+    apart, finite = own != wide, np.abs(wide[np.isfinite(wide)])
+    difference = np.abs(own[apart].astype("float64") - wide[apart]).max(initial=0.0)
+    reach = finite.max(initial=0.0)
+    if not difference <= share * reach:
+        raise ValueError(
+            f"Expected output {name} in float32, as files compute, to be as in its own precision. "
+            f"Received: a difference of {difference:.3g} with outputs up to {reach:.3g}. Have layers "
+            "that overflow compute in float32 (dtype='float32')."
+        )
+
+
+def _shown(specs: list[keras.InputSpec]) -> dict[str, tuple[int | None, ...]]:
+    return {x.name: tuple(x.shape) for x in specs}
 
 
 def _described(arrays: dict[str, np.ndarray]) -> str:

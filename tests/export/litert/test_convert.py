@@ -79,6 +79,35 @@ def test_several_inputs_outputs_and_integers(tmp_path):
 
 
 @tensorflow_only
+def test_data_in_any_form(tmp_path):
+    import tensorflow as tf
+
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((8,)), layers.Dense(4)])
+    images = np.random.default_rng(0).normal(size=(300, 8)).astype("float32")
+    dataset = tf.data.Dataset.from_tensor_slices((images, np.zeros(300))).batch(8)
+    forms = [
+        images,
+        dataset,
+        dataset.repeat(),
+        lambda: ([row[None]] for row in images),
+        [images[i : i + 1] for i in range(200)],
+    ]
+    found = set()
+    for data in forms:
+        report = qareg.export.litert(model, tmp_path / "m.tflite", "int8", data)
+        found.add(report.max_output_difference)
+    assert len(found) == 1  # all are the same first 200
+    for data, message in [
+        (images[:0], "Expected `representative_data` with inputs. Received: none."),
+        (images[:, :5], "Expected `representative_data` to have inputs of shape (None, 8)"),
+    ]:
+        with pytest.raises(ValueError) as error:
+            qareg.export.litert(model, tmp_path / "m.tflite", "int8", data)
+        assert str(error.value).startswith(message)
+
+
+@tensorflow_only
 def test_inputs_by_name(tmp_path):
     keras.utils.set_random_seed(0)
     first, second = keras.Input((3,), name="zeta"), keras.Input((5,), name="alpha")

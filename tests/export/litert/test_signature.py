@@ -1,6 +1,7 @@
 """Inputs and outputs of all structures, sizes and types: matched by name, and proved."""
 
 import warnings
+from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -10,7 +11,7 @@ from keras import layers, ops
 import keras_qareg as qareg
 from keras_qareg.export.litert import flatbuffer
 from keras_qareg.export.litert.runtime import input_details, run_litert
-from keras_qareg.export.litert.signature import Signature, output_names
+from keras_qareg.export.litert.signature import Signature, named_outputs
 from tests.helpers import BACKEND, error_of
 
 tensorflow_only = pytest.mark.skipif(
@@ -28,6 +29,11 @@ def three(structure):
 
 def heads(joined, structure):
     return keras.tree.map_structure(lambda _: layers.Dense(3)(joined), structure)
+
+
+def some_slow(kinds, *quick):
+    """All kinds, of which those that are not named run among the slow tests."""
+    return [k if k in quick else pytest.param(k, marks=pytest.mark.slow) for k in kinds]
 
 
 STRUCTURES = {
@@ -68,7 +74,7 @@ def samples(structure, count=12):
 @tensorflow_only
 @pytest.mark.filterwarnings("error:The structure of")
 @pytest.mark.filterwarnings("ignore:When providing .inputs. as a dict")
-@pytest.mark.parametrize("kind", STRUCTURES)
+@pytest.mark.parametrize("kind", some_slow(STRUCTURES, "dicts", "nested"))
 def test_structures_of_inputs_and_outputs(kind, tmp_path):
     keras.utils.set_random_seed(0)
     taken, given = STRUCTURES[kind]
@@ -91,7 +97,7 @@ def test_structures_of_inputs_and_outputs(kind, tmp_path):
 
 
 @tensorflow_only
-@pytest.mark.parametrize("nest", [False, True])
+@pytest.mark.parametrize("nest", some_slow([False, True], True))
 @pytest.mark.parametrize("structure", [["a", "b"], ("a", "b"), {"k10": "a", "k9": "b"}])
 def test_subclassed_models_of_several_inputs(structure, nest, tmp_path):
     keras.utils.set_random_seed(0)
@@ -142,11 +148,53 @@ def test_one_input_in_a_list_as_models_of_keras_2_have_it(tmp_path):
     assert outputs.shape == (2, 2)
 
 
+@tensorflow_only
+def test_a_batch_size_of_the_model_is_no_size_of_the_file(tmp_path):
+    inputs = keras.Input((3,), batch_size=32)
+    model = keras.Model(inputs, layers.Dense(2)(inputs))
+    assert qareg.export.litert(model, tmp_path / "m.tflite").batch_size is None
+
+
+@tensorflow_only
+def test_strings_are_refused(tmp_path):
+    inputs = keras.Input((1,), dtype="string")
+    model = keras.Model(inputs, layers.Hashing(8)(inputs))
+    assert "Expected a model whose inputs are numbers. Received: an input of strings" in error_of(
+        qareg.export.litert, model, tmp_path / "m.tflite"
+    )
+
+
+class Boxes(NamedTuple):
+    boxes: object
+    scores: object
+
+
 def test_names_of_outputs():
-    assert output_names(0) == ["output_0"] and output_names((1, 2)) == ["output_0", "output_1"]
-    assert output_names({"p9": 0, "p10": 0}) == ["p10", "p9"]
-    assert output_names([[1, 2], {"a": 3}]) == ["output_0_0", "output_0_1", "output_1_a"]
-    assert output_names({"a_0": 1, "a": [2]}) == ["a_0", "a_0_1"]
+    assert named_outputs(0) == {"output_0": 0}
+    assert named_outputs((1, 2)) == {"output_0": 1, "output_1": 2}
+    assert list(named_outputs({"p9": 0, "p10": 1}).items()) == [("p10", 1), ("p9", 0)]
+    assert list(named_outputs([[1, 2], {"a": 3}])) == ["output_0_0", "output_0_1", "output_1_a"]
+    assert named_outputs({"a_0": 1, "a": [2]}) == {"a_0": 2, "a_0_1": 1}
+    assert named_outputs(Boxes(1, [2])) == {"boxes": 1, "scores_0": 2}
+    assert named_outputs({0: 1, 1: 2}) == {"0": 1, "1": 2}
+
+
+@tensorflow_only
+@pytest.mark.parametrize("kind", ["named", "numbers"])
+def test_other_structures_of_outputs(kind, tmp_path):
+    class Several(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = layers.Dense(4), layers.Dense(4)
+
+        def call(self, inputs):
+            a, b = self.first(inputs), self.second(inputs)
+            return Boxes(a, b) if kind == "named" else {1: a, 0: b}
+
+    model = Several()
+    model(np.ones((2, 8), "float32"))
+    report = qareg.export.litert(model, tmp_path / "m.tflite", "float32")
+    assert report.max_output_difference <= 1e-5
 
 
 @tensorflow_only
@@ -179,7 +227,7 @@ def conv(x):
 
 
 @tensorflow_only
-@pytest.mark.parametrize("kind", OPEN)
+@pytest.mark.parametrize("kind", some_slow(OPEN, "valid", "series"))
 def test_open_sizes(kind, tmp_path):
     keras.utils.set_random_seed(0)
     shape, build = OPEN[kind]
@@ -245,6 +293,26 @@ def test_the_argument_input_shape(tmp_path):
 
 
 @tensorflow_only
+def test_subclassed_models_take_the_sizes_that_are_asked_for(tmp_path):
+    class Pooled(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.pool = layers.Conv2D(4, 3), layers.GlobalMaxPooling2D()
+
+        def call(self, inputs):
+            return self.pool(self.layer(inputs))
+
+    model, path = Pooled(), tmp_path / "m.tflite"
+    model(np.ones((1, 8, 8, 3), "float32"))
+    data = RNG.integers(0, 255, (4, 12, 12, 3)).astype("float32")
+    for given, sizes in (((None, None), 8), ((data, None), 12), ((None, (9, 9, 3)), 9)):
+        qareg.export.litert(model, path, "auto", given[0], input_shape=given[1])
+        (detail,) = input_details(path.read_bytes()).values()
+        assert tuple(detail["shape_signature"]) == (-1, sizes, sizes, 3)
+        assert "equal" in qareg.export.verify(model, path)
+
+
+@tensorflow_only
 def test_no_size_fits(tmp_path):
     inputs = keras.Input((None, 4))
     fussy = keras.Model(inputs, layers.Reshape((12,))(inputs))
@@ -254,8 +322,10 @@ def test_no_size_fits(tmp_path):
 
 
 @tensorflow_only
-@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16", "float16", "bfloat16"])
-def test_models_of_half_precision_become_float32_files(policy, tmp_path):
+@pytest.mark.parametrize(
+    "policy", ["mixed_float16", "mixed_bfloat16", "float16", "bfloat16", "float64"]
+)
+def test_models_of_other_precision_become_float32_files(policy, tmp_path):
     keras.utils.set_random_seed(0)
     floatx = keras.config.floatx()
     before = keras.config.dtype_policy()
@@ -286,6 +356,17 @@ def test_models_of_half_precision_become_float32_files(policy, tmp_path):
 
 
 @tensorflow_only
+def test_what_overflows_in_half_precision(tmp_path):
+    inputs = keras.Input((8,))
+    wide = layers.Dense(4, kernel_initializer="ones", dtype="mixed_float16")(20000.0 * inputs)
+    model = keras.Model(inputs, {"sum": wide, "large": wide > 0})
+    data = np.ones((4, 8), "float32")
+    message = error_of(qareg.export.litert, model, tmp_path / "m.tflite", "auto", data)
+    assert "Expected output 'sum' of model" in message and "(dtype='float32')" in message
+    qareg.export.litert(model, tmp_path / "m.tflite", "auto", 0.1 * data)
+
+
+@tensorflow_only
 def test_nan_is_named(tmp_path):
     inputs = keras.Input((8,), name="power")
     model = keras.Model(inputs, {"level": layers.Dense(4)(ops.log(inputs))})
@@ -299,7 +380,7 @@ def test_nan_is_named(tmp_path):
 
 
 @tensorflow_only
-@pytest.mark.parametrize("kind", ["uint8", "bool", "int32", "int64"])
+@pytest.mark.parametrize("kind", some_slow(["uint8", "bool", "int32", "int64"], "uint8", "bool"))
 def test_types_of_inputs_and_outputs(kind, tmp_path):
     keras.utils.set_random_seed(0)
     inputs = keras.Input((24,), dtype=kind)

@@ -1,0 +1,144 @@
+"""What stands before and after the layers of a model, as far as its graph tells."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import keras
+from keras.layers import Layer
+
+from keras_qareg.layers.keras_private import graph_parents, is_graph, layers_inside
+
+# Activations and layers whose outputs are never negative.
+_NOT_NEGATIVE = ("relu", "relu6", "sigmoid", "hard_sigmoid", "softmax", "softplus", "exponential")
+_OPERATIONS = (
+    "relu",
+    "relu6",
+    "sigmoid",
+    "hardsigmoid",
+    "softmax",
+    "softplus",
+    "exp",
+    "absolute",
+    "abs",
+)
+# Layers whose outputs are not negative where their inputs are not.
+_KEEPING = tuple(
+    getattr(keras.layers, name)
+    for name in [
+        *(f"{kind}Pooling{n}D" for kind in ("Max", "Average") for n in (1, 2, 3)),
+        *(f"Global{kind}Pooling{n}D" for kind in ("Max", "Average") for n in (1, 2, 3)),
+        *(f"{kind}{n}D" for kind in ("ZeroPadding", "Cropping", "UpSampling") for n in (1, 2, 3)),
+        *("Flatten", "Reshape", "Permute", "RepeatVector", "Dropout", "SpatialDropout1D"),
+        *("SpatialDropout2D", "SpatialDropout3D", "Identity", "Add", "Multiply", "Maximum"),
+        *("Minimum", "Average", "Concatenate"),
+    ]
+)
+_KEEPING_OPERATIONS = (
+    "add",
+    "multiply",
+    "maximum",
+    "minimum",
+    "concatenate",
+    "reshape",
+    "transpose",
+)
+
+
+def first_layers(model: keras.Model, layers: Iterable[Layer]) -> list[Layer]:
+    """Of some layers, those that no other of them stands before: one or more for each input.
+
+    Args:
+        model: A built model.
+        layers: Layers of it, in order. Of a model without a graph, the first in order is meant.
+
+    Returns:
+        List of layers.
+    """
+    return _ends(model, list(layers), forward=True)
+
+
+def last_layers(model: keras.Model, layers: Iterable[Layer]) -> list[Layer]:
+    """Of some layers, those that no other of them stands behind: one or more for each output."""
+    return _ends(model, list(layers), forward=False)
+
+
+def _ends(model: Layer, layers: list[Layer], forward: bool) -> list[Layer]:
+    meant = {id(layer) for layer in layers}
+    if id(model) in meant:
+        return [model]
+    inside = [layer for layer in layers_inside(model) if id(layer) in meant]
+    if not is_graph(model):
+        in_order = [layer for layer in layers if any(layer is part for part in inside)]
+        return in_order[:1] if forward else in_order[-1:]
+    parents = graph_parents(model)
+    edges = _turned(parents) if forward else parents
+    starts = model.inputs if forward else model.outputs
+    waiting = [tensor._keras_history.operation for tensor in starts]
+    found: dict[int, Layer] = {}
+    seen: set[int] = set()
+    while waiting:
+        operation = waiting.pop(0)
+        if id(operation) in seen:
+            continue
+        seen.add(id(operation))
+        ends = _ends(operation, layers, forward) if isinstance(operation, Layer) else []
+        found |= {id(layer): layer for layer in ends}
+        if not ends:
+            waiting += edges.get(operation, [])
+    return [layer for layer in layers if id(layer) in found]
+
+
+def _turned(parents: dict[Any, list[Any]]) -> dict[Any, list[Any]]:
+    children: dict[Any, list[Any]] = {}
+    for operation, before in parents.items():
+        for parent in before:
+            children.setdefault(parent, []).append(operation)
+    return children
+
+
+def may_get_negative_inputs(model: keras.Model, layers: Iterable[Layer]) -> list[Layer]:
+    """Of some layers, those whose inputs are not known to be 0 or more.
+
+    They are known where an activation such as ReLU makes them, with pooling, reshaping, sums and the
+    like between. Nothing is known of the inputs of a model, and inside models without a graph.
+    """
+    known: set[int] = set()
+
+    def visit(graph: keras.Model, inputs_are: bool) -> bool:
+        """Notes the layers of a graph; returns whether its outputs are 0 or more."""
+        parents, cache = graph_parents(graph), {}
+
+        def positive(operation: Any) -> bool:
+            if operation not in cache:
+                cache[operation] = False  # there are no circles
+                before = [positive(parent) for parent in parents.get(operation, [])]
+                given = all(before) if before else inputs_are
+                if before and given:
+                    known.add(id(operation))
+                cache[operation] = _is_positive(operation, given, visit)
+            return cache[operation]
+
+        outputs = [positive(tensor._keras_history.operation) for tensor in graph.outputs]
+        return all(outputs)
+
+    if is_graph(model):
+        visit(model, False)
+    return [layer for layer in layers if id(layer) not in known]
+
+
+def _is_positive(operation: Any, given: bool, visit: Callable[[keras.Model, bool], bool]) -> bool:
+    """Whether outputs are 0 or more, of an operation whose inputs are, or may not be."""
+    name = type(operation).__name__.lower()
+    if isinstance(operation, keras.layers.InputLayer):
+        return given
+    if is_graph(operation):
+        return visit(operation, given)
+    if isinstance(operation, keras.layers.ReLU):
+        return not operation.negative_slope
+    if isinstance(operation, Layer):
+        activation = getattr(getattr(operation, "activation", None), "__name__", None)
+        keeps = isinstance(operation, _KEEPING) and given
+        return keeps or name == "softmax" or activation in _NOT_NEGATIVE
+    return name in _OPERATIONS or (name in _KEEPING_OPERATIONS and given)
