@@ -89,7 +89,8 @@ def _names_of_keras() -> frozenset[str]:
     graphs = {*vars(graph), *vars(keras.Sequential([keras.Input((1,))])), "_functional"}
     # What `fit`, `evaluate` and `predict` leave behind, on any backend.
     used = {"history", "stop_evaluating", "stop_predicting", "_jax_state", "_torch_params"}
-    ours = {"get_config"}  # of `models.saving`
+    # Methods that `models.saving` and `SharedWeights` put in the way of a class's: of no use to a copy.
+    ours = {"get_config", "save_own_variables", "load_own_variables"}
     return frozenset({*vars(bare), *vars(Layer(name="bare")), *graphs, *used, *ours}) - {"inner"}
 
 

@@ -82,6 +82,27 @@ def test_settings_of_all_kinds_come_along():
     assert list(layer.names["a"]) == [1, 2]
 
 
+class Own(layers.Layer):
+    """A layer that is none of Keras's, with a kernel."""
+
+    def build(self, input_shape):
+        self.kernel = self.add_weight(name="kernel", shape=(8, 4))
+        self.built = True
+
+    def call(self, inputs):
+        return keras.ops.matmul(inputs, self.kernel)
+
+
+def test_what_wrappers_put_on_a_layer_does_not_come_along(tmp_path):
+    """Those leave their kernels out of files, which a plain layer must not."""
+    model = keras.Sequential([keras.Input((8,)), Own(name="own")])
+    plain = qareg.strip(qareg.share_weights(model, 3))
+    plain.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras", custom_objects={"Own": Own})
+    np.testing.assert_array_equal(predict(loaded, INPUTS), predict(plain, INPUTS))
+    assert "save_own_variables" not in vars(plain.get_layer("own"))
+
+
 class MadeFromItsConfig(layers.Layer):
     """Keeps the configuration of the layer that it makes, and gives its copies names of their own."""
 
