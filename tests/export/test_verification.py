@@ -206,3 +206,20 @@ def test_a_file_without_a_signature_is_refused_in_words(tmp_path):
         "Expected a .tflite file with one signature, which names its inputs and outputs, as Keras "
         "writes it. Received: one with 0."
     )
+
+
+def test_a_kernel_is_known_by_a_factor_that_least_squares_does_not_find():
+    step = np.float32(0.16)
+    weights = np.full((3, 400), 0.09, "float32")  # channels of which one weight is large
+    weights[:, 0] = 20.0
+    codes = np.rint(weights / step)
+    codes[:, 1:] = 1.0  # the small ones are rounded up
+    assert is_kernel(codes * step, [weights], step)
+    other = codes.copy()
+    other[1, 5] += 4
+    assert not is_kernel(other * step, [weights], step)
+    weights[0, 1] = 0.0  # a zero has no factor
+    codes[0, 1] = 0.0
+    assert is_kernel(codes * step, [weights], step)
+    codes[0, 1] = 2.0
+    assert not is_kernel(codes * step, [weights], step)

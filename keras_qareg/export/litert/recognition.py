@@ -152,8 +152,29 @@ def is_kernel(
                 return True
             # Nothing is folded into parts, which are in loops.
             whole = weights.size == kernel.size
-            if whole and any((e <= allowed).all() for *_, e in _factors(weights, constant)):
+            if whole and _is_multiple(weights, constant, allowed):
                 return True
+    return False
+
+
+def _is_multiple(weights: np.ndarray, constant: np.ndarray, allowed: np.ndarray | float) -> bool:
+    """Whether each channel has a factor with which all its weights are as near as is allowed.
+
+    Each weight leaves an interval for the factor. The factor of least squares may be outside of one,
+    where few weights have the largest level and it goes by the others.
+    """
+    weights, allowed = weights.astype("float64"), np.broadcast_to(allowed, constant.shape)
+    zero = weights == 0
+    if (np.abs(constant[zero]) > allowed[zero]).any():
+        return False
+    divisors = np.where(zero, 1.0, weights)
+    ends = np.stack([(constant - allowed) / divisors, (constant + allowed) / divisors])
+    least = np.where(zero, -np.inf, ends.min(axis=0))
+    most = np.where(zero, np.inf, ends.max(axis=0))
+    for axis in dict.fromkeys((0, constant.ndim - 1)):
+        others = tuple(i for i in range(constant.ndim) if i != axis)
+        if (least.max(axis=others) <= most.min(axis=others)).all():
+            return True
     return False
 
 
