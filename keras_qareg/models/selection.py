@@ -148,12 +148,13 @@ def check_plain(model: keras.Model) -> None:
     check_float(model)
 
 
-def check_float(model: keras.Model) -> None:
-    """Raises a `ValueError` where Keras quantized layers of a model: their kernels are codes."""
+def check_float(model: keras.Model, *modes: str) -> None:
+    """Raises a `ValueError` where Keras quantized layers of a model, in some mode or in any."""
     names = [
         layer.name
         for layer in layers_inside(model)
         if isinstance(layer.dtype_policy, keras.dtype_policies.QuantizedDTypePolicy)
+        and (not modes or layer.dtype_policy.quantization_mode in modes)
     ]
     if names:
         raise ValueError(

@@ -7,7 +7,7 @@ from keras import layers
 
 import keras_qareg as qareg
 from keras_qareg.regularizers import NearestSquared
-from tests.helpers import error_of, predict
+from tests.helpers import BACKEND, error_of, predict
 
 INPUTS = np.random.default_rng(0).normal(size=(4, 8)).astype("float32")
 TRANSFORMS = {
@@ -56,3 +56,22 @@ def test_what_is_wrapped_is_not_quantized_by_keras(name):
     plain = qareg.strip(changed)
     plain.quantize("int8")
     np.testing.assert_allclose(predict(plain, INPUTS), expected, atol=0.05)
+
+
+@pytest.mark.parametrize("mode", ["int8", "float8"])
+def test_files_of_what_keras_quantized_are_written_or_refused_in_words(mode, tmp_path):
+    model = net()
+    model.quantize(mode)
+    message = (
+        "Expected a model in floating point. Received: model 'net' with layers that Keras quantized"
+    )
+    if BACKEND == "tensorflow":
+        with pytest.raises(ValueError, match=message):
+            qareg.export.litert(model, tmp_path / "model.tflite")
+    if mode == "float8":
+        with pytest.raises(ValueError, match=message):
+            qareg.export.save_archive(model, tmp_path / "model.qareg")
+    else:
+        file = qareg.export.save_archive(model, tmp_path / "model.qareg")
+        assert qareg.export.verify(model, file).startswith("equal")
+    assert not list(tmp_path.glob("*.tflite"))

@@ -41,6 +41,7 @@ from keras_qareg.export.packing import bits_of
 from keras_qareg.layers.keras_private import layers_inside
 from keras_qareg.models import codebooks, unquantized
 from keras_qareg.models.reading import kernel_paths
+from keras_qareg.models.selection import check_float
 from keras_qareg.numerics.clustering import MAX_LEVELS
 from keras_qareg.numerics.codebook import Codebook
 from keras_qareg.report import table
@@ -86,6 +87,9 @@ def save_archive(
         raise ValueError(
             f"Expected `float_dtype` to be one of {FLOAT_DTYPES}. Received: {float_dtype!r}"
         )
+    check_float(
+        model, "float8"
+    )  # a model from its configuration has these weights in another order
     books = codebooks(model)
     plain = unquantized(model)
     paths = kernel_paths(plain)

@@ -14,6 +14,7 @@ import numpy as np
 from keras_qareg.export.litert import flatbuffer
 from keras_qareg.export.litert.samples import in_batches
 from keras_qareg.export.litert.signature import Signature, is_flat, named_outputs
+from keras_qareg.models.selection import check_float
 
 
 @dataclass(frozen=True)
@@ -163,6 +164,8 @@ def _converted(
         except Exception as error:
             if signature.open_inputs:
                 raise _open(model, signature, f"{type(error).__name__}: {error}") from error
+            if type(error).__name__ == "ConverterError":  # pages of the compiler's own language
+                check_float(model)
             raise
     return file.read_bytes()
 
