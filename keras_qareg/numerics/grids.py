@@ -13,9 +13,10 @@ from numpy.typing import ArrayLike
 
 from keras_qareg.numerics.clustering import check_finite, check_levels, flat
 
-_HISTOGRAM_BINS, _STEP_ROUNDS = 65_536, 40
+_HISTOGRAM_BINS = 65_536
+# Rounds from each start, and from the best of these.
+_FIRST_ROUNDS, _ROUNDS = 12, 40
 _STARTS = (1.0, 0.7, 0.5, 0.35, 0.25)
-_CHANNEL_ROUNDS = 20
 # How far from whole multiples of a step values may be before the last bits of the step are looked for.
 _ROUNDING = 1e-6
 _LARGEST_CODE = 127
@@ -64,13 +65,13 @@ def snapped(weights: ArrayLike, levels: int, channel_axes: int = 0) -> np.ndarra
     codes = grid_codes(levels).astype("float64")
     if not channel_axes:
         values, counts = _histogram(flat(weights))
-        steps = _best_steps(values[:, None], counts[:, None], codes, _STEP_ROUNDS)
+        steps = _best_steps(values[:, None], counts[:, None], codes)
         return steps.astype("float32")
     weights = np.asarray(weights, "float32")
     check_finite(weights)
     channels = weights.shape[-channel_axes:]
     columns = weights.reshape(-1, int(np.prod(channels)))
-    steps = _best_steps(columns, 1, codes, _CHANNEL_ROUNDS).astype("float32")
+    steps = _best_steps(columns, 1, codes).astype("float32")
     alive = columns.any(axis=0)
     if alive.any() and 0 in codes:  # any step will do for zeros: integer formats want no tiny one
         steps[~alive] = np.median(steps[alive])
@@ -209,23 +210,34 @@ def _histogram(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return 0.5 * (edges[:-1] + edges[1:])[used], counts[used]
 
 
-def _best_steps(values: np.ndarray, counts: Any, codes: np.ndarray, rounds: int) -> np.ndarray:
+def _best_steps(values: np.ndarray, counts: Any, codes: np.ndarray) -> np.ndarray:
     """The step of each column of values `(n, channels)`, for the least squared error."""
     largest = np.abs(values).max(axis=0)
     # Any step will do for a channel of zeros.
     largest = np.where(largest > 0, largest, np.finfo("float32").tiny * 256).astype(values.dtype)
     best, best_errors = largest, np.full(largest.shape, np.inf)
     for share in _STARTS:
-        steps = share * largest / np.abs(codes).max()
-        for _ in range(rounds):
-            chosen = _nearest_code(values / steps, codes)
-            squares = (counts * chosen * chosen).sum(axis=0)
-            sums = np.abs((counts * chosen * values).sum(axis=0))
-            steps = np.where((squares > 0) & (sums > 0), sums / np.maximum(squares, 1e-30), steps)
-        errors = (counts * np.square(_nearest_code(values / steps, codes) * steps - values)).sum(0)
+        start = share * largest / np.abs(codes).max()
+        steps, errors = _least_squares(values, counts, codes, start, _FIRST_ROUNDS)
         best = np.where(errors < best_errors, steps, best)
         best_errors = np.minimum(errors, best_errors)
-    return best
+    return _least_squares(values, counts, codes, best, _ROUNDS)[0]
+
+
+def _least_squares(
+    values: np.ndarray, counts: Any, codes: np.ndarray, steps: np.ndarray, rounds: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Nearest codes and the best step in turn, from some steps; the steps and their squared errors."""
+    for _ in range(rounds):
+        chosen = _nearest_code(values / steps, codes)
+        squares = (counts * chosen * chosen).sum(axis=0)
+        sums = np.abs((counts * chosen * values).sum(axis=0))
+        moved = np.where((squares > 0) & (sums > 0), sums / np.maximum(squares, 1e-30), steps)
+        if np.array_equal(moved, steps):
+            break
+        steps = moved
+    errors = (counts * np.square(_nearest_code(values / steps, codes) * steps - values)).sum(0)
+    return steps, errors
 
 
 def _nearest_code(values: np.ndarray, codes: np.ndarray) -> np.ndarray:
