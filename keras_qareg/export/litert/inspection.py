@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from keras_qareg.export.litert import flatbuffer
+from keras_qareg.export.litert.sections import sections
 from keras_qareg.export.packing import unpacked
 from keras_qareg.report import table
 
@@ -28,6 +29,8 @@ def is_litert(path: str | os.PathLike[str]) -> bool:
 def describe_litert(path: str | os.PathLike[str]) -> str:
     """A table of the constants of a `.tflite` file: shape, type, distinct values, and bytes.
 
+    The first line says what the bytes of the file are for.
+
     Args:
         path: The file.
 
@@ -42,18 +45,22 @@ def describe_litert(path: str | os.PathLike[str]) -> str:
     if content[4:8] != IDENTIFIER:
         raise ValueError(f"Expected a .tflite file. Received: {path}, which does not begin as one")
     try:
-        lines = _lines(content)
+        lines, parts = _lines(content), sections(content)
     # The flatbuffer is untrusted, and its reader raises whatever it stumbles on.
     except Exception as error:
         raise ValueError(
             f"Expected a readable .tflite file. Received: {path} ({type(error).__name__}: {error})"
         ) from error
     lines.append(("whole file", "", "", "", f"{len(content):,}"))
-    return table(("tensor", "shape", "type", "values", "bytes"), lines)
+    text = table(("tensor", "shape", "type", "values", "bytes"), lines)
+    return f"bytes: {parts}\n{text}"
 
 
 class Stored(NamedTuple):
-    """A constant as a file holds it; `values` are `None` in types that NumPy does not have."""
+    """A constant as a file holds it; `values` are `None` in types that NumPy does not have.
+
+    Most have no name in small files: `name` then is the path of the Keras kernel, or a number.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -71,15 +78,20 @@ def stored_constants(model: Any) -> Iterator[Stored]:
         for name, value in vars(flatbuffer_utils.TensorType).items()
         if isinstance(value, int)
     }
-    for graph in model.subgraphs:
-        for tensor in graph.tensors:
+    kernels = {
+        (entry.get("graph"), entry.get("tensor")): str(entry.get("kernel"))
+        for entry in flatbuffer.kernel_entries(model)
+    }
+    for number, graph in enumerate(model.subgraphs):
+        for place, tensor in enumerate(graph.tensors):
             data = model.buffers[tensor.buffer].data
             if data is None:
                 continue
             raw, kind = np.frombuffer(bytes(data), "uint8"), names[tensor.type]
             shape = () if tensor.shape is None else tuple(int(size) for size in tensor.shape)
             values = _values(raw, kind, math.prod(shape))
-            name = tensor.name.decode(errors="replace")
+            name = (tensor.name or b"").decode(errors="replace")
+            name = name or kernels.get((number, place)) or f"constant {number}:{place}"
             yield Stored(name, shape, kind.lower(), values, raw.size)
 
 

@@ -22,6 +22,7 @@ from keras_qareg.export.litert.runtime import (
     time_ratio,
 )
 from keras_qareg.export.litert.samples import batch_size, in_batches
+from keras_qareg.export.litert.sections import Sections, sections
 from keras_qareg.export.litert.signature import Signature
 
 # How far outputs may be from Keras's, relative to the largest output; None where the format rounds
@@ -73,6 +74,7 @@ class ExportReport:
         micro: What a run in TFLite Micro gave, for `"tflm"`; else an empty text.
         arena_bytes: The memory that TFLite Micro used for the tensors of the file, on this machine;
             `None` where it was not run.
+        sections: What the bytes of the file are for: a `Sections`.
     """
 
     path: Path
@@ -91,6 +93,7 @@ class ExportReport:
     time_ratio: float | None = None
     micro: str = ""
     arena_bytes: int | None = None
+    sections: Sections | None = None
 
     def __str__(self) -> str:
         batches = f"batches of {self.batch_size}" if self.batch_size else "any batch size"
@@ -103,6 +106,8 @@ class ExportReport:
         if self.float_bytes is not None:
             ratio = f"; a run takes {self.time_ratio:.2f} of its time" if self.time_ratio else ""
             lines.append(f"  the float32 file has {self.float_bytes:,} bytes{ratio}")
+        if self.sections is not None:
+            lines.append(f"  bytes: {self.sections}")
         for kernel in self.kernels:
             notes = ["exact"] if kernel.exact else []
             if kernel.name in self.delegated:
@@ -246,6 +251,7 @@ def report_on(
         time_ratio=None if micro or reference is None else time_ratio(content, reference, one),
         micro=proved,
         arena_bytes=arena,
+        sections=sections(content),
         **found,
     )
 

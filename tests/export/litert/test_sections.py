@@ -1,0 +1,86 @@
+"""Where the bytes of a file are: all of them, and each where it belongs."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import keras_qareg as qareg
+from keras_qareg.export.litert import flatbuffer
+from keras_qareg.export.litert.inspection import describe_litert, stored_constants
+from keras_qareg.export.litert.sections import Sections, sections
+from tests.export.litert.test_micro import IMAGES, network
+from tests.helpers import tensorflow_only
+
+
+@pytest.mark.one_backend
+def test_sections_say_shares_of_the_whole():
+    found = Sections(600, 100, 50, 0, 40, 10, 200)
+    assert found.total == 1000
+    assert str(found) == (
+        "weights 60.0 %, tables 10.0 %, biases 5.0 %, names 4.0 %, metadata 1.0 %, records 20.0 %"
+    )
+
+
+@tensorflow_only
+@pytest.mark.parametrize("normalize", [False, True], ids=["plain", "normalized"])
+def test_each_byte_is_told_of_once(normalize, tmp_path):
+    model, path = network(normalize), tmp_path / "m.tflite"
+    shared = qareg.share_weights(model, 16)
+    kernels = sum(w.numpy().size for w in qareg.layers.kernels(model))
+    biases = 4 * (24 + 24 + 30 + 10)
+    cases = {
+        ("float32", None): (4 * kernels, 4 * kernels),
+        ("float16", None): (2 * kernels, 2 * kernels),
+        ("int8", True): (kernels, kernels),
+        ("codebook", None): (kernels / 2, kernels),
+        ("tflm", None): (kernels / 2, kernels),
+    }
+    for (weights, data), (least, most) in cases.items():
+        report = qareg.export.litert(shared, path, weights, IMAGES if data else None)
+        found = report.sections
+        assert found.total == path.stat().st_size == report.bytes, weights
+        assert least <= found.weights <= most, weights
+        # A half for float16; what little has two axes or is shared may stand elsewhere.
+        assert found.biases == (biases / 2 if weights == "float16" else biases), weights
+        assert (
+            found.records > 1000
+            and f"\n  bytes: weights {100 * found.weights / found.total:.1f} %" in (str(report))
+        )
+        assert (found.tables > 0) == (weights in ("int8", "codebook", "tflm"))
+    assert describe_litert(path).startswith(f"bytes: {sections(path.read_bytes())}\n")
+
+
+@tensorflow_only
+def test_an_embedding_is_no_table_and_loops_have_weights(tmp_path):
+    model = keras.Sequential(
+        [keras.Input((6,)), layers.Embedding(50, 8), layers.SimpleRNN(5), layers.Dense(3)]
+    )
+    for bias in (model.layers[1].cell.bias, model.layers[2].bias):
+        bias.assign(np.linspace(0.1, 1, bias.shape[0]))
+    found = qareg.export.litert(model, tmp_path / "m.tflite", "float32").sections
+    kernels = 50 * 8 + 8 * 5 + 5 * 5 + 5 * 3
+    assert found.weights == 4 * kernels and found.tables == 0
+    assert 4 * 3 <= found.biases <= 4 * (3 + 5)
+
+
+@tensorflow_only
+def test_names_are_not_needed(tmp_path):
+    """Most constants of small files have none."""
+    path = tmp_path / "m.tflite"
+    before = qareg.export.litert(qareg.share_weights(network(), 4), path, "codebook").sections
+    model = flatbuffer.read(path.read_bytes())
+    for graph in model.subgraphs:
+        kept = {*map(int, graph.inputs), *map(int, graph.outputs)}
+        for place, tensor in enumerate(graph.tensors):
+            tensor.name = tensor.name if place in kept else None
+    content = flatbuffer.to_bytes(model)
+    found = sections(content)
+    assert found.names < before.names / 4 and found.total == len(content)
+    for part in ("weights", "tables", "biases", "constants"):
+        assert getattr(found, part) == getattr(before, part)
+    names = [stored.name for stored in stored_constants(model)]
+    assert len(set(names)) == len(names) and all(names)
+    path.write_bytes(content)
+    assert "\nconstant 0:" in describe_litert(path)
+    assert np.isfinite(found.records)
