@@ -35,7 +35,7 @@ FUNCTIONS = [
 ]
 PUBLIC = [
     *(getattr(qareg, name) for name in FUNCTIONS),
-    *(getattr(qareg.export, name) for name in ("litert", "load_archive", "save_archive", "verify")),
+    *(getattr(qareg.export, name) for name in ("c_array", "litert", "load_archive", "save_archive", "verify")),
     *(
         getattr(qareg.plots, name)
         for name in ("accuracy_size", "penalty_curves", "weight_histograms")
@@ -69,7 +69,9 @@ def test_the_names():
         _ = qareg.snap
     assert set(qareg.export.__all__) == {
         "ArchiveError",
+        "CArray",
         "ExportReport",
+        "c_array",
         "litert",
         "load_archive",
         "save_archive",

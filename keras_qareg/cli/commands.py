@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 import tempfile
 from collections.abc import Callable
@@ -34,14 +35,13 @@ def say(text: Any) -> None:
 
 def _compress(options: argparse.Namespace) -> None:
     conversion = _conversion(options)
-    check_output(options.out, options.source, force=options.force, suffix=".tflite")
+    _check_files(options)
     data = None if options.data is None else Arrays(options.data, targets=True)
     if data is None and options.epochs is not None:
         raise ValueError("Expected --data to tune on, with --epochs. Received: --epochs alone.")
     check_model(options.source)
     check_backend(converts=True)
     with custom_objects(options.custom_objects):
-        from keras_qareg.export.litert.convert import litert
         from keras_qareg.models import share_and_tune
         from keras_qareg.models.selection import check_built
         from keras_qareg.report import summary
@@ -70,7 +70,7 @@ def _compress(options: argparse.Namespace) -> None:
         say("Exporting and comparing with Keras")
         # The shared model, whose tables say how each kernel is held; not what strip makes of it.
         inputs = None if examples is None else examples[0]
-        say(litert(shared, options.out, options.weights, inputs, **conversion))
+        _write_files(shared, inputs, options, conversion)
 
 
 def _seed(seed: int) -> None:
@@ -131,27 +131,62 @@ def _shapes(values: Any) -> str:
 
 def _export(options: argparse.Namespace) -> None:
     conversion = _conversion(options)
-    check_output(options.out, options.source, force=options.force, suffix=".tflite")
+    _check_files(options)
     data = None if options.data is None else Arrays(options.data, targets=False)
     check_model(options.source)
     check_backend(converts=True)
     with custom_objects(options.custom_objects):
-        from keras_qareg.export.litert.convert import litert
-
         model = load_model(options.source)
         inputs = None if data is None else data.for_model(model)
         say("Exporting and comparing with Keras")
-        say(litert(model, options.out, options.weights, inputs, **conversion))
+        _write_files(model, inputs, options, conversion)
 
 
 def _conversion(options: argparse.Namespace) -> dict[str, Any]:
-    """What else `export.litert` takes."""
+    """What else `export.litert` takes.
+
+    Raises:
+        CommandError: If what is asked for cannot be had, which is said before anything long begins.
+    """
+    if options.npu is not None and (options.weights != "int8" or options.data is None):
+        raise CommandError(
+            "Expected --weights int8 and --data with --npu, which takes full-integer files. Received: "
+            f"--weights {options.weights}{'' if options.data else ' without --data'}"
+        )
     return {
         "decode_once": not options.decode_each_run,
         "input_shape": input_shapes(options),
         "input_type": options.input_type,
         "output_type": options.output_type,
+        "npu": options.npu,
     }
+
+
+def _check_files(options: argparse.Namespace) -> None:
+    check_output(options.out, options.source, force=options.force, suffix=".tflite")
+    for suffix in (".cc", ".h") if options.c_array else ():
+        check_output(options.out.with_suffix(suffix), options.source, force=options.force)
+
+
+def _write_files(
+    model: Any, inputs: Any, options: argparse.Namespace, conversion: dict[str, Any]
+) -> None:
+    """Writes a `.tflite`, and its C++ source where that is asked for: all files, or none."""
+    from keras_qareg.export.litert.c_array import c_array
+    from keras_qareg.export.litert.convert import litert
+
+    out = options.out
+    if not options.c_array:
+        say(litert(model, out, options.weights, inputs, **conversion))
+        return
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.stem}-") as folder:
+        report = litert(model, Path(folder) / out.name, options.weights, inputs, **conversion)
+        source = c_array(report.path)
+        for file in (report.path, source.source, source.header):
+            file.replace(out.parent / file.name)
+    say(dataclasses.replace(report, path=out))
+    moved = {"source": out.with_suffix(".cc"), "header": out.with_suffix(".h")}
+    say(dataclasses.replace(source, **moved))
 
 
 def _archive(options: argparse.Namespace) -> None:

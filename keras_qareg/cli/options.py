@@ -17,6 +17,11 @@ WEIGHTS = (
     *("auto", "smallest", "int8-exact", "int4-exact", "int2-exact", "codebook", "tflm"),
     *("float32", "float16", "int8"),
 )
+ACCELERATORS = (
+    *("ethos-u55-32", "ethos-u55-64", "ethos-u55-128", "ethos-u55-256"),
+    *("ethos-u65-256", "ethos-u65-512"),
+    *("ethos-u85-128", "ethos-u85-256", "ethos-u85-512", "ethos-u85-1024", "ethos-u85-2048"),
+)
 _LARGEST = 2**32 - 1
 
 
@@ -181,6 +186,17 @@ def _add_weights(parser: argparse.ArgumentParser) -> None:
             default="float32",
             help=f"of the {end}s of a full-integer file (default: float32)",
         )
+    parser.add_argument(
+        "--npu",
+        choices=ACCELERATORS,
+        metavar="ACCELERATOR",
+        help="also say what Vela makes of a full-integer int8 file, for example for ethos-u55-128",
+    )
+    parser.add_argument(
+        "--c-array",
+        action="store_true",
+        help="also write the file as C++ source for TFLite Micro: a .cc and a .h beside it",
+    )
 
 
 def _shape(text: str) -> tuple[str, tuple[int, ...]]:

@@ -7,8 +7,18 @@ changing a model, which `models` does.
 
 from keras_qareg.export.archive.archive import load_archive, save_archive
 from keras_qareg.export.archive.container import ArchiveError
+from keras_qareg.export.litert.c_array import CArray, c_array
 from keras_qareg.export.litert.convert import litert
 from keras_qareg.export.litert.proof import ExportReport
 from keras_qareg.export.verification import verify
 
-__all__ = ["ArchiveError", "ExportReport", "litert", "load_archive", "save_archive", "verify"]
+__all__ = [
+    "ArchiveError",
+    "CArray",
+    "ExportReport",
+    "c_array",
+    "litert",
+    "load_archive",
+    "save_archive",
+    "verify",
+]

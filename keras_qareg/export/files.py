@@ -25,3 +25,25 @@ def check_target(path: str | os.PathLike[str], suffix: str | None = None) -> Pat
     if not path.parent.is_dir():
         raise ValueError(f"Expected a folder that exists. Received: {path.parent}, which does not")
     return path
+
+
+def check_new(path: Path, force: bool) -> Path:
+    """The path of a file to write, which is not there yet.
+
+    Args:
+        path: The path.
+        force: Whether a file of that name may be replaced.
+
+    Returns:
+        The path.
+
+    Raises:
+        FileExistsError: If there is such a file and no `force`, or a folder.
+    """
+    if path.is_dir():
+        raise FileExistsError(f"Expected a file. Received: {path}, which is a folder")
+    if path.exists() and not force:
+        raise FileExistsError(
+            f"Expected a new file. Received: {path}, which exists. Pass force=True to replace it"
+        )
+    return path

@@ -22,6 +22,7 @@ from keras_qareg.export.litert.precision import in_float32
 from keras_qareg.export.litert.proof import TOLERANCES, Draft, ExportReport, report_on
 from keras_qareg.export.litert.samples import sample_inputs, users_data
 from keras_qareg.export.litert.signature import Signature
+from keras_qareg.export.litert.vela import ACCELERATORS, compiled
 from keras_qareg.models import kernel_codebooks, quantizes_inputs, unquantized
 from keras_qareg.models.selection import check_built, check_choice
 from keras_qareg.numerics.codebook import Codebook
@@ -41,6 +42,7 @@ def litert(
     input_shape: Any = None,
     input_type: str = "float32",
     output_type: str = "float32",
+    npu: str | None = None,
 ) -> ExportReport:
     """Writes a model as a LiteRT file, after running the file and comparing it with Keras.
 
@@ -70,6 +72,9 @@ def litert(
             and microcontrollers want them: for `"int8"` and `"tflm"` with `representative_data`. The
             file says the scale. Defaults to `"float32"`.
         output_type: The same for the outputs.
+        npu: An accelerator such as `"ethos-u55-128"`: the report then says what Arm's compiler Vela,
+            where it is installed, makes of the file. For `"int8"` with `representative_data`. By
+            default there is no such compilation.
 
     Returns:
         An `ExportReport`.
@@ -98,6 +103,7 @@ def litert(
             "`KERAS_BACKEND=tensorflow keras-qareg export MODEL.keras --out FILE.tflite`."
         )
     _check_types(weights, representative_data, input_type, output_type)
+    _check_npu(npu, weights, representative_data)
     # Plain layers do not quantize their inputs; those that do are exported as they stand.
     plain = model if quantizes_inputs(model) else unquantized(model)
     data = users_data(model, representative_data, CALIBRATION_SAMPLES)
@@ -113,7 +119,8 @@ def litert(
         precision = weights
         if weights == "tflm":
             precision = "float32" if data is None else "int8"
-        report = report_on(model, signature, inputs, draft, path, weights, precision)
+        found = None if npu is None else compiled(draft.content, npu)
+        report = report_on(model, signature, inputs, draft, path, weights, precision, found)
         complete = Path(folder) / path.name
         complete.write_bytes(draft.content)
         complete.replace(path)
@@ -129,6 +136,18 @@ def _check_types(weights: str, data: Any, input_type: str, output_type: str) -> 
             "Expected `input_type` and `output_type` to be 'float32' for files that compute in float. "
             f"Received: input_type={input_type!r}, output_type={output_type!r} with "
             f"weights={weights!r}. Use weights='int8' or 'tflm' with `representative_data`."
+        )
+
+
+def _check_npu(npu: str | None, weights: str, data: Any) -> None:
+    if npu is None:
+        return
+    check_choice("npu", npu, ACCELERATORS)
+    if weights != "int8" or data is None:
+        raise ValueError(
+            "Expected a full-integer file for an NPU: weights='int8' with `representative_data`. "
+            f"Received: npu={npu!r} with weights={weights!r}"
+            f"{' without data' if data is None else ''}."
         )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
+import platform
 import re
 import subprocess
 import sys
@@ -55,18 +57,55 @@ def prove_micro(content: bytes, inputs: dict[str, np.ndarray]) -> tuple[str, int
                 f"{'other ones' if len(found) == 2 else said}. Nothing was written; please report the "
                 "model."
             )
-        used = int(re.findall(r"Arena allocation total (\d+) bytes", said)[-1])
-        sizes = [
-            (used + used * more // 32) // _ALIGNMENT * _ALIGNMENT + 2 * _ALIGNMENT for more in _MORE
-        ]
-        in_little, _ = _run(folder, [("file", size) for size in sizes], count)
-        arena = sizes[len(in_little) - 1] if in_little else _ARENA_BYTES
-        if any(not _equal(found[0], outputs) for outputs in in_little):
-            raise ValueError(
-                f"Expected the same outputs of TFLite Micro in arenas of {sizes} bytes. Received: "
-                "other ones. Nothing was written; please report the model."
-            )
+        arena = _least_arena(folder, said, found[0])
     return f"equal in TFLite Micro, to the bit, in an arena of {arena:,} bytes", arena
+
+
+def measured_arena(content: bytes) -> tuple[int | None, str]:
+    """The memory that TFLite Micro needs for the tensors of a file, whatever wrote it.
+
+    Args:
+        content: A `.tflite` file.
+
+    Returns:
+        The least arena that it ran in, in bytes; and where that was. Or `None`, and why there is none.
+    """
+    if importlib.util.find_spec("tflite_micro") is None:
+        return None, "the package tflite-micro is not installed"
+    model = flatbuffer.read(content)
+    if any(code.customCode == b"ethos-u" for code in model.operatorCodes):
+        return None, "this machine has no Ethos-U NPU"
+    graph = model.subgraphs[0]
+    kinds = {0: "float32", 2: "int32", 3: "uint8", 4: "int64", 6: "bool", 7: "int16", 9: "int8"}
+    tensors = [graph.tensors[int(place)] for place in graph.inputs]
+    if any(tensor.type not in kinds for tensor in tensors):
+        return None, "an input has a type that NumPy does not have"
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "file").write_bytes(content)
+        inputs = [np.zeros(np.abs(tensor.shape), kinds[tensor.type]) for tensor in tensors]
+        np.savez(folder / "inputs.npz", *inputs)
+        found, said = _run(folder, [("file", _ARENA_BYTES)], len(graph.outputs))
+        if not found:
+            return None, f"TFLite Micro does not run it here ({said})"
+        arena = _least_arena(folder, said, found[0])
+    version = importlib.metadata.version("tflite-micro")
+    return arena, f"tflite-micro {version}, {platform.system()} {platform.machine()}"
+
+
+def _least_arena(folder: Path, said: str, outputs: list[np.ndarray]) -> int:
+    """The smallest arena of those tried in which `file` runs, after it ran in a large one."""
+    used = int(re.findall(r"Arena allocation total (\d+) bytes", said)[-1])
+    sizes = [
+        (used + used * more // 32) // _ALIGNMENT * _ALIGNMENT + 2 * _ALIGNMENT for more in _MORE
+    ]
+    in_little, _ = _run(folder, [("file", size) for size in sizes], len(outputs))
+    if any(not _equal(outputs, others) for others in in_little):
+        raise ValueError(
+            f"Expected the same outputs of TFLite Micro in arenas of {sizes} bytes. Received: "
+            "other ones. Nothing was written; please report the model."
+        )
+    return sizes[len(in_little) - 1] if in_little else _ARENA_BYTES
 
 
 def _run(
@@ -87,7 +126,11 @@ def _run(
     for number in range(len(runs)):
         file = folder / f"{number}.npz"
         if not file.exists():
-            reasons = [line for line in done.stderr.split("\n") if re.match("Node |Didn't", line)]
+            reasons = [
+                line
+                for line in done.stderr.split("\n")
+                if re.match("Node |Didn't|RuntimeError", line)
+            ]
             return found, reasons[0] if reasons else f"it ended with {done.returncode}"
         with np.load(file) as outputs:
             found.append([outputs[f"arr_{place}"] for place in range(count)])

@@ -24,6 +24,7 @@ from keras_qareg.export.litert.runtime import (
 from keras_qareg.export.litert.samples import batch_size, in_batches
 from keras_qareg.export.litert.sections import Sections, sections
 from keras_qareg.export.litert.signature import Signature
+from keras_qareg.export.litert.vela import Compiled
 
 # How far outputs may be from Keras's, relative to the largest output; None where the format rounds
 # activations, so that only the report can tell. Low-bit forms are as exact as float32.
@@ -75,6 +76,10 @@ class ExportReport:
         arena_bytes: The memory that TFLite Micro used for the tensors of the file, on this machine;
             `None` where it was not run.
         sections: What the bytes of the file are for: a `Sections`.
+        npu: What Vela made of the file for the NPU that was asked for, or why it made nothing; an empty
+            text where none was asked for.
+        npu_bytes: The size of the file that Vela made, which is what such a device holds; else `None`.
+        npu_weight_bytes: How many bytes of it are weights; else `None`.
     """
 
     path: Path
@@ -94,6 +99,9 @@ class ExportReport:
     micro: str = ""
     arena_bytes: int | None = None
     sections: Sections | None = None
+    npu: str = ""
+    npu_bytes: int | None = None
+    npu_weight_bytes: int | None = None
 
     def __str__(self) -> str:
         batches = f"batches of {self.batch_size}" if self.batch_size else "any batch size"
@@ -121,6 +129,8 @@ class ExportReport:
             lines.append(f"  distinct values a kernel: {values}")
         if self.micro:
             lines.append(f"  {self.micro}")
+        if self.npu:
+            lines.append(f"  {self.npu}")
         lines.append(f"  runs from runtime version {self.runtime_version} on, with {batches}")
         return "\n".join(lines)
 
@@ -209,6 +219,7 @@ def report_on(
     path: Path,
     weights: str,
     precision: str,
+    npu: Compiled | None = None,
 ) -> ExportReport:
     """Proves a file, and says what there is to say about it.
 
@@ -220,6 +231,7 @@ def report_on(
         path: Where it is going to be.
         weights: The form of its weights.
         precision: The form of the weights that says how precise it computes.
+        npu: What Vela made of it, where that was asked for.
 
     Returns:
         An `ExportReport`.
@@ -252,6 +264,9 @@ def report_on(
         micro=proved,
         arena_bytes=arena,
         sections=sections(content),
+        npu=npu.said if npu else "",
+        npu_bytes=npu.bytes if npu else None,
+        npu_weight_bytes=npu.weight_bytes if npu else None,
         **found,
     )
 
