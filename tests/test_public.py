@@ -35,7 +35,10 @@ FUNCTIONS = [
 ]
 PUBLIC = [
     *(getattr(qareg, name) for name in FUNCTIONS),
-    *(getattr(qareg.export, name) for name in ("c_array", "litert", "load_archive", "save_archive", "verify")),
+    *(
+        getattr(qareg.export, name)
+        for name in ("c_array", "litert", "load_archive", "save_archive", "verify")
+    ),
     *(
         getattr(qareg.plots, name)
         for name in ("accuracy_size", "penalty_curves", "weight_histograms")

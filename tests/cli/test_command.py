@@ -173,6 +173,32 @@ def _ends(path):
 
 
 @tensorflow_only
+def test_export_writes_c_source_too_all_files_or_none(saved, run, refused, monkeypatch):
+    from keras_qareg.export.litert import c_array
+
+    words = ["export", saved / "model.keras", "--out", saved / "m.tflite", "--c-array"]
+    (saved / "m.h").touch()
+    assert refused(*words) == (
+        f"Expected a new file for --out. Received: {saved}/m.h, which exists. Add --force to replace it"
+    )
+    (saved / "m.h").unlink()
+    before = sorted(saved.iterdir())
+    with monkeypatch.context() as patch:
+        patch.setattr(c_array, "_ADDED", {})
+        status, _, errors = run(*words)
+    assert status == 2 and sorted(saved.iterdir()) == before
+    assert "TFLite Micro has. Received: m.tflite with CONV_2D, " in errors
+    assert run(*words)[0] == 0
+    status, printed, errors = run(*words, "--force")
+    made = sorted(set(saved.iterdir()) - set(before))
+    assert [file.name for file in made] == ["m.cc", "m.h", "m.tflite"]
+    size = made[2].stat().st_size
+    assert f"{saved}/m.tflite: {size:,} bytes" in printed
+    assert f"\n{saved}/m.cc, m.h: {size:,} bytes, 6 operators, an arena of " in printed
+    assert f"constexpr std::size_t m_data_size = {size};" in made[1].read_text()
+
+
+@tensorflow_only
 def test_shapes_of_several_inputs(two_of_each, run):
     words = ["export", two_of_each / "dicts.keras", "--out", two_of_each / "m.tflite", "--force"]
     assert run(*words, "--input-shape", "a=6", "b=6")[0] == 0

@@ -54,6 +54,15 @@ def cases(files):
         said = f"Expected {name} to be an integer {reach}. Received: {value}"
         yield [*compress, f"{name}={value}"], said
     yield [*compress, "--weights", "int3"], None
+    yield [*compress, "--npu", "coral"], None
+    npu = (
+        "Expected --weights int8 and --data with --npu, which takes full-integer files. Received: "
+    )
+    yield [*compress, "--npu", "ethos-u55-128"], f"{npu}--weights auto without --data"
+    yield (
+        ["export", model, "--out", out, "--npu", "ethos-u55-128", "--weights", "int8"],
+        f"{npu}--weights int8 without --data",
+    )
     yield ["compress", model], "the following arguments are required: --out (see `keras-qareg "
     shapes = "Expected --input-shape with sizes such as 224x224x3, or a=8x8. Received: {}"
     for text in ("8x", "a=", "0x3", "a=8x8=4", "3.5"):

@@ -81,7 +81,7 @@ def compiled(content: bytes, accelerator: str) -> Compiled:
 
 def _command() -> list[str] | None:
     if importlib.util.find_spec("ethosu") is not None:
-        return [sys.executable, "-P", "-m", "ethosu.vela.vela"]
+        return [sys.executable, "-P", "-m", "ethosu.vela"]
     program = shutil.which("vela")
     return None if program is None else [program]
 

@@ -126,7 +126,9 @@ def test_operators_that_tflite_micro_has_not_are_named(tmp_path):
     inputs = keras.Input((4, 4))
     outputs = keras.layers.Lambda(lambda x: keras.ops.sort(x))(inputs)
     qareg.export.litert(keras.Model(inputs, outputs), tmp_path / "m.tflite")
-    with pytest.raises(ValueError, match=r"TFLite Micro has. Received: .* with TOPK_V2\. Write the"):
+    with pytest.raises(
+        ValueError, match=r"TFLite Micro has. Received: .* with TOPK_V2\. Write the"
+    ):
         qareg.export.c_array(tmp_path / "m.tflite")
     assert [file.name for file in tmp_path.iterdir()] == ["m.tflite"]
 
