@@ -12,6 +12,7 @@ import numpy as np
 import zstandard
 
 from keras_qareg.export.litert import flatbuffer
+from keras_qareg.export.litert.differences import LayerDifference, layer_differences
 from keras_qareg.export.litert.forms import KernelForm, oldest_runtime
 from keras_qareg.export.litert.inspection import stored_constants
 from keras_qareg.export.litert.micro_proof import prove_micro
@@ -29,6 +30,7 @@ from keras_qareg.export.litert.vela import Compiled
 # How far outputs may be from Keras's, relative to the largest output; None where the format rounds
 # activations, so that only the report can tell. Low-bit forms are as exact as float32.
 TOLERANCES: dict[str, float | None] = {"float32": 1e-4, "float16": 1e-2, "int8": None}
+_ROUNDING = ("float16", "int8")
 
 
 class Draft(NamedTuple):
@@ -76,6 +78,8 @@ class ExportReport:
         arena_bytes: The memory that TFLite Micro used for the tensors of the file, on this machine;
             `None` where it was not run.
         sections: What the bytes of the file are for: a `Sections`.
+        differences: The three layers behind which the file is furthest from Keras, the furthest first, a
+            `LayerDifference` each; of forms that round, and models whose layers can be told apart.
         npu: What Vela made of the file for the NPU that was asked for, or why it made nothing; an empty
             text where none was asked for.
         npu_bytes: The size of the file that Vela made, which is what such a device holds; else `None`.
@@ -99,6 +103,7 @@ class ExportReport:
     micro: str = ""
     arena_bytes: int | None = None
     sections: Sections | None = None
+    differences: tuple[LayerDifference, ...] = ()
     npu: str = ""
     npu_bytes: int | None = None
     npu_weight_bytes: int | None = None
@@ -111,6 +116,9 @@ class ExportReport:
             f"  largest difference from Keras: {self.max_output_difference:.2e} "
             f"(outputs up to {self.output_range:.2e})",
         ]
+        if self.differences:
+            layers = ", ".join(map(str, self.differences))
+            lines.append(f"  furthest from Keras (signal to noise): {layers}")
         if self.float_bytes is not None:
             ratio = f"; a run takes {self.time_ratio:.2f} of its time" if self.time_ratio else ""
             lines.append(f"  the float32 file has {self.float_bytes:,} bytes{ratio}")
@@ -241,6 +249,9 @@ def report_on(
     """
     micro = weights == "tflm"
     content, runnable, reference, kernels = draft
+    furthest: tuple[LayerDifference, ...] = ()
+    if reference is not None and precision in _ROUNDING:
+        furthest = layer_differences(model, signature, inputs, runnable, reference)
     inputs = in_batches(signature.as_in(input_details(runnable)), inputs)
     difference, output_range = prove(model, signature, inputs, runnable, precision)
     one = {name: array[:1] for name, array in inputs.items()}
@@ -264,6 +275,7 @@ def report_on(
         micro=proved,
         arena_bytes=arena,
         sections=sections(content),
+        differences=furthest,
         npu=npu.said if npu else "",
         npu_bytes=npu.bytes if npu else None,
         npu_weight_bytes=npu.weight_bytes if npu else None,
