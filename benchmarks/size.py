@@ -1,17 +1,22 @@
 """Bytes of one model in every form, against the number of levels.
 
     python -m benchmarks.size --out results
+    python -m benchmarks.size --models resnet8.h5 kws.keras --levels 4 16 --wnq --out results
 
-A CNN of 283,000 weights for 28x28 images, its kernels drawn from a Laplace distribution, shared on a
-grid (`snap=True`) and by k-means. Compares the float32 file, the same file gzipped and by zstd (what
-TensorFlow Model Optimization's clustering comes to), full-integer int8, our forms, TFLite Micro's, the
-archive, and the entropy bound: bits a weight by the frequencies of the levels, and all else as float32.
+A CNN of 283,000 weights for 28x28 images, its kernels drawn from a Laplace distribution; or trained
+models in files of Keras (`size_models.txt`). Kernels are shared on an even grid and by k-means, and with
+`--wnq` by WNQ of 2 bits with uniform levels. Compares the float32 file, the same gzipped and by zstd (what
+TensorFlow Model Optimization's clustering comes to), full-integer int8 and what Vela makes of that where
+it is installed, our forms, TFLite Micro's, the archive, and the entropy bound: bits a weight by the
+frequencies of the levels, and all else as float32. In brackets: the bytes of a file as a multiple of its
+limit (`benchmarks.limits`).
 """
 
 import json
 import math
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +28,14 @@ from keras import layers
 
 import keras_qareg as qareg
 from benchmarks import results
+from benchmarks.limits import Limits
+from keras_qareg.cli.opening import load_model
 from keras_qareg.report import summary
 
-BATCH_SAMPLES = 64
+SAMPLES = 64
 FILES = ("float32", "int8", "auto", "smallest", "codebook", "tflm", "tflm int8")
+EVEN, KMEANS, WNQ = "even", "k-means", "WNQ"
+ACCELERATOR = "ethos-u55-128"
 
 
 def network(normalize: bool = False) -> keras.Model:
@@ -51,55 +60,89 @@ def network(normalize: bool = False) -> keras.Model:
     return model
 
 
-def row(model: keras.Model, levels: int, snap: bool, folder: Path) -> dict[str, Any]:
-    """Bytes of all forms of one model."""
-    shared = qareg.share_weights(model, levels, snap=snap)
-    images = np.random.default_rng(1).normal(size=(BATCH_SAMPLES, 28, 28, 1)).astype("float32")
-    found: dict[str, Any] = {"levels": levels, "grid": snap}
-    for weights in FILES:
-        data = images if "int8" in weights else None
-        report = qareg.export.litert(shared, folder / "model.tflite", weights.split()[0], data)
-        found[weights] = report.bytes
-        if weights == "float32":
+def shared_model(model: keras.Model, levels: int, kind: str) -> keras.Model:
+    """The model with few values a kernel, or a channel."""
+    if kind == WNQ:
+        return qareg.wnq(model, int(math.log2(levels)), skip=(), uniform=True)
+    return qareg.share_weights(model, levels, snap=kind == EVEN)
+
+
+def row(model: keras.Model, levels: int, kind: str, folder: Path) -> dict[str, Any]:
+    """Bytes of all forms of one model, and their limits."""
+    shared = shared_model(model, levels, kind)
+    shape = tuple(size or 32 for size in model.inputs[0].shape[1:])
+    data = np.random.default_rng(1).normal(size=(SAMPLES, *shape)).astype("float32")
+    found: dict[str, Any] = {"levels": levels, "kind": kind}
+    path, limits = folder / "model.tflite", None
+    for form in FILES:
+        samples = data if "int8" in form else None
+        npu = ACCELERATOR if form == "int8" else None
+        report = qareg.export.litert(shared, path, form.split()[0], samples, npu=npu)
+        limits = limits or Limits(shared, path.read_bytes())  # the first is the float32 file
+        found[form] = report.bytes
+        found[f"{form} limit"] = limits.bytes(form, report)
+        if form == "float32":
             found |= {"gzip": report.gzip_bytes, "zstd": report.zstd_bytes}
+        if form == "int8":
+            found["vela"] = report.npu_bytes
         if report.time_ratio is not None:
-            found[f"{weights} time"] = report.time_ratio
+            found[f"{form} time"] = report.time_ratio
     archive = qareg.export.save_archive(shared, folder / "model.qareg")
     found["archive"] = archive.stat().st_size
     found["bound"] = summary(shared).entropy_bytes
     return found
 
 
-FORMS = (FILES[0], "gzip", "zstd", *FILES[1:], "archive", "bound")
+FORMS = (FILES[0], "gzip", "zstd", "int8", "vela", *FILES[2:], "archive", "bound")
 TIMED = ("auto", "smallest", "codebook", "int8")
-HEADER = ("levels", *FORMS, *(f"{form} time" for form in TIMED))
+HEADER = ("model, levels", *FORMS, *(f"{form} time" for form in TIMED))
 
 
 def line_of(found: dict[str, Any]) -> tuple[str, ...]:
     """Bytes of a model, and the time of a run as a share of the float32 file's."""
-    name = f"{found['levels']}, {'grid' if found['grid'] else 'k-means'}"
-    name += ", normalized" if found["normalized"] else ""
     times = (f"{found[f'{form} time']:.2f}" for form in TIMED)
-    return name, *(f"{found[form]:,}" for form in FORMS), *times
+    name = f"{found['model']}, {found['levels']} {found['kind']}"
+    return name, *(_cell(found, form) for form in FORMS), *times
+
+
+def _cell(found: dict[str, Any], form: str) -> str:
+    if found[form] is None:
+        return "-"
+    limit = found.get(f"{form} limit")
+    return f"{found[form]:,}" + (f" ({found[form] / limit:.2f})" if limit else "")
+
+
+def models(files: list[Path]) -> Iterator[tuple[str, keras.Model]]:
+    """Names and models: those of files, else our own network, plain and with BatchNormalization."""
+    for file in files:
+        yield file.stem, load_model(file)
+    if not files:
+        yield "size", network()
+        yield "size, normalized", network(normalize=True)
 
 
 def main() -> None:
     parser = results.parser(__doc__)
     parser.add_argument("--levels", type=int, nargs="+", default=[2, 4, 16, 64])
+    parser.add_argument(
+        "--models", type=Path, nargs="+", default=[], metavar="FILE", help="trained .h5 or .keras"
+    )
+    parser.add_argument("--wnq", action="store_true", help="also WNQ of 2 bits, uniform levels")
     arguments = parser.parse_args()
+    name = "size_models" if arguments.models else "size"
+    settings = [(kind, levels) for kind in (EVEN, KMEANS) for levels in arguments.levels]
+    settings += [(WNQ, 4)] if arguments.wnq else []
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        for normalized in (False, True):
-            model = network(normalized)
-            for snap in (True, False):
-                for levels in arguments.levels:
-                    found = row(model, levels, snap, Path(folder))
-                    rows.append({**found, "normalized": normalized})
-                    print(json.dumps(rows[-1]), flush=True)
-    results.save(arguments.out, "size", rows, HEADER, [line_of(r) for r in rows])
-    plain = [r for r in rows if r["grid"] and not r["normalized"]]
-    series = {form: [(r["levels"], r[form]) for r in plain] for form in FORMS}
-    results.draw(arguments.out, "size", series, "levels", "bytes")
+        for label, model in models(arguments.models):
+            for kind, levels in settings:
+                found = {"model": label, **row(model, levels, kind, Path(folder))}
+                rows.append(found)
+                print(json.dumps(found), flush=True)
+    results.save(arguments.out, name, rows, HEADER, [line_of(r) for r in rows])
+    first = [r for r in rows if r["kind"] == EVEN and r["model"] == rows[0]["model"]]
+    series = {form: [(r["levels"], r[form]) for r in first] for form in FORMS if first[0][form]}
+    results.draw(arguments.out, name, series, "levels", "bytes")
 
 
 if __name__ == "__main__":

@@ -100,7 +100,11 @@ ON_TENSORFLOW = pytest.mark.skipif(BACKEND != "tensorflow", reason="LiteRT expor
 
 @ON_TENSORFLOW
 def test_the_sizes_of_one_model(tmp_path):
-    assert_sizes({**size.row(size.network(), 4, True, tmp_path), "normalized": False})
+    row = {"model": "size", **size.row(size.network(), 4, size.EVEN, tmp_path)}
+    assert_sizes(row)
+    assert f"{row['codebook']:,} ({row['codebook'] / row['codebook limit']:.2f})" in size.line_of(
+        row
+    )
 
 
 @pytest.mark.slow  # four models in all forms
@@ -108,11 +112,11 @@ def test_the_sizes_of_one_model(tmp_path):
 def test_the_size_benchmark_runs(tmp_path):
     run("-m", "benchmarks.size", "--levels", 4, "--out", tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "size.jsonl").read_text().splitlines()]
-    assert [(row["normalized"], row["grid"]) for row in rows] == [
-        (False, True),
-        (False, False),
-        (True, True),
-        (True, False),
+    assert [(row["model"], row["kind"]) for row in rows] == [
+        ("size", "even"),
+        ("size", "k-means"),
+        ("size, normalized", "even"),
+        ("size, normalized", "k-means"),
     ]
     for row in rows:
         assert_sizes(row)
@@ -121,8 +125,10 @@ def test_the_size_benchmark_runs(tmp_path):
 def assert_sizes(row):
     assert row["bound"] < row["archive"] < min(0.85 * row["gzip"], 0.85 * row["zstd"])
     assert row["archive"] < row["smallest"] <= row["auto"] <= row["float32"] < 1.2e6
-    if row["grid"]:
-        assert row["auto"] <= 295_000 + 5000 * row["normalized"]  # int8: a byte a weight
+    if row["kind"] == "even":
+        assert row["auto"] <= 295_000 + 5000 * ("normalized" in row["model"])  # a byte a weight
+    for form in size.FILES:
+        assert row[f"{form} limit"] < row[form] < 1.5 * row[f"{form} limit"], form
 
 
 @pytest.mark.slow
