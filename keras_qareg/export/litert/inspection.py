@@ -79,7 +79,7 @@ def stored_constants(model: Any) -> Iterator[Stored]:
             raw, kind = np.frombuffer(bytes(data), "uint8"), names[tensor.type]
             shape = () if tensor.shape is None else tuple(int(size) for size in tensor.shape)
             values = _values(raw, kind, math.prod(shape))
-            name = tensor.name.decode(errors="replace")
+            name = flatbuffer.name_of(tensor)
             yield Stored(name, shape, kind.lower(), values, raw.size)
 
 
