@@ -16,6 +16,7 @@ from keras.layers import BatchNormalization
 import keras_qareg as qareg
 from keras_qareg.export.litert import flatbuffer
 from keras_qareg.export.litert.sections import sections
+from keras_qareg.export.litert.writer import to_bytes
 from keras_qareg.layers.keras_private import graph_parents, layers_inside
 from keras_qareg.layers.kernel_wrapper import channel_axes
 from keras_qareg.models import kernel_codebooks
@@ -133,11 +134,6 @@ def _structure(content: bytes) -> int:
     """Bytes of a file without constants, metadata, and names of tensors inside."""
     model = flatbuffer.read(content)
     model.metadata = None
-    for graph in model.subgraphs:
-        ends = {int(place) for place in [*graph.inputs, *graph.outputs]}
-        for place, tensor in enumerate(graph.tensors):
-            if place not in ends:
-                tensor.name = None
     used = {tensor.buffer for graph in model.subgraphs for tensor in graph.tensors}
     data = sum(len(model.buffers[b].data) for b in used if model.buffers[b].data is not None)
-    return len(flatbuffer.to_bytes(model)) - data
+    return len(to_bytes(model)) - data

@@ -1,14 +1,11 @@
-"""Small integers as bytes: one, two or four a byte, and groups of indices as one number."""
+"""Small integers as bytes: one, two or four a byte, bits on end, and indices as digits of numbers."""
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import numpy as np
 
 # The integers of each kind.
 CODE_RANGES = {"int2": (-2, 1), "int4": (-8, 7), "int8": (-128, 127)}
-_LARGEST_GROUP = 8
 # Indices that are spread to bits at a time; a multiple of 8, so that bytes fill up.
 _CHUNK = 1 << 16
 
@@ -88,55 +85,38 @@ def unpacked_bits(data: np.ndarray, bits: int, size: int) -> np.ndarray:
     return found
 
 
-class Grouping(NamedTuple):
-    """How many indices share one number, and of how many bits it is.
+def indices_a_word(levels: int, bits: int = 32) -> int:
+    """How many indices below `levels`, 2 or more, a word of 32 or 8 bits holds: digits of one number.
 
-    A number below `levels**group` stands for `group` indices, which are a row of a table. So indices of
-    two levels take one bit each, of three levels 1.6, of six 2.7, where whole bits would take more.
-    """
-
-    bits: int
-    group: int
-
-    def bytes(self, size: int, levels: int) -> int:
-        """Bytes of so many indices, with the table of their groups as float32 or int32."""
-        numbers = -(-size // self.group)
-        return -(-numbers * self.bits // 8) + 4 * self.group * levels**self.group
-
-    def numbers(self, indices: np.ndarray, levels: int) -> np.ndarray:
-        """Indices of any shape as uint8 array `(numbers,)`; the last group is filled with zeros."""
-        flat = indices.reshape(-1).astype("int64")
-        rows = np.pad(flat, (0, -flat.size % self.group)).reshape(-1, self.group)
-        return (rows @ self._weights(levels)).astype("uint8")
-
-    def rows(self, levels: int) -> np.ndarray:
-        """The indices that each number stands for: array `(levels**group, group)`."""
-        return np.arange(levels**self.group)[:, None] // self._weights(levels) % levels
-
-    def _weights(self, levels: int) -> np.ndarray:
-        return levels ** np.arange(self.group)[::-1]
-
-
-def best_grouping(size: int, levels: int, bits: tuple[int, ...] = (4, 8)) -> Grouping:
-    """The grouping of the fewest bytes.
-
-    Args:
-        size: How many indices there are.
-        levels: They are below it.
-        bits: The widths to choose from.
-
-    Returns:
-        A `Grouping`.
+    So an index of 3 levels takes 1.6 bits, of 6 levels 2.7, of 16 levels 4, where whole bits would take
+    more. Each power of the base fits the integers of a runtime.
 
     Example:
 
-    >>> best_grouping(100_000, levels=2), best_grouping(100_000, levels=16)
-    (Grouping(bits=4, group=4), Grouping(bits=4, group=1))
+    >>> [indices_a_word(levels) for levels in (2, 3, 4, 16, 64, 256)]
+    [31, 20, 16, 8, 5, 4]
     """
-    possible = [
-        Grouping(width, group)
-        for width in bits
-        for group in range(1, _LARGEST_GROUP + 1)
-        if levels**group <= 2**width
-    ]
-    return min(possible, key=lambda grouping: grouping.bytes(size, levels))
+    digits = 1
+    while levels**digits < 2**31 and levels ** (digits + 1) <= 2**bits:
+        digits += 1
+    return digits
+
+
+def packed_words(indices: np.ndarray, levels: int, bits: int = 32) -> np.ndarray:
+    """Indices of any shape as int32 or uint8 array `(words,)`; the last word is filled with zeros.
+
+    The first index is the lowest digit. A number from 2**31 on is written less by the number after the
+    largest, which changes none of its digits as `//` and `%` give them.
+    """
+    digits = indices_a_word(levels, bits)
+    flat = np.pad(indices.reshape(-1), (0, -indices.size % digits)).reshape(-1, digits)
+    numbers = flat.astype("int64") @ levels ** np.arange(digits, dtype="int64")
+    if bits == 8:
+        return numbers.astype("uint8")
+    return np.where(numbers < 2**31, numbers, numbers - levels**digits).astype("int32")
+
+
+def unpacked_words(words: np.ndarray, levels: int) -> np.ndarray:
+    """The indices that each word stands for: uint8 array `(words, indices a word)`."""
+    powers = levels ** np.arange(indices_a_word(levels, 8 * words.itemsize), dtype="int64")
+    return (words.astype("int64")[:, None] // powers % levels).astype("uint8")

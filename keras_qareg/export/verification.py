@@ -89,27 +89,28 @@ def _check_kernels(
 ) -> int:
     """How many kernels of a file were rewritten; all of them must be the model's."""
     kernels = [array for layer in leaf_layers(model) for array in used_kernels(layer)]
-    entries = flatbuffer.kernel_entries(flatbuffer.read(content))
     content = expanded(content)
     read = flatbuffer.read(content)
+    rewritten = {
+        (named.graph, named.tensor): named.name for named in flatbuffer.names(read) if named.form
+    }
     constants = {
-        (constant.graph, constant.name): constant
+        (constant.graph, constant.tensor): constant
         for kind in ("float32", "int8")
         for constant in flatbuffer.constants(read, kind)
     }
-    computed = [(int(entry["graph"]), str(entry["tensor"])) for entry in entries]
-    values = tensor_values(content, set(computed) - set(constants), inputs)
-    for key in computed:
+    values = tensor_values(content, set(rewritten) - set(constants), inputs)
+    for key, name in rewritten.items():
         if key in constants:
             found = _holds_kernel(read, constants[key], kernels)
         else:
             found = key in values and is_kernel(values[key], kernels)
         if not found:
             raise ValueError(
-                f"Expected '{key[1]}' of {path} to be a kernel of model '{model.name}'. Received: other "
+                f"Expected '{name}' of {path} to be a kernel of model '{model.name}'. Received: other "
                 "values"
             )
-    return len(computed)
+    return len(rewritten)
 
 
 def _holds_kernel(model: Any, constant: flatbuffer.Constant, kernels: list[np.ndarray]) -> bool:

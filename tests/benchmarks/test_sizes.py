@@ -70,9 +70,7 @@ def test_models_in_files(tmp_path):
     tiny().save(tmp_path / "tiny.h5")
     words = ["--models", tmp_path / "tiny.h5", "--levels", 4, "--wnq", "--out", tmp_path]
     printed = run("-m", "benchmarks.size", *words)
-    rows = [
-        json.loads(line) for line in (tmp_path / "size_models.jsonl").read_text().splitlines()
-    ]
+    rows = [json.loads(line) for line in (tmp_path / "size_models.jsonl").read_text().splitlines()]
     assert [(row["model"], row["kind"]) for row in rows] == [
         ("tiny", "even"),
         ("tiny", "k-means"),

@@ -242,7 +242,7 @@ def test_verify_tells_a_mismatch_from_an_error(saved, run, refused):
     if BACKEND == "tensorflow":
         files.append(saved / "four.tflite")
         assert run("export", saved / "four.keras", "--out", files[1])[0] == 0
-    said = ("all 6 tensors, bit for bit", "2 rewritten kernels")
+    said = ("all 6 tensors, bit for bit", "3 rewritten kernels")
     for file, found in zip(files, said, strict=False):
         status, printed, _ = run("verify", saved / "four.keras", file)
         assert status == 0 and "equal: " in printed and found in printed

@@ -6,17 +6,32 @@ TensorFlow is not needed. Functions that take a `model` take a `ModelT`, the sch
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from keras_qareg.export.packing import packed
 
-# Buffers begin at multiples of this many bytes, as the schema asks and its Python code forgets.
-ALIGNMENT = 16
-METADATA = "keras_qareg_kernels"
+METADATA = b"keras_qareg_kernels"
+
+
+class Named(NamedTuple):
+    """What the metadata of a file say of a constant of two or more axes, or of what became of it.
+
+    Attributes:
+        graph: The place of its graph.
+        tensor: Its place among the tensors of the graph.
+        name: The path of the Keras kernel that it is, or the name that the converter gave.
+        form: The form of `export.litert` that it was rewritten to, or an empty text.
+    """
+
+    graph: int
+    tensor: int
+    name: str
+    form: str = ""
 
 
 @dataclass(frozen=True)
@@ -26,7 +41,7 @@ class Constant:
     Attributes:
         graph: The place of its graph: the main one is 0, loops have graphs of their own.
         tensor: Its place among the tensors of the graph.
-        name: Its name.
+        name: Its name: in files of ours the path of a Keras kernel, or what the converter gave.
         values: Array of float32, or of int8 codes.
         consumers: Names of the operators that take it, for example `CONV_2D`.
     """
@@ -65,8 +80,13 @@ def constants(model: Any, kind: str = "float32", axes: int = 2) -> list[Constant
                 continue
             values = np.frombuffer(bytes(data), kind).reshape(shape)
             names = frozenset(consumers[place])
-            found.append(Constant(number, place, tensor.name.decode(), values, names))
+            found.append(Constant(number, place, name_of(tensor), values, names))
     return found
+
+
+def name_of(tensor: Any) -> str:
+    """The name of a tensor, or an empty text."""
+    return tensor.name.decode(errors="replace") if tensor.name else ""
 
 
 def operator_name(model: Any, operator: Any) -> str:
@@ -82,31 +102,28 @@ class Chain:
     Args:
         model: A `ModelT`, which is changed.
         graph: The place of the graph.
-        name: What the names of new tensors begin with.
     """
 
-    def __init__(self, model: Any, graph: int, name: str):
-        self.model, self.graph, self.name = model, model.subgraphs[graph], name
+    def __init__(self, model: Any, graph: int):
+        self.model, self.graph = model, model.subgraphs[graph]
         self.operators: list[Any] = []
 
-    def constant(
-        self, label: str, values: np.ndarray, kind: str, scale: Any = None, axis: int = 0
-    ) -> int:
+    def constant(self, values: Any, kind: str, scale: Any = None, axis: int = 0) -> int:
         """Adds a constant, quantized with zero points of 0 if there is a scale; returns its place."""
-        small = kind in ("int4", "int2")
-        data = packed(values, kind) if small else values.astype(kind)
-        tensor = self.graph.tensors[self.tensor(label, values.shape, kind)]
+        values = np.asarray(values)
+        data = packed(values, kind) if kind in ("int4", "int2") else values.astype(kind)
+        place = self.tensor(values.shape, kind)
+        tensor = self.graph.tensors[place]
         tensor.buffer = add_buffer(self.model, data)
         if scale is not None:
             tensor.quantization = quantization(scale, axis)
-        return len(self.graph.tensors) - 1
+        return place
 
-    def tensor(self, label: str, shape: Any, kind: str) -> int:
+    def tensor(self, shape: Any, kind: str) -> int:
         """Adds a tensor without content; returns its place."""
         from ai_edge_litert import schema_py_generated as schema
 
         tensor = schema.TensorT()
-        tensor.name = f"{self.name}/{label}".encode()
         tensor.shape, tensor.hasRank = [int(size) for size in shape], True
         tensor.type = getattr(schema.TensorType, kind.upper())
         self.graph.tensors.append(tensor)
@@ -114,21 +131,39 @@ class Chain:
 
     def apply(self, name: str, inputs: list[int], outputs: list[int], **options: Any) -> None:
         """Adds an operator by its name in the schema, for example `GATHER`."""
-        from ai_edge_litert import schema_py_generated as schema
+        self.operators.append(operator(self.model, name, inputs, outputs, **options))
 
-        operator = schema.OperatorT()
-        operator.opcodeIndex = _opcode(self.model, getattr(schema.BuiltinOperator, name))
-        operator.inputs, operator.outputs = inputs, outputs
-        kind = "".join(part.capitalize() for part in name.split("_")) + "Options"
-        operator.builtinOptionsType = getattr(schema.BuiltinOptions, kind)
-        operator.builtinOptions = getattr(schema, f"{kind}T")()
-        for key, value in options.items():
-            setattr(operator.builtinOptions, key, value)
-        self.operators.append(operator)
+    def result(self, name: str, inputs: list[int], shape: Any, kind: str, **options: Any) -> int:
+        """Adds an operator and the tensor that it computes; returns the place of the tensor."""
+        output = self.tensor(shape, kind)
+        self.apply(name, inputs, [output], **options)
+        return output
+
+    def cast(self, values: int, shape: Any, kind: str, to: str) -> int:
+        """Adds a CAST from one type to another; returns the place of its result."""
+        from ai_edge_litert.schema_py_generated import TensorType
+
+        old, new = getattr(TensorType, kind.upper()), getattr(TensorType, to.upper())
+        return self.result("CAST", [values], shape, to, inDataType=old, outDataType=new)
 
     def place(self) -> None:
         """Puts the operators at the beginning of their graph."""
         self.graph.operators = [*self.operators, *(self.graph.operators or [])]
+
+
+def operator(model: Any, name: str, inputs: list[int], outputs: list[int], **options: Any) -> Any:
+    """An `OperatorT` by its name in the schema, whose kind is added to the file if need be."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    made = schema.OperatorT()
+    made.opcodeIndex = _opcode(model, getattr(schema.BuiltinOperator, name))
+    made.inputs, made.outputs = inputs, outputs
+    kind = "".join(part.capitalize() for part in name.split("_")) + "Options"
+    made.builtinOptionsType = getattr(schema.BuiltinOptions, kind)
+    made.builtinOptions = getattr(schema, f"{kind}T")()
+    for key, value in options.items():
+        setattr(made.builtinOptions, key, value)
+    return made
 
 
 def quantization(scale: Any, axis: int = 0, zero_point: int = 0) -> Any:
@@ -142,12 +177,11 @@ def quantization(scale: Any, axis: int = 0, zero_point: int = 0) -> Any:
     return details
 
 
-def add_graph(model: Any, name: str) -> int:
+def add_graph(model: Any) -> int:
     """Adds a graph without inputs and outputs; returns its place."""
     from ai_edge_litert import schema_py_generated as schema
 
     graph = schema.SubGraphT()
-    graph.name = name.encode()
     graph.tensors, graph.inputs, graph.outputs, graph.operators = [], [], [], []
     model.subgraphs.append(graph)
     return len(model.subgraphs) - 1
@@ -163,73 +197,51 @@ def add_buffer(model: Any, data: np.ndarray) -> int:
     return len(model.buffers) - 1
 
 
-def add_metadata(model: Any, content: Any) -> None:
-    """Adds an entry of JSON to the metadata of a file."""
+def set_names(model: Any, names: Iterable[Named]) -> None:
+    """Writes names into the metadata of a file: JSON, compressed by zlib.
+
+    Tensors inside a file have none of their own, since names are most of what small files hold.
+    """
     from ai_edge_litert import schema_py_generated as schema
 
+    raw = json.dumps([list(name) for name in names], separators=(",", ":")).encode()
     entry = schema.MetadataT()
-    entry.name = METADATA.encode()
-    raw = json.dumps(content, separators=(",", ":")).encode()
-    entry.buffer = add_buffer(model, np.frombuffer(raw, "uint8"))
-    model.metadata = [*(model.metadata or []), entry]
+    entry.name = METADATA
+    entry.buffer = add_buffer(model, np.frombuffer(zlib.compress(raw, 9), "uint8"))
+    others = [other for other in model.metadata or [] if other.name != METADATA]
+    model.metadata = [*others, entry]
 
 
-def metadata(model: Any, name: str) -> Iterator[bytes]:
+def names(model: Any) -> list[Named]:
+    """The names in the metadata of a file of ours; none in others."""
+    raw = [zlib.decompress(entry) for entry in metadata(model, METADATA)]
+    return [Named(*entry) for part in raw for entry in json.loads(part)]
+
+
+def metadata(model: Any, name: bytes) -> Iterator[bytes]:
     """The entries of a name in the metadata of a file."""
     for entry in model.metadata or []:
-        if entry.name == name.encode():
+        if entry.name == name:
             yield bytes(model.buffers[entry.buffer].data)
 
 
-def kernel_entry(constant: Constant, path: str, form: str) -> dict[str, Any]:
-    """What the metadata of a file say of a rewritten kernel."""
-    return {"graph": constant.graph, "tensor": constant.name, "kernel": path, "form": form}
-
-
-def kernel_entries(model: Any) -> list[dict[str, Any]]:
-    """The entry of each rewritten kernel in the metadata of a file."""
-    return [entry for raw in metadata(model, METADATA) for entry in json.loads(raw)]
-
-
 def read(content: bytes) -> Any:
-    """A `ModelT` of the content of a file."""
+    """A `ModelT` of the content of a file, with the names that its metadata keep.
+
+    What a DEQUANTIZE makes a kernel of is its `codes`.
+    """
     from ai_edge_litert.tools.flatbuffer_utils import read_model_from_bytearray
 
-    return read_model_from_bytearray(bytearray(content))
-
-
-def to_bytes(model: Any) -> bytes:
-    """A `ModelT` as the content of a file, its buffers aligned and none left over."""
-    from ai_edge_litert import schema_py_generated as schema
-    from ai_edge_litert.tools.flatbuffer_utils import convert_object_to_bytearray
-
-    used = {tensor.buffer for graph in model.subgraphs for tensor in graph.tensors}
-    used |= {entry.buffer for entry in model.metadata or []}
-
-    class Aligned(schema.BufferT):
-        def Pack(self, builder: Any) -> Any:  # noqa: N802
-            vector = None
-            if self.data is not None:
-                content = bytes(self.data)
-                builder.StartVector(1, len(content), ALIGNMENT)
-                builder.head -= len(content)
-                builder.Bytes[builder.head : builder.head + len(content)] = content
-                vector = builder.EndVector()
-            schema.BufferStart(builder)
-            if vector is not None:
-                schema.BufferAddData(builder, vector)
-            return schema.BufferEnd(builder)
-
-    buffers = model.buffers
-    model.buffers = []
-    for place, buffer in enumerate(buffers):
-        aligned = Aligned()
-        aligned.data = buffer.data if place in used else None
-        model.buffers.append(aligned)
-    try:
-        return bytes(convert_object_to_bytearray(model))
-    finally:
-        model.buffers = buffers
+    model = read_model_from_bytearray(bytearray(content))
+    for named in names(model):
+        tensor = model.subgraphs[named.graph].tensors[named.tensor]
+        tensor.name = tensor.name or named.name.encode()
+    for graph in model.subgraphs:
+        for made in graph.operators or []:
+            if operator_name(model, made) == "DEQUANTIZE":
+                codes, kernel = graph.tensors[made.inputs[0]], graph.tensors[made.outputs[0]]
+                codes.name = codes.name or (kernel.name and kernel.name + b"/codes")
+    return model
 
 
 def _opcode(model: Any, builtin: int) -> int:
@@ -237,7 +249,7 @@ def _opcode(model: Any, builtin: int) -> int:
     from ai_edge_litert import schema_py_generated as schema
 
     for place, code in enumerate(model.operatorCodes):
-        if max(code.builtinCode, code.deprecatedBuiltinCode) == builtin:
+        if code.customCode is None and max(code.builtinCode, code.deprecatedBuiltinCode) == builtin:
             return place
     code = schema.OperatorCodeT()
     code.builtinCode, code.version = builtin, 1

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from keras_qareg.export.litert import flatbuffer
-from keras_qareg.export.litert.flatbuffer import Constant
+from keras_qareg.export.litert.decoding import decode
+from keras_qareg.export.litert.flatbuffer import Constant, Named
 from keras_qareg.export.litert.recognition import Recognized, along, recognize
-from keras_qareg.export.litert.rewriting import call_once, look_up, quantize
+from keras_qareg.export.litert.rewriting import quantize
 from keras_qareg.export.litert.runtime import tensor_values
-from keras_qareg.export.packing import CODE_RANGES, Grouping, best_grouping, bits_of_kind
+from keras_qareg.export.litert.writer import to_bytes
+from keras_qareg.export.packing import CODE_RANGES, bits_of_kind, indices_a_word
 from keras_qareg.numerics.codebook import Codebook
 
 LOW_BIT_FORMS = ("auto", "smallest", "int8-exact", "int4-exact", "int2-exact", "codebook")
@@ -21,16 +23,19 @@ LOW_BIT_FORMS = ("auto", "smallest", "int8-exact", "int4-exact", "int2-exact", "
 RUNTIMES = {
     "int2": "LiteRT 2.1.0",
     "int4": "LiteRT 1.0.0",
-    "codebook-int4": "LiteRT 1.0.0",
     "int8": "2.14.0",
-    "codebook-uint8": "2.14.0",
+    "codebook": "2.14.0",
 }
 _KINDS = ("int2", "int4", "int8")
 # Operators that run at float speed with int8 kernels: XNNPACK unpacks them once, at the start. It leaves
 # those with kernels of fewer bits to slower code (checked with LiteRT 2.3).
 _AT_FLOAT_SPEED = {"FULLY_CONNECTED", "CONV_2D", "DEPTHWISE_CONV_2D"}
-# What a form adds to a file beside its values: operators, tensors, their names.
-_OVERHEAD = {"int": 300, "codebook": 1400}
+# What a form adds to a file beside its values, about: operators and tensors, of codebooks that are
+# decoded alone, or with others.
+_OVERHEAD = {"int": 120, "alone": 700, "together": 130}
+# Kernels are decoded together up to so many weights, one and all: each takes some 60 bytes meanwhile.
+# They are copied apart in each run, which takes time where each weight is used once, as in dense layers.
+_SMALL, _SMALL_DENSE, _TOGETHER = 1 << 17, 1 << 13, 1 << 19
 
 
 @dataclass(frozen=True)
@@ -38,15 +43,16 @@ class KernelForm:
     """How a file holds one constant.
 
     Attributes:
-        name: The name of the constant in the file.
+        name: The name that the converter gave the constant.
         path: The path of the Keras kernel that it is, or `None` where it is none.
-        form: `"float32"`, `"int8"`, `"int4"`, `"int2"`; `"codebook-int4"` or `"codebook-uint8"`,
-            packed indices of this type and a table; `"tflm-3bit"`, indices of so many bits.
+        form: `"float32"`, `"int8"`, `"int4"`, `"int2"`; `"codebook"`, packed indices and a table;
+            `"tflm-3bit"`, indices of so many bits.
         levels: How many different values the Keras kernel has, or `None` where it is none.
         bytes: Bytes of its values, steps and tables.
         exact: Whether the values in the file are the Keras kernel's bit for bit; where a
             BatchNormalization was folded in, they are to rounding.
         reason: Why it is not smaller, or an empty text.
+        place: The places of its graph and of its tensor in the file.
     """
 
     name: str
@@ -56,6 +62,7 @@ class KernelForm:
     bytes: int
     exact: bool
     reason: str = ""
+    place: tuple[int, int] = (0, 0)
 
     @classmethod
     def of(
@@ -71,7 +78,14 @@ class KernelForm:
         path, levels = None, None
         if found is not None:
             path, levels = found.path, len(np.unique(found.indices))
-        return cls(constant.name, path, form, levels, size, exact, reason)
+        place = constant.graph, constant.tensor
+        return cls(constant.name, path, form, levels, size, exact, reason, place)
+
+    @property
+    def named(self) -> Named:
+        """What the metadata of the file say of it."""
+        rewritten = self.form if self.path is not None and self.form != "float32" else ""
+        return Named(*self.place, self.path or self.name, rewritten)
 
 
 class _Option(NamedTuple):
@@ -81,11 +95,29 @@ class _Option(NamedTuple):
     bytes: int
     fast: bool
     grid: tuple[np.ndarray, np.ndarray] | None = None
-    grouping: Grouping | None = None
+
+    def added_bytes(self, together: bool) -> int:
+        """Bytes in a file where codebooks are decoded together, or each alone."""
+        if self.grid is not None:
+            return self.bytes + _OVERHEAD["int"]
+        return self.bytes + _OVERHEAD["together" if together else "alone"]
+
+
+class _Choice(NamedTuple):
+    """A constant, what it was recognized as, its form or None for float32, and why it is not smaller."""
+
+    constant: Constant
+    found: Recognized | None
+    option: _Option | None
+    reason: str
 
     @property
-    def added_bytes(self) -> int:
-        return self.bytes + _OVERHEAD["int" if self.grouping is None else "codebook"]
+    def kernel_form(self) -> KernelForm:
+        held, size = "float32", self.constant.values.nbytes
+        if self.option is not None:
+            held, size = self.option.form, self.option.bytes
+        exact = self.found is not None and self.found.exact
+        return KernelForm.of(self.constant, self.found, held, size, exact, self.reason)
 
 
 def rewrite(
@@ -108,31 +140,66 @@ def rewrite(
         The content of the new file, and the form of each constant of two or more axes.
     """
     books = list(books)
+    recognized = [
+        (constant, recognize(constant.values, books))
+        for constant in flatbuffer.constants(flatbuffer.read(content))
+    ]
+    drafts = (
+        (_written(content, choices, together, decode_once), choices)
+        for choices, together in _plans(recognized, form, decode_once)
+    )
+    written, choices = min(drafts, key=lambda draft: len(draft[0]))
+    expected = {
+        (choice.constant.graph, choice.constant.tensor): choice.found
+        for choice in choices
+        if choice.option is not None and choice.found is not None
+    }
+    if expected:
+        _prove(written, expected, inputs)
+    return written, [choice.kernel_form for choice in choices]
+
+
+def _plans(
+    recognized: Sequence[tuple[Constant, Recognized | None]], form: str, once: bool
+) -> Iterator[tuple[list[_Choice], bool]]:
+    """What to try: forms of all constants, and whether small codebooks are decoded together.
+
+    In each run that takes twice the time, so they are decoded together once only.
+    """
+    seen = []
+    for together in (True, False) if once else (False,):
+        choices = [
+            _Choice(constant, found, *_choose(constant, found, form, together, once))
+            for constant, found in recognized
+        ]
+        codebooks = [c.option is not None and c.option.grid is None for c in choices]
+        if (codebooks, together and any(codebooks)) not in seen:
+            seen.append((codebooks, together and any(codebooks)))
+            yield choices, together
+
+
+def _written(content: bytes, choices: Sequence[_Choice], together: bool, once: bool) -> bytes:
     model = flatbuffer.read(content)
-    forms, entries, expected = [], [], {}
-    for constant in flatbuffer.constants(model):
-        found = recognize(constant.values, books)
-        option, reason = _choose(constant, found, form, decode_once)
-        if found is not None and option is not None:
-            if option.grid is not None:
-                codes, steps = _upright(found, *option.grid, option.form)
-                quantize(model, constant, codes, steps, found.axis, option.form)
-            elif option.grouping is not None:
-                look_up(model, constant, found, option.grouping, decode_once)
-            entries.append(_entry(constant, found, option))
-            expected[constant.graph, constant.name] = found
-        held, size = "float32", constant.values.nbytes
-        if option is not None:
-            held, size = option.form, option.bytes
-        exact = found is not None and found.exact
-        forms.append(KernelForm.of(constant, found, held, size, exact, reason))
-    if not entries:
-        return content, forms
-    call_once(model)
-    flatbuffer.add_metadata(model, entries)
-    content = flatbuffer.to_bytes(model)
-    _prove(content, expected, inputs)
-    return content, forms
+    codebooks = []
+    for constant, found, option, _ in choices:
+        if found is None or option is None:
+            continue
+        if option.grid is None:
+            codebooks.append((constant, found))
+            continue
+        codes, steps = _upright(found, *option.grid, option.form)
+        quantize(model, constant, codes, steps, found.axis, option.form)
+    alone: list[tuple[Constant, Recognized]] = []
+    shared: list[tuple[Constant, Recognized]] = []
+    weights = 0
+    for constant, found in sorted(codebooks, key=lambda kernel: kernel[1].indices.size):
+        size, dense = found.indices.size, "FULLY_CONNECTED" in constant.consumers
+        small = together and constant.graph == 0 and size <= (_SMALL_DENSE if dense else _SMALL)
+        weights += size if small else 0
+        (shared if small and weights <= _TOGETHER else alone).append((constant, found))
+    decode(model, alone, shared, once)
+    flatbuffer.set_names(model, [choice.kernel_form.named for choice in choices])
+    return to_bytes(model)
 
 
 def _upright(
@@ -150,7 +217,7 @@ def _upright(
     return whole * along(signs, found.axis or 0, whole.ndim), np.abs(steps)
 
 
-def _options(constant: Constant, found: Recognized, decode_once: bool) -> list[_Option]:
+def _options(constant: Constant, found: Recognized, once: bool) -> list[_Option]:
     """All forms that hold a constant exactly, the fewest bits first."""
     options = []
     grid, size, levels = found.grid(), constant.values.size, len(found.tables)
@@ -162,28 +229,23 @@ def _options(constant: Constant, found: Recognized, decode_once: bool) -> list[_
                 stored = -(-size * bits_of_kind(kind) // 8) + grid[1].nbytes
                 options.append(_Option(kind, stored, fast, grid))
     parts = found.parts
-    tables = found.tables.nbytes if parts is None else parts[1].nbytes
-    # Numbers of four bits are unpacked by operators that are slow in each run.
-    for bits in (4, 8) if decode_once else (8,):
-        if levels <= 2**bits:
-            grouping = best_grouping(size, levels, (bits,))
-            name = "codebook-int4" if bits == 4 else "codebook-uint8"
-            stored = grouping.bytes(size, levels) + (0 if tables == 4 * levels else tables)
-            options.append(_Option(name, stored, False, None, grouping))
-    return options
+    tables = found.tables.nbytes if parts is None else parts[0].nbytes + parts[1].nbytes
+    bits = 32 if once else 8
+    words = -(-size // indices_a_word(max(2, levels), bits))
+    return [*options, _Option("codebook", bits // 8 * words + tables, False)]
 
 
 def _choose(
-    constant: Constant, found: Recognized | None, form: str, decode_once: bool
+    constant: Constant, found: Recognized | None, form: str, together: bool, once: bool
 ) -> tuple[_Option | None, str]:
     """The form of a constant, or None for float32; and why it is not smaller."""
     if found is None:
         return None, "no kernel with few values"
-    options = _options(constant, found, decode_once)
+    options = _options(constant, found, once)
     if form in ("smallest", "codebook"):
-        options = [o for o in options if form == "smallest" or o.grouping is not None]
-        best = min(options, key=lambda option: option.added_bytes)
-        if best.added_bytes < constant.values.nbytes:
+        options = [o for o in options if form == "smallest" or o.grid is None]
+        best = min(options, key=lambda option: option.added_bytes(together))
+        if best.added_bytes(together) < constant.values.nbytes:
             return best, ""
         return None, f"{best.form} would take more bytes"
     options = [option for option in options if option.grid is not None]
@@ -193,7 +255,7 @@ def _choose(
         fast = [option for option in options if option.fast]
         if not fast:
             return None, f"slower in {', '.join(sorted(constant.consumers))}"
-        if fast[0].added_bytes >= constant.values.nbytes:
+        if fast[0].added_bytes(together) >= constant.values.nbytes:
             return None, f"{fast[0].form} would take more bytes"
         return fast[0], "" if fast[0] is options[0] else f"{options[0].form} would be slower"
     wanted = form.removesuffix("-exact")
@@ -203,19 +265,9 @@ def _choose(
     return wide[0], "" if wide[0].form == wanted else reason
 
 
-def _entry(constant: Constant, found: Recognized, option: _Option) -> dict[str, Any]:
-    """What the metadata of the file says of a kernel."""
-    entry = flatbuffer.kernel_entry(constant, found.path, option.form)
-    if option.grid is not None:
-        codes, steps = option.grid
-        entry["codes"] = sorted({int(code) for code in codes})
-        entry["step"] = [float(step) for step in steps] if found.axis is None else "per channel"
-    return entry
-
-
 def _prove(
     content: bytes,
-    expected: dict[tuple[int, str], Recognized],
+    expected: dict[tuple[int, int], Recognized],
     inputs: dict[str, np.ndarray],
 ) -> None:
     """Runs the new file, and compares each kernel with what it must be."""
@@ -225,7 +277,7 @@ def _prove(
         same = got is not None and np.array_equal(got, wanted.values)
         if not same and (got is None or wanted.exact or not _close(got, wanted.values)):
             raise ValueError(
-                f"Expected '{key[1]}' to hold the values of kernel '{wanted.path}'. Received: "
+                f"Expected a tensor with the values of kernel '{wanted.path}' in the file. Received: "
                 f"{'none' if got is None else 'other ones'}. Nothing was written; please report "
                 "the model."
             )

@@ -59,7 +59,7 @@ def describe_litert(path: str | os.PathLike[str]) -> str:
 class Stored(NamedTuple):
     """A constant as a file holds it; `values` are `None` in types that NumPy does not have.
 
-    Most have no name in small files: `name` then is the path of the Keras kernel, or a number.
+    Most have no name in files of ours: `name` then is the path of the Keras kernel, or a number.
     """
 
     name: str
@@ -78,10 +78,6 @@ def stored_constants(model: Any) -> Iterator[Stored]:
         for name, value in vars(flatbuffer_utils.TensorType).items()
         if isinstance(value, int)
     }
-    kernels = {
-        (entry.get("graph"), entry.get("tensor")): str(entry.get("kernel"))
-        for entry in flatbuffer.kernel_entries(model)
-    }
     for number, graph in enumerate(model.subgraphs):
         for place, tensor in enumerate(graph.tensors):
             data = model.buffers[tensor.buffer].data
@@ -90,8 +86,7 @@ def stored_constants(model: Any) -> Iterator[Stored]:
             raw, kind = np.frombuffer(bytes(data), "uint8"), names[tensor.type]
             shape = () if tensor.shape is None else tuple(int(size) for size in tensor.shape)
             values = _values(raw, kind, math.prod(shape))
-            name = (tensor.name or b"").decode(errors="replace")
-            name = name or kernels.get((number, place)) or f"constant {number}:{place}"
+            name = flatbuffer.name_of(tensor) or f"constant {number}:{place}"
             yield Stored(name, shape, kind.lower(), values, raw.size)
 
 

@@ -16,6 +16,7 @@ from keras_qareg.export.litert import flatbuffer
 from keras_qareg.export.litert.flatbuffer import Constant, operator_name
 from keras_qareg.export.litert.forms import KernelForm
 from keras_qareg.export.litert.recognition import Recognized, along, recognize_codes
+from keras_qareg.export.litert.writer import to_bytes
 from keras_qareg.numerics.codebook import Codebook
 
 _LARGEST = 127
@@ -40,7 +41,7 @@ def keep_grids(
     Returns:
         The content of the new file, and the form of each int8 constant of two or more axes.
     """
-    books, forms, entries, expected = list(books), [], [], {}
+    books, forms, expected = list(books), [], {}
     model = flatbuffer.read(content)
     for constant in flatbuffer.constants(model, "int8"):
         details = model.subgraphs[constant.graph].tensors[constant.tensor].quantization
@@ -53,14 +54,14 @@ def keep_grids(
             _replace(model, constant, found, *grid)
             tables = grid[0].astype("float32") * grid[1]
             exact = np.array_equal(_values(found, tables), _values(found, _tables(found)))
-            entries.append(flatbuffer.kernel_entry(constant, found.path, "int8"))
-            expected[constant.graph, constant.name] = found, scales, exact
+            expected[constant.graph, constant.tensor] = found, scales, exact
         size = constant.values.nbytes + scales.nbytes
         forms.append(KernelForm.of(constant, found, "int8", size, exact, reason))
-    if not entries:
-        return content, forms
-    flatbuffer.add_metadata(model, entries)
-    content = flatbuffer.to_bytes(model)
+    kept = {form.place for form in forms if form.place in expected}
+    flatbuffer.set_names(
+        model, [f.named if f.place in kept else f.named._replace(form="") for f in forms]
+    )
+    content = to_bytes(model)
     _prove(content, expected)
     return content, forms
 
@@ -128,12 +129,12 @@ def _replace(
 
 
 def _prove(
-    content: bytes, expected: dict[tuple[int, str], tuple[Recognized, np.ndarray, bool]]
+    content: bytes, expected: dict[tuple[int, int], tuple[Recognized, np.ndarray, bool]]
 ) -> None:
     """Reads the new file: its kernels are the grids, and less than a code from the converter's."""
     model = flatbuffer.read(content)
     for constant in flatbuffer.constants(model, "int8"):
-        found, before, exact = expected.pop((constant.graph, constant.name), (None, None, False))
+        found, before, exact = expected.pop((constant.graph, constant.tensor), (None, None, False))
         if found is None or before is None:
             continue
         details = model.subgraphs[constant.graph].tensors[constant.tensor].quantization

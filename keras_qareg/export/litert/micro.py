@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from keras_qareg.export.litert import flatbuffer
-from keras_qareg.export.litert.flatbuffer import Constant
+from keras_qareg.export.litert.flatbuffer import Constant, operator_name
 from keras_qareg.export.litert.forms import KernelForm
 from keras_qareg.export.litert.recognition import Recognized, along, recognize, recognize_codes
+from keras_qareg.export.litert.writer import to_bytes
 from keras_qareg.export.packing import bits_of, packed_bits, unpacked_bits
 from keras_qareg.numerics.codebook import Codebook
 
@@ -22,7 +23,11 @@ OPERATOR = b"TFLM_DECODE"
 MAX_LEVELS = 128
 _HEADER_BYTES = 16
 _ONE_TABLE = 15  # in place of an axis
-_OVERHEAD = 500  # bytes of an operator and its tensors
+# The bytes of an operator and its tensors, about, and of one that multiplies after it.
+_DECODING, _MULTIPLYING = 200, 130
+# Where the operators that can be multiplied after have their kernel and bias, and the kernel's channels.
+_FUSED = (0, 1, 2, 3)  # activations that MUL has too: none, ReLU, ReLU from -1 to 1, ReLU6
+_PLACES = {"CONV_2D": (1, 2, 0), "DEPTHWISE_CONV_2D": (1, 2, 3), "FULLY_CONNECTED": (1, 2, 0)}
 
 
 def rewrite_micro(
@@ -37,23 +42,31 @@ def rewrite_micro(
     Returns:
         The content of the new file, and the form of each constant of two or more axes.
     """
-    books, forms, entries, tables = list(books), [], [], {}
+    books, forms, tables = list(books), [], {}
     model = flatbuffer.read(content)
     for constant in [c for kind in ("float32", "int8") for c in flatbuffer.constants(model, kind)]:
         found = recognized(model, constant, books)
-        reason = "no kernel with few values" if found is None else _obstacle(constant, found)
+        reason = "no kernel with few values"
+        if found is not None:
+            factored = _factored(model, constant, found)
+            found = factored.found if factored is not None else found
+            reason = _obstacle(constant, found, factored is not None)
         size, kind = constant.values.nbytes, str(constant.values.dtype)
         if found is not None and not reason:
             size, kind = _bytes(found), _form(found)
             tables[constant.graph, constant.tensor] = found
-            entries.append(flatbuffer.kernel_entry(constant, found.path, kind))
+            if factored is not None:
+                size += factored.factors.nbytes
+                _multiply_after(model, constant, factored)
         exact = found is not None and found.exact
         forms.append(KernelForm.of(constant, found, kind, size, exact, reason))
-    if not entries:
-        return content, forms
-    _insert(model, tables)
-    flatbuffer.add_metadata(model, entries)
-    return flatbuffer.to_bytes(model), forms
+    if tables:
+        _insert(model, tables)
+    flatbuffer.set_names(
+        model,
+        [f.named if f.place in tables else f.named._replace(form="") for f in forms],
+    )
+    return to_bytes(model), forms
 
 
 def recognized(
@@ -65,6 +78,100 @@ def recognized(
     details = model.subgraphs[constant.graph].tensors[constant.tensor].quantization
     scales = np.array(details.scale, "float32")
     return recognize_codes(constant.values, scales, details.quantizedDimension, books)
+
+
+class _Factored(NamedTuple):
+    """A kernel of one table, and what the channels of its outputs are multiplied by."""
+
+    found: Recognized
+    factors: np.ndarray
+
+
+def _factored(model: Any, constant: Constant, found: Recognized) -> _Factored | None:
+    """A float kernel without the factors of its channels, where these can be multiplied later.
+
+    Of tables a channel the runtime would need one each: more bytes than the indices, often.
+    """
+    parts, operators = found.parts, _consumers(model, constant)
+    if parts is None or constant.values.dtype != "float32":
+        return None
+    levels, factors = parts
+    if found.tables.nbytes <= levels.nbytes + factors.nbytes + _MULTIPLYING:
+        return None
+    # A channel without weights takes any factor.
+    dead = ~np.any(
+        found.values, axis=tuple(i for i in range(constant.values.ndim) if i != found.axis)
+    )
+    factors = np.where(dead, np.float32(1), factors)
+    for operator in operators:
+        places = _PLACES.get(operator_name(model, operator))
+        if places is None or operator.inputs[places[0]] != constant.tensor:
+            return None
+        if places[2] != found.axis or _activation(operator) not in _FUSED:
+            return None
+        with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+            bias = _bias(model, constant, operator) / factors
+        if not np.isfinite(bias).all():
+            return None
+    kept = np.where(
+        along(dead, found.axis or 0, found.indices.ndim), _zero_of(levels), found.indices
+    )
+    if dead.any() and levels[_zero_of(levels)] != 0:
+        return None
+    plain = Recognized(found.path, kept.astype("uint8"), levels[:, None], None, False)
+    return _Factored(plain, factors)
+
+
+def _zero_of(levels: np.ndarray) -> int:
+    return int(np.abs(levels).argmin())
+
+
+def _consumers(model: Any, constant: Constant) -> list[Any]:
+    return [
+        operator
+        for operator in model.subgraphs[constant.graph].operators
+        if constant.tensor in list(operator.inputs)
+    ]
+
+
+def _activation(operator: Any) -> int:
+    return int(operator.builtinOptions.fusedActivationFunction)
+
+
+def _bias(model: Any, constant: Constant, operator: Any) -> np.ndarray:
+    """The bias of an operator: NaN where it is computed, 0 where there is none."""
+    place = _PLACES[operator_name(model, operator)][1]
+    if place >= len(operator.inputs) or operator.inputs[place] < 0:
+        return np.zeros(1, "float32")
+    tensor = model.subgraphs[constant.graph].tensors[operator.inputs[place]]
+    data = model.buffers[tensor.buffer].data
+    return np.full(1, np.nan) if data is None else np.frombuffer(bytes(data), "float32")
+
+
+def _multiply_after(model: Any, constant: Constant, factored: _Factored) -> None:
+    """Puts a MUL behind each operator that takes a kernel, and divides biases by its factors."""
+    chain = flatbuffer.Chain(model, constant.graph)
+    factors = chain.constant(factored.factors, "float32")
+    operators = list(chain.graph.operators)
+    for operator in _consumers(model, constant):
+        place = _PLACES[operator_name(model, operator)][1]
+        bias = _bias(model, constant, operator)
+        if bias.any():
+            operator.inputs = list(operator.inputs)
+            operator.inputs[place] = chain.constant(bias / factored.factors, "float32")
+        output = int(operator.outputs[0])
+        tensor = copy.copy(chain.graph.tensors[output])
+        tensor.name = None
+        chain.graph.tensors.append(tensor)
+        product = len(chain.graph.tensors) - 1
+        activation = _activation(operator)
+        operator.builtinOptions.fusedActivationFunction = 0
+        operator.outputs = [product]
+        multiply = flatbuffer.operator(
+            model, "MUL", [product, factors], [output], fusedActivationFunction=activation
+        )
+        operators.insert(operators.index(operator) + 1, multiply)
+    chain.graph.operators = operators
 
 
 def _bits(found: Recognized) -> int:
@@ -80,14 +187,15 @@ def _bytes(found: Recognized) -> int:
     return -(-found.indices.size * _bits(found) // 8) + _HEADER_BYTES + found.tables.nbytes
 
 
-def _obstacle(constant: Constant, found: Recognized) -> str:
+def _obstacle(constant: Constant, found: Recognized, factored: bool) -> str:
     """Why a constant stays as it is, or an empty text."""
     levels = len(found.tables)
     if levels > MAX_LEVELS:
         return f"more than {MAX_LEVELS} values"
     if found.axis not in (None, 0, constant.values.ndim - 1):
         return f"its channels are on axis {found.axis}"
-    smaller = _bytes(found) + _OVERHEAD < constant.values.nbytes
+    added = _DECODING + factored * _MULTIPLYING
+    smaller = _bytes(found) + added < constant.values.nbytes
     return "" if smaller else f"{_form(found)} would take more bytes"
 
 
@@ -125,8 +233,7 @@ def _insert(model: Any, tables: dict[tuple[int, int], Recognized]) -> None:
 def _encoded(model: Any, number: int, place: int, found: Recognized) -> list[int]:
     """The indices and the tables of a constant as tensors; the constant is to be decoded into."""
     constant = model.subgraphs[number].tensors[place]
-    # Names are a third of the files of small models, and nothing asks for these.
-    chain = flatbuffer.Chain(model, number, "")
+    chain = flatbuffer.Chain(model, number)
     bits, levels = _bits(found), len(found.tables)
     header = np.zeros(_HEADER_BYTES, "uint8")
     # Later runtimes read the axis of the channels in the high bits, earlier ones from the tensor.
@@ -139,8 +246,8 @@ def _encoded(model: Any, number: int, place: int, found: Recognized) -> list[int
         scales = np.ones(found.tables.shape[1])
         constant.quantization = flatbuffer.quantization(scales, found.axis or 0)
     return [
-        chain.constant("indices", packed_bits(found.indices, bits), "uint8"),
-        chain.constant("tables", np.concatenate([header, tables]), "uint8"),
+        chain.constant(packed_bits(found.indices, bits), "uint8"),
+        chain.constant(np.concatenate([header, tables]), "uint8"),
     ]
 
 
@@ -176,7 +283,7 @@ def expanded(content: bytes) -> bytes:
                 values = _decoded(graph.tensors[place], indices, tables)
                 graph.tensors[place].buffer = flatbuffer.add_buffer(model, values)
         graph.operators = [o for o in graph.operators if o.opcodeIndex not in decoding]
-    return flatbuffer.to_bytes(model)
+    return to_bytes(model)
 
 
 def _decoded(tensor: Any, indices: np.ndarray, encoded: np.ndarray) -> np.ndarray:

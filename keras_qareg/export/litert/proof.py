@@ -257,7 +257,7 @@ def report_on(
     one = {name: array[:1] for name, array in inputs.items()}
     found = _read_file(content)
     found["runtime_version"] = oldest_runtime(found["runtime_version"], kernels)
-    inside = {} if micro or not kernels else delegated(content, inputs)
+    inside = {(0, i) for i in ([] if micro or not kernels else delegated(content, inputs))}
     proved, arena = prove_micro(content, one) if micro else ("", None)
     return ExportReport(
         path=path,
@@ -270,7 +270,7 @@ def report_on(
         batch_size=batch_size(runnable),
         float_bytes=None if reference is None else len(reference),
         kernels=tuple(kernels),
-        delegated={k.name: k.name in inside for k in kernels} if not micro else {},
+        delegated={k.name: k.place in inside for k in kernels} if not micro else {},
         time_ratio=None if micro or reference is None else time_ratio(content, reference, one),
         micro=proved,
         arena_bytes=arena,
@@ -292,6 +292,6 @@ def _read_file(content: bytes) -> dict[str, Any]:
         if len(stored.shape) >= 2 and stored.kind in ("float32", "float16", "int8")
     }
     version = "unknown"
-    for raw in flatbuffer.metadata(model, "min_runtime_version"):
+    for raw in flatbuffer.metadata(model, b"min_runtime_version"):
         version = raw.split(b"\0")[0].decode() or version
     return {"distinct_values": distinct, "runtime_version": version}

@@ -150,9 +150,7 @@ def is_kernel(
             allowed = rounding + _ROUNDING * np.abs(constant).max()
             if (np.abs(weights - constant) <= allowed).all():
                 return True
-            # Nothing is folded into parts, which are in loops.
-            whole = weights.size == kernel.size
-            if whole and _is_multiple(weights, constant, allowed):
+            if _is_multiple(weights, constant, allowed):
                 return True
     return False
 

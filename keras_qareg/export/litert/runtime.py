@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_qareg.export.litert import flatbuffer
 from keras_qareg.export.litert.signature import natural
 
 _TIMED_RUNS = 30
@@ -144,41 +145,47 @@ def run_litert(
 
 
 def tensor_values(
-    content: bytes, tensors: Iterable[tuple[int, str]], inputs: dict[str, np.ndarray]
-) -> dict[tuple[int, str], np.ndarray]:
+    content: bytes, tensors: Iterable[tuple[int, int]], inputs: dict[str, np.ndarray]
+) -> dict[tuple[int, int], np.ndarray]:
     """What tensors of a file are after a run, as the runtime computed them, without delegates.
 
     Args:
         content: A `.tflite` file.
-        tensors: The places of graphs, and the names of tensors in them.
+        tensors: The places of graphs, and of tensors in them.
         inputs: What it is run on, by name.
 
     Returns:
-        The arrays of those that the file has.
+        The arrays of those that the file has, by their places.
     """
+    wanted = set(tensors)
     interpreter = prepared(content, inputs, delegate=False, keep=True)
     interpreter.invoke()
     found = {}
-    wanted = set(tensors)
     for graph in {graph for graph, _ in wanted}:
-        for detail in interpreter.get_tensor_details(graph):
-            if (graph, detail["name"]) in wanted:
-                values = interpreter.get_tensor(detail["index"], graph)
-                found[graph, detail["name"]] = values
+        count = len(interpreter.get_tensor_details(graph))
+        for place in sorted(place for number, place in wanted if number == graph and place < count):
+            found[graph, place] = interpreter.get_tensor(place, graph)
     return found
 
 
-def delegated(content: bytes, inputs: dict[str, np.ndarray]) -> set[str]:
-    """The names of the tensors that enter operators of the XNNPACK delegate, in the main graph."""
+def delegated(content: bytes, inputs: dict[str, np.ndarray]) -> set[int]:
+    """The places of the tensors that enter operators of the XNNPACK delegate, in the main graph.
+
+    A kernel that an operator inside the delegate makes of codes counts by its own place.
+    """
     interpreter = prepared(content, inputs)
-    names = {detail["index"]: detail["name"] for detail in interpreter.get_tensor_details()}
+    model = flatbuffer.read(content)
+    made = {
+        int(operator.inputs[0]): int(operator.outputs[0])
+        for operator in model.subgraphs[0].operators
+        if flatbuffer.operator_name(model, operator) == "DEQUANTIZE"
+    }
     operators: list[Any] = interpreter._get_ops_details()
-    inside: set[str] = set()
+    inside: set[int] = set()
     for operator in operators:
         if operator["op_name"] == "DELEGATE":
-            taken = {names.get(int(i), "") for i in operator["inputs"]}
-            given = {names.get(int(i), "") for i in operator["outputs"]}
-            inside |= {name.removesuffix("/codes") for name in taken} - given
+            taken = {int(i) for i in operator["inputs"]}
+            inside |= {made.get(i, i) for i in taken} - {int(i) for i in operator["outputs"]}
     return inside
 
 

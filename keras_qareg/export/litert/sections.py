@@ -30,6 +30,10 @@ _MOVING = {"SPLIT": 1} | dict.fromkeys(
 _JOINING = ("CONCATENATION", "PACK")
 _ARITHMETIC = ("MUL", "DIV", "ADD", "SUB")
 _LEFT_OVER = "constants"
+# Where tables of the schema have fields.
+_DATA, _SCALE, _ZERO_POINT = 4, 8, 10
+_NAME_OF_METADATA, _NAME_OF_END, _KEY_OF_SIGNATURE = 4, 4, 8
+_NAME_OF_TENSOR, _NAME_OF_GRAPH = 10, 12
 # What has several roles is told of by the first.
 _ROLES = ("weights", "biases", "tables", _LEFT_OVER)
 
@@ -80,29 +84,69 @@ def sections(content: bytes) -> Sections:
     Returns:
         A `Sections`.
     """
-    model = flatbuffer.read(content)
-    found = dict.fromkeys(_ROLES, 0)
+    from ai_edge_litert import schema_py_generated as schema
+    from ai_edge_litert.tools.flatbuffer_utils import read_model_from_bytearray
+
+    # `flatbuffer.read` gives tensors names that are in the metadata alone.
+    model = read_model_from_bytearray(bytearray(content))
+    file, length = schema.Model.GetRootAs(bytearray(content), 0), _Lengths()
+    found, uses = dict.fromkeys(_ROLES, 0), Uses(model)
     roles: dict[int, str] = {}
-    uses = Uses(model)
     for number, graph in enumerate(model.subgraphs):
         for place, tensor in enumerate(graph.tensors):
             if model.buffers[tensor.buffer].data is None:
                 continue
-            role, before = uses.role(number, place), roles.get(tensor.buffer, _LEFT_OVER)
-            roles[tensor.buffer] = min(role, before, key=_ROLES.index)
-            details = tensor.quantization
+            stored = file.Subgraphs(number).Tensors(place)  # its buffers have numbers of their own
+            role, before = uses.role(number, place), roles.get(stored.Buffer(), _LEFT_OVER)
+            roles[stored.Buffer()] = min(role, before, key=_ROLES.index)
+            details = stored.Quantization()
             if details is not None:
-                found["tables"] += 4 * _length(details.scale) + 8 * _length(details.zeroPoint)
+                found["tables"] += length.of(details, _SCALE, 4) + length.of(
+                    details, _ZERO_POINT, 8
+                )
     for buffer, role in roles.items():
-        found[role] += len(model.buffers[buffer].data)
-    # A text has its length before it and a zero behind.
-    names = sum(len(name) + 5 for name in _names(model) if name is not None)
+        found[role] += length.of_content(file.Buffers(buffer))
     metadata = sum(
-        len(entry.name) + 5 + _length(model.buffers[entry.buffer].data)
-        for entry in model.metadata or []
+        length.of(entry, _NAME_OF_METADATA, text=True)
+        + length.of_content(file.Buffers(entry.Buffer()))
+        for entry in map(file.Metadata, range(file.MetadataLength()))
     )
+    names = sum(length.of(*name, text=True) for name in _names(file))
     known = sum(found.values()) + names + metadata
     return Sections(**found, names=names, metadata=metadata, records=len(content) - known)
+
+
+class _Lengths:
+    """The bytes of texts and vectors in a file, each of which several tables may have."""
+
+    def __init__(self) -> None:
+        self._counted: set[int] = set()
+
+    def of(self, table: Any, field: int, width: int = 1, text: bool = False) -> int:
+        """The bytes of a field; 0 if it is empty, or was counted before.
+
+        Args:
+            table: A table of the schema.
+            field: Where its field is, as the schema's code has it.
+            width: The bytes of an element. Defaults to 1.
+            text: Whether it is a text, which has its length before it and a zero behind.
+        """
+        inside = table._tab
+        offset = inside.Offset(field)
+        if not offset or not self._first(inside.Indirect(offset + inside.Pos)):
+            return 0
+        return int(inside.VectorLen(offset)) * width + (5 if text else 0)
+
+    def of_content(self, buffer: Any) -> int:
+        """The bytes of a buffer; those of very large files stand behind all tables."""
+        if buffer.Offset() > 1:
+            return int(buffer.Size()) if self._first(buffer.Offset()) else 0
+        return self.of(buffer, _DATA)
+
+    def _first(self, place: int) -> bool:
+        new = place not in self._counted
+        self._counted.add(place)
+        return new
 
 
 class Uses:
@@ -227,21 +271,22 @@ class Uses:
         return next((role for role in _ROLES if role in roles), _LEFT_OVER)
 
 
-def _names(model: Any) -> Iterator[bytes | None]:
-    for graph in model.subgraphs:
-        yield graph.name
-        yield from (tensor.name for tensor in graph.tensors)
-    for signature in model.signatureDefs or []:
-        yield signature.signatureKey
-        yield from (part.name for part in [*_listed(signature.inputs), *_listed(signature.outputs)])
+def _names(file: Any) -> Iterator[tuple[Any, int]]:
+    """Tables with names of a tensor, a graph, an input or an output, and where these have them."""
+    for graph in map(file.Subgraphs, range(file.SubgraphsLength())):
+        yield graph, _NAME_OF_GRAPH
+        for tensor in map(graph.Tensors, range(graph.TensorsLength())):
+            yield tensor, _NAME_OF_TENSOR
+    for signature in map(file.SignatureDefs, range(file.SignatureDefsLength())):
+        yield signature, _KEY_OF_SIGNATURE
+        for end in map(signature.Inputs, range(signature.InputsLength())):
+            yield end, _NAME_OF_END
+        for end in map(signature.Outputs, range(signature.OutputsLength())):
+            yield end, _NAME_OF_END
 
 
 def _listed(values: Any) -> list[Any]:
     return [] if values is None else list(values)
-
-
-def _length(values: Any) -> int:
-    return 0 if values is None else len(values)
 
 
 def _size(tensor: Any) -> int:

@@ -17,10 +17,10 @@ pytestmark = pytest.mark.skipif(
 
 
 def stored(path):
-    """The codes and the scales of each int8 kernel."""
+    """The codes and the scales of each int8 kernel, by its places."""
     model = flatbuffer.read(path.read_bytes())
     return {
-        constant.name: (
+        (constant.graph, constant.tensor): (
             constant.values,
             np.array(model.subgraphs[0].tensors[constant.tensor].quantization.scale, "float32"),
         )
@@ -38,7 +38,7 @@ def test_codes_of_a_grid_are_kept(levels, normalize, tmp_path, monkeypatch):
     files = stored(path)
     assert len(report.kernels) == 4
     for form in report.kernels:
-        codes, scales = files[form.name]
+        codes, scales = files[form.place]
         gaps = np.diff(np.unique(codes.astype("int32")))
         assert form.reason == "" and set(gaps) == {gaps[0]} and gaps[0] in (2, 4, 8, 16, 32, 64)
         assert np.unique(np.abs(codes.astype("int32"))).size <= levels // 2 + 1

@@ -122,9 +122,9 @@ def test_decoded_files_are_the_plain_ones(levels, normalize, integer, tmp_path):
     bits = max(1, int(np.ceil(np.log2(levels))))
     assert {entry[0] for entry in seen} == {bits}
     assert held["hidden"].form == f"tflm-{bits}bit"
-    if integer or normalize:
-        assert any(entry[2] > 1 for entry in seen)
-    elif levels < 16:
+    # Floats have one table, and are multiplied after; integers have one for each channel.
+    assert any(entry[2] > 1 for entry in seen) == integer
+    if not integer and levels < 16:
         assert all(form.form == f"tflm-{bits}bit" for form in report.kernels)
     assert report.bytes < 0.5 * plain.stat().st_size or levels == 16 or integer
     assert report.bytes < plain.stat().st_size and report.batch_size == 1
@@ -148,6 +148,10 @@ def test_the_last_axis_may_count_channels(tmp_path):
     model.layers[1].gamma.assign(RNG.uniform(-2.0, 2.0, 64))
     shared = qareg.share_weights(model, 4)
     qareg.export.litert(shared, tmp_path / "m.tflite", "tflm")
+    _, seen = expanded_by_the_description((tmp_path / "m.tflite").read_bytes())
+    assert seen == [(2, 4, 1, 0)]
+    images = RNG.normal(size=(8, 12, 12, 64)).astype("float32")
+    qareg.export.litert(shared, tmp_path / "m.tflite", "tflm", images)
     _, seen = expanded_by_the_description((tmp_path / "m.tflite").read_bytes())
     assert seen == [(2, 4, 64, 3)]
 

@@ -1,0 +1,280 @@
+"""Codebooks in a LiteRT file: packed indices and tables, and the operators that make kernels of them.
+
+Indices are digits of 32-bit words (`packing.packed_words`). FLOOR_DIV by the powers of the base and
+FLOOR_MOD by the base take them out (in each run: words are bytes, and a table has the digits of each);
+GATHER looks them up in a table; MUL multiplies by the factors of a BatchNormalization. A large kernel
+has these operators to itself. Small ones share them, because a dozen operators each would outweigh their
+weights: the indices of all stand one behind the other, and each place is told which kernel and which
+channel it is in:
+
+    place                                            RANGE
+    kernel    how many kernels began before          SCATTER_ND of ones at their beginnings, CUMSUM
+    channel   (place - start) // length % channels   five numbers of each kernel, by GATHER
+    value     tables[index + first] * factors[channel + first]
+
+This happens once, ahead of the first run, in a graph of its own, whose result a variable keeps; or in
+each run, for runtimes without variables, and then each kernel alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from keras_qareg.export.litert.flatbuffer import Chain, Constant, add_graph
+from keras_qareg.export.litert.recognition import Recognized, along
+from keras_qareg.export.packing import indices_a_word, packed_words, unpacked_words
+
+# The bytes of a second chain of shared operators, about: kernels of few levels join those of more where
+# that takes fewer.
+_CHAIN = 1200
+Kernel = tuple[Constant, Recognized]
+
+
+def decode(model: Any, alone: Sequence[Kernel], together: Sequence[Kernel], once: bool) -> None:
+    """Puts packed indices, tables, and the operators that look them up in the place of constants.
+
+    Args:
+        model: A `ModelT`, which is changed.
+        alone: Constants with operators of their own, and what they are.
+        together: Constants of the main graph that share operators, if it happens once.
+        once: Whether this happens before the first run, and the kernels are kept in variables.
+    """
+    if once and (alone or together):
+        _decode_once(model, alone, together)
+    elif alone:
+        for constant, found in alone:
+            chain = Chain(model, constant.graph)
+            _kernel(chain, found, constant.tensor, once)
+            chain.place()
+    for constant, _ in (*alone, *together):
+        model.subgraphs[constant.graph].tensors[constant.tensor].buffer = 0
+
+
+def _decode_once(model: Any, alone: Sequence[Kernel], together: Sequence[Kernel]) -> None:
+    ahead = Chain(model, add_graph(model))
+    for number, (constant, found) in enumerate(alone):
+        values = ahead.tensor(found.indices.shape, "float32")
+        _kernel(ahead, found, values, once=True)
+        chain = Chain(model, constant.graph)
+        _keep(ahead, values, chain, constant.tensor, str(number))
+        chain.place()
+    if together:
+        stream, chain = _stream(ahead, together), Chain(model, 0)
+        kept = chain.tensor((stream.size,), "float32")
+        _keep(ahead, stream.tensor, chain, kept, "all")
+        _take_apart(chain, stream._replace(tensor=kept), together)
+        chain.place()
+    ahead.place()
+    main = Chain(model, 0)
+    main.apply("CALL_ONCE", [], [], initSubgraphIndex=len(model.subgraphs) - 1)
+    main.place()
+
+
+def _keep(ahead: Chain, values: int, chain: Chain, output: int, name: str) -> None:
+    """Keeps what one graph computes in a variable, and reads it in another."""
+    variable = {"container": b"", "sharedName": name.encode()}
+    handle = ahead.result("VAR_HANDLE", [], (), "resource", **variable)
+    ahead.apply("ASSIGN_VARIABLE", [handle, values], [])
+    handle = chain.result("VAR_HANDLE", [], (), "resource", **variable)
+    chain.apply("READ_VARIABLE", [handle], [output])
+
+
+def _indices(chain: Chain, indices: np.ndarray, levels: int, once: bool) -> tuple[int, int]:
+    """Packed indices taken apart: int32 tensor `(size,)`, and its size, that of the last word filled."""
+    base, bits = max(levels, 2), 32 if once else 8
+    words, digits = packed_words(indices, base, bits), indices_a_word(base, bits)
+    shape = (words.size, digits)
+    if once:
+        stored = chain.constant(words[:, None], "int32")
+        powers = chain.constant(base ** np.arange(digits), "int32")
+        numbers = chain.result("FLOOR_DIV", [stored, powers], shape, "int32")
+        numbers = chain.result(
+            "FLOOR_MOD", [numbers, chain.constant(base, "int32")], shape, "int32"
+        )
+    else:  # divisions take most of the time of a run; a table of all bytes takes a kilobyte or two
+        stored = chain.constant(words, "uint8")
+        numbers = chain.cast(stored, words.shape, "uint8", "int32")
+        if digits > 1:
+            rows = unpacked_words(np.arange(base**digits, dtype="uint8"), base)
+            numbers = chain.result(
+                "GATHER", [chain.constant(rows, "int32"), numbers], shape, "int32", axis=0
+            )
+    size = words.size * digits
+    return chain.result("RESHAPE", [numbers], (size,), "int32", newShape=[size]), size
+
+
+def _kernel(chain: Chain, found: Recognized, output: int, once: bool) -> None:
+    """From packed indices to one kernel: one table and a factor a channel, or a table a channel."""
+    (levels, channels), shape, count = found.tables.shape, found.indices.shape, found.indices.size
+    indices, size = _indices(chain, found.indices, levels, once)
+    if size > count:
+        begin, length = chain.constant([0], "int32"), chain.constant([count], "int32")
+        indices = chain.result("SLICE", [indices, begin, length], (count,), "int32")
+    indices = chain.result("RESHAPE", [indices], shape, "int32", newShape=list(shape))
+    parts = found.parts
+    if parts is not None:
+        table = chain.constant(parts[0], "float32")
+        values = chain.result("GATHER", [table, indices], shape, "float32", axis=0)
+        factors = chain.constant(along(parts[1], found.axis or 0, len(shape)), "float32")
+        chain.apply("MUL", [values, factors], [output])
+        return
+    if channels > 1:
+        # The tables stand one behind the other, and an index moves on by those before its own.
+        starts = along(levels * np.arange(channels), found.axis or 0, len(shape))
+        indices = chain.result("ADD", [indices, chain.constant(starts, "int32")], shape, "int32")
+    table = chain.constant(found.tables.T.reshape(-1), "float32")
+    chain.apply("GATHER", [table, indices], [output], axis=0)
+
+
+class _Stream(NamedTuple):
+    """The values of several kernels, one behind the other.
+
+    Attributes:
+        tensor: The place of a float32 tensor `(size,)`.
+        sizes: Its parts: the kernels, and what filled the last words.
+        kernels: The place of the kernel of each part among those given; `None` for a filling.
+    """
+
+    tensor: int
+    sizes: list[int]
+    kernels: list[int | None]
+
+    @property
+    def size(self) -> int:
+        return sum(self.sizes)
+
+
+def _stream(chain: Chain, kernels: Sequence[Kernel]) -> _Stream:
+    """All values, in one chain of operators for each number of levels that is worth its own."""
+    tensors, sizes, order = [], [], []
+    for levels, members in _chains([found for _, found in kernels]).items():
+        founds = [kernels[place][1] for place in members]
+        flat = np.concatenate([found.indices.reshape(-1) for found in founds])
+        indices, size = _indices(chain, flat, levels, once=True)
+        tensors.append(_looked_up(chain, indices, size, founds))
+        parts: list[tuple[int, int | None]] = [(kernels[i][1].indices.size, i) for i in members]
+        parts += [(size - flat.size, None)] if size > flat.size else []
+        sizes += [part for part, _ in parts]
+        order += [place for _, place in parts]
+    if len(tensors) > 1:
+        whole = chain.result("CONCATENATION", tensors, (sum(sizes),), "float32", axis=0)
+        return _Stream(whole, sizes, order)
+    return _Stream(tensors[0], sizes, order)
+
+
+def _chains(founds: Sequence[Recognized]) -> dict[int, list[int]]:
+    """The places of the kernels that are decoded together, by the base of their words."""
+    by_levels: dict[int, list[int]] = {}
+    for place, found in enumerate(founds):
+        by_levels.setdefault(max(2, len(found.tables)), []).append(place)
+    chains: dict[int, list[int]] = {}
+    waiting: list[int] = []
+    bases = sorted(by_levels)
+    for levels, following in zip(bases, [*bases[1:], None], strict=True):
+        waiting = waiting + by_levels[levels]
+        size = sum(founds[place].indices.size for place in waiting)
+        own, wider = (
+            4 * math.ceil(size / indices_a_word(base)) for base in (levels, following or levels)
+        )
+        if following is None or wider - own > _CHAIN:
+            chains[levels], waiting = waiting, []
+    return chains
+
+
+class _Layout(NamedTuple):
+    """Where in the stream, its tables and its factors one kernel is: a row of five or six numbers."""
+
+    start: int
+    length: int  # weights in a row that are in one channel
+    channels: int
+    table: int
+    factor: int
+    stride: int  # from the table of a channel to that of the next
+
+
+def _looked_up(chain: Chain, indices: int, size: int, founds: list[Recognized]) -> int:
+    """The values at all places of a stream: float32 tensor `(size,)`."""
+    layouts, tables, factors = _layouts(founds)
+    rows = np.array(layouts, "int32")
+    if not rows[:, 5].any():  # no kernel has a table a channel
+        rows = rows[:, :5]
+    columns = _columns(chain, rows, size)
+
+    def apply(name: str, left: int, right: int, kind: str = "int32", **options: Any) -> int:
+        return chain.result(name, [left, right], (size,), kind, **options)
+
+    zero, one = chain.constant(0, "int32"), chain.constant(1, "int32")
+    limit = chain.constant(size, "int32")
+    place = chain.result("RANGE", [zero, limit, one], (size,), "int32")
+    channel = apply("FLOOR_DIV", apply("SUB", place, columns[0]), columns[1])
+    channel = apply("FLOOR_MOD", channel, columns[2])
+    first = columns[3]
+    if len(columns) > 5:
+        first = apply("ADD", first, apply("MUL", channel, columns[5]))
+    table = chain.constant(tables, "float32")
+    values = apply("GATHER", table, apply("ADD", indices, first), "float32", axis=0)
+    if (factors == 1).all():
+        return values
+    factor = chain.constant(factors, "float32")
+    factor = apply("GATHER", factor, apply("ADD", channel, columns[4]), "float32", axis=0)
+    return apply("MUL", values, factor, "float32")
+
+
+def _layouts(founds: list[Recognized]) -> tuple[list[_Layout], np.ndarray, np.ndarray]:
+    """The layout of each kernel, and all tables and factors: first a 1, for kernels without any."""
+    layouts, tables, factors = [], [], [np.ones(1, "float32")]
+    start, table, factor = 0, 0, 1
+    for found in founds:
+        parts, shape = found.parts, found.indices.shape
+        length, channels = found.indices.size, 1
+        if found.axis is not None:
+            length, channels = math.prod(shape[found.axis + 1 :]), shape[found.axis]
+        levels = len(found.tables)
+        if parts is not None:
+            layouts.append(_Layout(start, length, channels, table, factor, 0))
+            tables.append(parts[0])
+            factors.append(parts[1])
+            factor += parts[1].size
+        elif found.axis is not None:
+            layouts.append(_Layout(start, length, channels, table, factor, levels))
+            tables.append(found.tables.T.reshape(-1))
+            factors.append(np.ones(channels, "float32"))
+            factor += channels
+        else:
+            layouts.append(_Layout(start, length, 1, table, 0, 0))
+            tables.append(found.tables[:, 0])
+        start, table = start + found.indices.size, table + tables[-1].size
+    return layouts, np.concatenate(tables), np.concatenate(factors)
+
+
+def _columns(chain: Chain, rows: np.ndarray, size: int) -> list[int]:
+    """The numbers of the kernel that each place of a stream is in: tensors `(size,)`, or scalars."""
+    count, width = rows.shape
+    if count == 1:
+        return [chain.constant(number, "int32") for number in rows[0]]
+    stored = chain.constant(rows, "int32")
+    starts = chain.constant(rows[1:, :1], "int32")
+    ones = chain.constant(np.ones(count - 1), "int32")
+    shape, axis = chain.constant([size], "int32"), chain.constant(0, "int32")
+    begins = chain.result("SCATTER_ND", [starts, ones, shape], (size,), "int32")
+    kernel = chain.result("CUMSUM", [begins, axis], (size,), "int32")
+    numbers = chain.result("GATHER", [stored, kernel], (size, width), "int32", axis=0)
+    columns = [chain.tensor((size,), "int32") for _ in range(width)]
+    chain.apply("UNPACK", [numbers], columns, num=width, axis=1)
+    return columns
+
+
+def _take_apart(chain: Chain, stream: _Stream, kernels: Sequence[Kernel]) -> None:
+    """From the values of all kernels to each in its shape."""
+    parts = [chain.tensor((size,), "float32") for size in stream.sizes]
+    sizes, axis = chain.constant(stream.sizes, "int32"), chain.constant(0, "int32")
+    chain.apply("SPLIT_V", [stream.tensor, sizes, axis], parts, numSplits=len(parts))
+    for part, place in zip(parts, stream.kernels, strict=True):
+        if place is not None:
+            constant, found = kernels[place]
+            shape = list(found.indices.shape)
+            chain.apply("RESHAPE", [part], [constant.tensor], newShape=shape)
