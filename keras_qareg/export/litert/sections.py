@@ -67,11 +67,11 @@ class Sections:
         return sum(dataclasses.astuple(self))
 
     def __str__(self) -> str:
-        parts = [
-            f"{field.name} {100 * getattr(self, field.name) / self.total:.1f} %"
+        shares = {
+            field.name: round(100 * getattr(self, field.name) / self.total, 1)
             for field in dataclasses.fields(self)
-            if getattr(self, field.name)
-        ]
+        }
+        parts = [f"{name} {share:.1f} %" for name, share in shares.items() if share]
         return ", ".join(parts)
 
 
