@@ -22,6 +22,7 @@ from keras_qareg.export.litert.precision import in_float32
 from keras_qareg.export.litert.proof import TOLERANCES, Draft, ExportReport, report_on
 from keras_qareg.export.litert.samples import sample_inputs, users_data
 from keras_qareg.export.litert.signature import Signature
+from keras_qareg.export.litert.writer import compacted
 from keras_qareg.models import kernel_codebooks, quantizes_inputs, unquantized
 from keras_qareg.models.selection import check_built, check_choice
 from keras_qareg.numerics.codebook import Codebook
@@ -149,7 +150,7 @@ def _written(
     if micro and options["data"] is None:
         content = reference
     elif weights == "float16":
-        content = source.float16()
+        content = compacted(source.float16(), "float16")
     else:
         content, kernels = keep_grids(source.int8(**options), books)
     if not micro:
