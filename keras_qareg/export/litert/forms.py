@@ -15,7 +15,7 @@ from keras_qareg.export.litert.recognition import Recognized, along, recognize
 from keras_qareg.export.litert.rewriting import quantize
 from keras_qareg.export.litert.runtime import tensor_values
 from keras_qareg.export.litert.writer import to_bytes
-from keras_qareg.export.packing import CODE_RANGES, bits_of_kind, indices_a_word
+from keras_qareg.export.packing import CODE_RANGES, bits_of_kind, words_bytes
 from keras_qareg.numerics.codebook import Codebook
 
 LOW_BIT_FORMS = ("auto", "smallest", "int8-exact", "int4-exact", "int2-exact", "codebook")
@@ -239,8 +239,7 @@ def _options(constant: Constant, found: Recognized, once: bool) -> list[_Option]
     parts = found.parts
     tables = found.tables.nbytes if parts is None else parts[0].nbytes + parts[1].nbytes
     bits = 32 if once else 8
-    words = -(-size // indices_a_word(max(2, levels), bits))
-    return [*options, _Option("codebook", bits // 8 * words + tables, False)]
+    return [*options, _Option("codebook", words_bytes(max(2, levels), size, bits) + tables, False)]
 
 
 def _choose(
