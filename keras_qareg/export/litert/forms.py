@@ -144,9 +144,12 @@ def rewrite(
         (constant, recognize(constant.values, books))
         for constant in flatbuffer.constants(flatbuffer.read(content))
     ]
+    # Codebooks alone may be smaller than with small integers beside them, which share no operators.
+    tried = ("smallest", "codebook") if form == "smallest" else (form,)
     drafts = [
         (_written(content, choices, shared, decode_once), choices)
-        for choices, shared in _plans(recognized, form, decode_once)
+        for kind in tried
+        for choices, shared in _plans(recognized, kind, decode_once)
     ]
     written, choices = min(drafts, key=lambda draft: len(draft[0]))
     expected = {
