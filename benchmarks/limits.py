@@ -14,9 +14,7 @@ import keras
 from keras.layers import BatchNormalization
 
 import keras_qareg as qareg
-from keras_qareg.export.litert import flatbuffer
 from keras_qareg.export.litert.sections import sections
-from keras_qareg.export.litert.writer import to_bytes
 from keras_qareg.layers.keras_private import graph_parents, layers_inside
 from keras_qareg.layers.kernel_wrapper import channel_axes
 from keras_qareg.models import kernel_codebooks
@@ -89,7 +87,7 @@ class Limits:
             )
         found = sections(content)
         self.others = found.biases + found.constants + found.tables
-        self.structure = _structure(content)
+        self.structure = found.records
 
     def bytes(self, form: str, report: Any) -> int:
         """The limit of a form; a report of `export.litert` says what it chose for each kernel."""
@@ -128,12 +126,3 @@ def _normalized(model: keras.Model) -> set[int]:
         if isinstance(parent, keras.layers.Layer)
         for weight in parent.weights
     }
-
-
-def _structure(content: bytes) -> int:
-    """Bytes of a file without constants, metadata, and names of tensors inside."""
-    model = flatbuffer.read(content)
-    model.metadata = None
-    used = {tensor.buffer for graph in model.subgraphs for tensor in graph.tensors}
-    data = sum(len(model.buffers[b].data) for b in used if model.buffers[b].data is not None)
-    return len(to_bytes(model)) - data

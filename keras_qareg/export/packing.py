@@ -6,6 +6,8 @@ import numpy as np
 
 # The integers of each kind.
 CODE_RANGES = {"int2": (-2, 1), "int4": (-8, 7), "int8": (-128, 127)}
+# The bytes of the operators that put two digits together, about.
+_SPLIT = 500
 # Indices that are spread to bits at a time; a multiple of 8, so that bytes fill up.
 _CHUNK = 1 << 16
 
@@ -100,6 +102,33 @@ def indices_a_word(levels: int, bits: int = 32) -> int:
     while levels**digits < 2**31 and levels ** (digits + 1) <= 2**bits:
         digits += 1
     return digits
+
+
+def lower_base(levels: int, size: int) -> int:
+    """What to split indices by, `index // base` and `index % base`, so that words hold most; 1: nothing.
+
+    Words of 32 bits hold 5 indices below 64, which leaves two bits; apart, 8 digits below 16, or 16
+    below 4, fill them.
+
+    Example:
+
+    >>> lower_base(64, size=100_000), lower_base(32, size=100_000), lower_base(16, size=100_000)
+    (16, 16, 1)
+    """
+    bases = [base for base in (1, 4, 16) if base < levels]
+    return min(bases, key=lambda base: _words_bytes(levels, size, base))
+
+
+def words_bytes(levels: int, size: int, bits: int = 32) -> int:
+    """Bytes of so many indices in words, split where that takes fewer, which bytes are not."""
+    if bits == 8:
+        return -(-size // indices_a_word(levels, bits))
+    return _words_bytes(levels, size, lower_base(levels, size))
+
+
+def _words_bytes(levels: int, size: int, base: int) -> int:
+    parts = [levels] if base == 1 else [base, max(2, -(-levels // base))]
+    return sum(4 * -(-size // indices_a_word(part)) for part in parts) + _SPLIT * (len(parts) - 1)
 
 
 def packed_words(indices: np.ndarray, levels: int, bits: int = 32) -> np.ndarray:

@@ -23,6 +23,7 @@ from keras_qareg.export.litert.proof import TOLERANCES, Draft, ExportReport, rep
 from keras_qareg.export.litert.samples import sample_inputs, users_data
 from keras_qareg.export.litert.signature import Signature
 from keras_qareg.export.litert.vela import ACCELERATORS, compiled
+from keras_qareg.export.litert.writer import compacted
 from keras_qareg.models import kernel_codebooks, quantizes_inputs, unquantized
 from keras_qareg.models.selection import check_built, check_choice
 from keras_qareg.numerics.codebook import Codebook
@@ -168,7 +169,7 @@ def _written(
     if micro and options["data"] is None:
         content = reference
     elif weights == "float16":
-        content = source.float16()
+        content = compacted(source.float16(), "float16")
     else:
         content, kernels = keep_grids(source.int8(**options), books)
     if not micro:

@@ -26,7 +26,13 @@ import numpy as np
 
 from keras_qareg.export.litert.flatbuffer import Chain, Constant, add_graph
 from keras_qareg.export.litert.recognition import Recognized, along
-from keras_qareg.export.packing import indices_a_word, packed_words, unpacked_words
+from keras_qareg.export.packing import (
+    indices_a_word,
+    lower_base,
+    packed_words,
+    unpacked_words,
+    words_bytes,
+)
 
 # The bytes of a second chain of shared operators, about: kernels of few levels join those of more where
 # that takes fewer.
@@ -83,37 +89,55 @@ def _keep(ahead: Chain, values: int, chain: Chain, output: int, name: str) -> No
     chain.apply("READ_VARIABLE", [handle], [output])
 
 
-def _indices(chain: Chain, indices: np.ndarray, levels: int, once: bool) -> tuple[int, int]:
-    """Packed indices taken apart: int32 tensor `(size,)`, and its size, that of the last word filled."""
-    base, bits = max(levels, 2), 32 if once else 8
-    words, digits = packed_words(indices, base, bits), indices_a_word(base, bits)
+def _indices(chain: Chain, indices: np.ndarray, levels: int, once: bool) -> int:
+    """Packed indices taken apart: int32 tensor `(size,)`."""
+    levels, shape = max(levels, 2), (indices.size,)
+    if not once:
+        return _digits_of_bytes(chain, indices, levels)
+    base = lower_base(levels, indices.size)
+    if base == 1:
+        return _digits(chain, indices, levels)
+    low = _digits(chain, indices % base, base)
+    high = _digits(chain, indices // base, max(2, -(-levels // base)))
+    high = chain.result("MUL", [high, chain.constant(base, "int32")], shape, "int32")
+    return chain.result("ADD", [high, low], shape, "int32")
+
+
+def _digits(chain: Chain, indices: np.ndarray, base: int) -> int:
+    words, digits = packed_words(indices, base), indices_a_word(base)
     shape = (words.size, digits)
-    if once:
-        stored = chain.constant(words[:, None], "int32")
-        powers = chain.constant(base ** np.arange(digits), "int32")
-        numbers = chain.result("FLOOR_DIV", [stored, powers], shape, "int32")
-        numbers = chain.result(
-            "FLOOR_MOD", [numbers, chain.constant(base, "int32")], shape, "int32"
-        )
-    else:  # divisions take most of the time of a run; a table of all bytes takes a kilobyte or two
-        stored = chain.constant(words, "uint8")
-        numbers = chain.cast(stored, words.shape, "uint8", "int32")
-        if digits > 1:
-            rows = unpacked_words(np.arange(base**digits, dtype="uint8"), base)
-            numbers = chain.result(
-                "GATHER", [chain.constant(rows, "int32"), numbers], shape, "int32", axis=0
-            )
-    size = words.size * digits
-    return chain.result("RESHAPE", [numbers], (size,), "int32", newShape=[size]), size
+    stored = chain.constant(words[:, None], "int32")
+    powers = chain.constant(base ** np.arange(digits), "int32")
+    numbers = chain.result("FLOOR_DIV", [stored, powers], shape, "int32")
+    numbers = chain.result("FLOOR_MOD", [numbers, chain.constant(base, "int32")], shape, "int32")
+    return _first(chain, numbers, words.size * digits, indices.size)
+
+
+def _digits_of_bytes(chain: Chain, indices: np.ndarray, base: int) -> int:
+    """The same by a table of all bytes, of a kilobyte or two: divisions would take most of a run."""
+    words, digits = packed_words(indices, base, 8), indices_a_word(base, 8)
+    stored = chain.constant(words, "uint8")
+    numbers = chain.cast(stored, words.shape, "uint8", "int32")
+    if digits > 1:
+        rows = unpacked_words(np.arange(base**digits, dtype="uint8"), base)
+        table, shape = chain.constant(rows, "int32"), (words.size, digits)
+        numbers = chain.result("GATHER", [table, numbers], shape, "int32", axis=0)
+    return _first(chain, numbers, words.size * digits, indices.size)
+
+
+def _first(chain: Chain, numbers: int, size: int, count: int) -> int:
+    """So many of the numbers in a row; the last word may not be full."""
+    numbers = chain.result("RESHAPE", [numbers], (size,), "int32", newShape=[size])
+    if size == count:
+        return numbers
+    begin, length = chain.constant([0], "int32"), chain.constant([count], "int32")
+    return chain.result("SLICE", [numbers, begin, length], (count,), "int32")
 
 
 def _kernel(chain: Chain, found: Recognized, output: int, once: bool) -> None:
     """From packed indices to one kernel: one table and a factor a channel, or a table a channel."""
-    (levels, channels), shape, count = found.tables.shape, found.indices.shape, found.indices.size
-    indices, size = _indices(chain, found.indices, levels, once)
-    if size > count:
-        begin, length = chain.constant([0], "int32"), chain.constant([count], "int32")
-        indices = chain.result("SLICE", [indices, begin, length], (count,), "int32")
+    (levels, channels), shape = found.tables.shape, found.indices.shape
+    indices = _indices(chain, found.indices, levels, once)
     indices = chain.result("RESHAPE", [indices], shape, "int32", newShape=list(shape))
     parts = found.parts
     if parts is not None:
@@ -135,35 +159,28 @@ class _Stream(NamedTuple):
 
     Attributes:
         tensor: The place of a float32 tensor `(size,)`.
-        sizes: Its parts: the kernels, and what filled the last words.
-        kernels: The place of the kernel of each part among those given; `None` for a filling.
+        order: The place of the kernel of each part among those given.
+        size: How many values there are.
     """
 
     tensor: int
-    sizes: list[int]
-    kernels: list[int | None]
-
-    @property
-    def size(self) -> int:
-        return sum(self.sizes)
+    order: list[int]
+    size: int
 
 
 def _stream(chain: Chain, kernels: Sequence[Kernel]) -> _Stream:
     """All values, in one chain of operators for each number of levels that is worth its own."""
-    tensors, sizes, order = [], [], []
+    tensors, order = [], []
     for levels, members in _chains([found for _, found in kernels]).items():
         founds = [kernels[place][1] for place in members]
         flat = np.concatenate([found.indices.reshape(-1) for found in founds])
-        indices, size = _indices(chain, flat, levels, once=True)
-        tensors.append(_looked_up(chain, indices, size, founds))
-        parts: list[tuple[int, int | None]] = [(kernels[i][1].indices.size, i) for i in members]
-        parts += [(size - flat.size, None)] if size > flat.size else []
-        sizes += [part for part, _ in parts]
-        order += [place for _, place in parts]
+        indices = _indices(chain, flat, levels, once=True)
+        tensors.append(_looked_up(chain, indices, flat.size, founds))
+        order += members
+    size = sum(found.indices.size for _, found in kernels)
     if len(tensors) > 1:
-        whole = chain.result("CONCATENATION", tensors, (sum(sizes),), "float32", axis=0)
-        return _Stream(whole, sizes, order)
-    return _Stream(tensors[0], sizes, order)
+        tensors = [chain.result("CONCATENATION", tensors, (size,), "float32", axis=0)]
+    return _Stream(tensors[0], order, size)
 
 
 def _chains(founds: Sequence[Recognized]) -> dict[int, list[int]]:
@@ -177,9 +194,7 @@ def _chains(founds: Sequence[Recognized]) -> dict[int, list[int]]:
     for levels, following in zip(bases, [*bases[1:], None], strict=True):
         waiting = waiting + by_levels[levels]
         size = sum(founds[place].indices.size for place in waiting)
-        own, wider = (
-            4 * math.ceil(size / indices_a_word(base)) for base in (levels, following or levels)
-        )
+        own, wider = (words_bytes(base, size) for base in (levels, following or levels))
         if following is None or wider - own > _CHAIN:
             chains[levels], waiting = waiting, []
     return chains
@@ -270,11 +285,11 @@ def _columns(chain: Chain, rows: np.ndarray, size: int) -> list[int]:
 
 def _take_apart(chain: Chain, stream: _Stream, kernels: Sequence[Kernel]) -> None:
     """From the values of all kernels to each in its shape."""
-    parts = [chain.tensor((size,), "float32") for size in stream.sizes]
-    sizes, axis = chain.constant(stream.sizes, "int32"), chain.constant(0, "int32")
-    chain.apply("SPLIT_V", [stream.tensor, sizes, axis], parts, numSplits=len(parts))
-    for part, place in zip(parts, stream.kernels, strict=True):
-        if place is not None:
-            constant, found = kernels[place]
-            shape = list(found.indices.shape)
-            chain.apply("RESHAPE", [part], [constant.tensor], newShape=shape)
+    members = [kernels[place] for place in stream.order]
+    sizes = [found.indices.size for _, found in members]
+    parts = [chain.tensor((size,), "float32") for size in sizes]
+    splits, axis = chain.constant(sizes, "int32"), chain.constant(0, "int32")
+    chain.apply("SPLIT_V", [stream.tensor, splits, axis], parts, numSplits=len(parts))
+    for part, (constant, found) in zip(parts, members, strict=True):
+        shape = list(found.indices.shape)
+        chain.apply("RESHAPE", [part], [constant.tensor], newShape=shape)

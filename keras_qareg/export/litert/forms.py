@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ from keras_qareg.export.litert.recognition import Recognized, along, recognize
 from keras_qareg.export.litert.rewriting import quantize
 from keras_qareg.export.litert.runtime import tensor_values
 from keras_qareg.export.litert.writer import to_bytes
-from keras_qareg.export.packing import CODE_RANGES, bits_of_kind, indices_a_word
+from keras_qareg.export.packing import CODE_RANGES, bits_of_kind, words_bytes
 from keras_qareg.numerics.codebook import Codebook
 
 LOW_BIT_FORMS = ("auto", "smallest", "int8-exact", "int4-exact", "int2-exact", "codebook")
@@ -144,10 +144,13 @@ def rewrite(
         (constant, recognize(constant.values, books))
         for constant in flatbuffer.constants(flatbuffer.read(content))
     ]
-    drafts = (
-        (_written(content, choices, together, decode_once), choices)
-        for choices, together in _plans(recognized, form, decode_once)
-    )
+    # Codebooks alone may be smaller than with small integers beside them, which share no operators.
+    tried = ("smallest", "codebook") if form == "smallest" else (form,)
+    drafts = [
+        (_written(content, choices, shared, decode_once), choices)
+        for kind in tried
+        for choices, shared in _plans(recognized, kind, decode_once)
+    ]
     written, choices = min(drafts, key=lambda draft: len(draft[0]))
     expected = {
         (choice.constant.graph, choice.constant.tensor): choice.found
@@ -161,43 +164,51 @@ def rewrite(
 
 def _plans(
     recognized: Sequence[tuple[Constant, Recognized | None]], form: str, once: bool
-) -> Iterator[tuple[list[_Choice], bool]]:
-    """What to try: forms of all constants, and whether small codebooks are decoded together.
+) -> list[tuple[list[_Choice], set[tuple[int, int]]]]:
+    """What to try: forms of all constants, and the places of the codebooks that are decoded together.
 
     In each run that takes twice the time, so they are decoded together once only.
     """
-    seen = []
+    plans: list[tuple[list[_Choice], set[tuple[int, int]]]] = []
     for together in (True, False) if once else (False,):
         choices = [
             _Choice(constant, found, *_choose(constant, found, form, together, once))
             for constant, found in recognized
         ]
-        codebooks = [c.option is not None and c.option.grid is None for c in choices]
-        if (codebooks, together and any(codebooks)) not in seen:
-            seen.append((codebooks, together and any(codebooks)))
-            yield choices, together
+        plans.append((choices, _shared(choices) if together else set()))
+    if len(plans) > 1 and not plans[0][1]:  # no codebook is small
+        return plans[1:]
+    return plans
 
 
-def _written(content: bytes, choices: Sequence[_Choice], together: bool, once: bool) -> bytes:
+def _shared(choices: Sequence[_Choice]) -> set[tuple[int, int]]:
+    places, weights = set(), 0
+    for constant, _, option, _ in sorted(choices, key=lambda choice: choice.constant.values.size):
+        size, dense = constant.values.size, "FULLY_CONNECTED" in constant.consumers
+        if option is None or option.grid is not None or constant.graph != 0:
+            continue
+        if size <= (_SMALL_DENSE if dense else _SMALL) and weights + size <= _TOGETHER:
+            places.add((constant.graph, constant.tensor))
+            weights += size
+    return places
+
+
+def _written(
+    content: bytes, choices: Sequence[_Choice], shared: set[tuple[int, int]], once: bool
+) -> bytes:
     model = flatbuffer.read(content)
-    codebooks = []
+    alone, together = [], []
     for constant, found, option, _ in choices:
         if found is None or option is None:
             continue
-        if option.grid is None:
-            codebooks.append((constant, found))
-            continue
-        codes, steps = _upright(found, *option.grid, option.form)
-        quantize(model, constant, codes, steps, found.axis, option.form)
-    alone: list[tuple[Constant, Recognized]] = []
-    shared: list[tuple[Constant, Recognized]] = []
-    weights = 0
-    for constant, found in sorted(codebooks, key=lambda kernel: kernel[1].indices.size):
-        size, dense = found.indices.size, "FULLY_CONNECTED" in constant.consumers
-        small = together and constant.graph == 0 and size <= (_SMALL_DENSE if dense else _SMALL)
-        weights += size if small else 0
-        (shared if small and weights <= _TOGETHER else alone).append((constant, found))
-    decode(model, alone, shared, once)
+        if option.grid is not None:
+            codes, steps = _upright(found, *option.grid, option.form)
+            quantize(model, constant, codes, steps, found.axis, option.form)
+        elif (constant.graph, constant.tensor) in shared:
+            together.append((constant, found))
+        else:
+            alone.append((constant, found))
+    decode(model, alone, together, once)
     flatbuffer.set_names(model, [choice.kernel_form.named for choice in choices])
     return to_bytes(model)
 
@@ -231,8 +242,7 @@ def _options(constant: Constant, found: Recognized, once: bool) -> list[_Option]
     parts = found.parts
     tables = found.tables.nbytes if parts is None else parts[0].nbytes + parts[1].nbytes
     bits = 32 if once else 8
-    words = -(-size // indices_a_word(max(2, levels), bits))
-    return [*options, _Option("codebook", bits // 8 * words + tables, False)]
+    return [*options, _Option("codebook", words_bytes(max(2, levels), size, bits) + tables, False)]
 
 
 def _choose(

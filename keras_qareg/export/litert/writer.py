@@ -13,10 +13,13 @@ from typing import Any
 import flatbuffers
 import numpy as np
 
+from keras_qareg.export.litert import flatbuffer
+from keras_qareg.export.litert.flatbuffer import METADATA, Named
+
 # Buffers begin at multiples of this many bytes, as the schema asks and its Python code forgets.
 ALIGNMENT = 16
 # The entries of the converter's metadata that a runtime, or we, read again.
-_KEPT_METADATA = (b"min_runtime_version", b"keras_qareg_kernels")
+_KEPT_METADATA = (b"min_runtime_version", METADATA)
 
 
 def to_bytes(model: Any) -> bytes:
@@ -24,7 +27,7 @@ def to_bytes(model: Any) -> bytes:
 
     Args:
         model: A `ModelT`. It is changed: tensors that are neither inputs nor outputs lose their names,
-            which `flatbuffer.add_metadata` keeps where they say something.
+            which `flatbuffer.set_names` keeps where they say something.
     """
     _drop_what_nothing_reads(model)
     _drop_unused_operators(model)
@@ -32,6 +35,14 @@ def to_bytes(model: Any) -> bytes:
     builder = _SharingBuilder(1024)
     builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
     return bytes(builder.Output())
+
+
+def compacted(content: bytes, kind: str) -> bytes:
+    """A file of the converter in fewer bytes; its constants of one type keep their names as metadata."""
+    model = flatbuffer.read(content)
+    constants = flatbuffer.constants(model, kind)
+    flatbuffer.set_names(model, [Named(c.graph, c.tensor, c.name) for c in constants])
+    return to_bytes(model)
 
 
 def _drop_what_nothing_reads(model: Any) -> None:
