@@ -52,6 +52,17 @@ def test_names_are_valid_in_c(text, name):
     assert identifier(text) == name
 
 
+@pytest.mark.one_backend
+def test_all_that_tflite_micro_adds_are_operators():
+    from ai_edge_litert.schema_py_generated import BuiltinOperator
+
+    names = {name: module._added(name) for name in vars(BuiltinOperator) if name[0].isupper()}
+    assert {found for found in names.values() if found} == set(module._ADDED.values())
+    assert (names["CONV_2D"], names["PADV2"], names["CUMSUM"]) == ("Conv2D", "PadV2", "CumSum")
+    assert names["CUSTOM"] is names["TOPK_V2"] is None
+    assert module._added("TFLM_DECODE") == "Decode" and module._added("ethos-u") == "EthosU"
+
+
 @tensorflow_only
 @pytest.mark.parametrize("data", [None, IMAGES], ids=["float", "int8"])
 def test_the_source_has_the_bytes_of_the_file(data, tmp_path):
