@@ -25,6 +25,7 @@ _HEADER_BYTES = 16
 _ONE_TABLE = 15  # in place of an axis
 # The bytes of an operator and its tensors, about, and of one that multiplies after it.
 _DECODING, _MULTIPLYING = 200, 130
+_NOTHING = 1e-15  # of the largest factor
 # Where the operators that can be multiplied after have their kernel and bias, and the kernel's channels.
 _FUSED = (0, 1, 2, 3)  # activations that MUL has too: none, ReLU, ReLU from -1 to 1, ReLU6
 _PLACES = {"CONV_2D": (1, 2, 0), "DEPTHWISE_CONV_2D": (1, 2, 3), "FULLY_CONNECTED": (1, 2, 0)}
@@ -98,11 +99,9 @@ def _factored(model: Any, constant: Constant, found: Recognized) -> _Factored | 
     levels, factors = parts
     if found.tables.nbytes <= levels.nbytes + factors.nbytes + _MULTIPLYING:
         return None
-    # A channel without weights takes any factor.
-    dead = ~np.any(
-        found.values, axis=tuple(i for i in range(constant.values.ndim) if i != found.axis)
-    )
-    factors = np.where(dead, np.float32(1), factors)
+    # A bias is divided by its factor: one that is too small to count will do for zero.
+    least = np.float32(_NOTHING * np.abs(factors).max())
+    factors = np.where(np.abs(factors) < least, least, factors)
     for operator in operators:
         places = _PLACES.get(operator_name(model, operator))
         if places is None or operator.inputs[places[0]] != constant.tensor:
@@ -113,24 +112,14 @@ def _factored(model: Any, constant: Constant, found: Recognized) -> _Factored | 
             bias = _bias(model, constant, operator) / factors
         if not np.isfinite(bias).all():
             return None
-    kept = np.where(
-        along(dead, found.axis or 0, found.indices.ndim), _zero_of(levels), found.indices
-    )
-    if dead.any() and levels[_zero_of(levels)] != 0:
-        return None
-    plain = Recognized(found.path, kept.astype("uint8"), levels[:, None], None, False)
-    return _Factored(plain, factors)
-
-
-def _zero_of(levels: np.ndarray) -> int:
-    return int(np.abs(levels).argmin())
+    return _Factored(Recognized(found.path, found.indices, levels[:, None], None, False), factors)
 
 
 def _consumers(model: Any, constant: Constant) -> list[Any]:
     return [
         operator
         for operator in model.subgraphs[constant.graph].operators
-        if constant.tensor in list(operator.inputs)
+        if operator.inputs is not None and constant.tensor in list(operator.inputs)
     ]
 
 

@@ -157,6 +157,33 @@ def test_the_last_axis_may_count_channels(tmp_path):
 
 
 @tensorflow_only
+def test_factors_are_multiplied_after_whatever_they_are(tmp_path):
+    """Negative, zero and tiny ones, a channel of zeros, an activation, and no bias to begin with."""
+    keras.utils.set_random_seed(0)
+    stack = [keras.Input((12, 12, 8))]
+    for activation in ("relu6", None):
+        stack += [layers.Conv2D(32, 3, use_bias=False), layers.BatchNormalization()]
+        stack += [layers.Activation(activation)] if activation else []
+    model = keras.Sequential(stack)
+    normalizations = [model.layers[1], model.layers[4]]
+    for layer in normalizations:
+        scales = RNG.uniform(-2.0, 2.0, 32)
+        scales[:3] = 0.0, 1e-30, -1e-8
+        layer.gamma.assign(scales)
+        layer.beta.assign(RNG.normal(size=32))
+    kernel = np.array(model.layers[0].kernel)
+    kernel[..., 5] = 0
+    model.layers[0].kernel.assign(kernel)
+    shared = qareg.share_weights(model, 4)
+    report = qareg.export.litert(shared, tmp_path / "m.tflite", "tflm")
+    assert {kernel.form for kernel in report.kernels} == {"tflm-2bit"}
+    _, seen = expanded_by_the_description((tmp_path / "m.tflite").read_bytes())
+    assert {entry[2] for entry in seen} == {1}
+    assert report.max_output_difference <= 1e-5 * report.output_range
+    assert qareg.export.verify(shared, tmp_path / "m.tflite").startswith("equal: outputs")
+
+
+@tensorflow_only
 def test_a_shared_kernel_is_decoded_before_each_use(tmp_path):
     inputs = keras.Input((40,))
     layer = layers.Dense(40, name="twice")
