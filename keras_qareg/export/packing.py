@@ -107,13 +107,13 @@ def indices_a_word(levels: int, bits: int = 32) -> int:
 def lower_base(levels: int, size: int) -> int:
     """What to split indices by, `index // base` and `index % base`, so that words hold most; 1: nothing.
 
-    Words of 32 bits hold 5 indices below 64, which leaves two bits; apart, 8 digits below 16, or 16
-    below 4, fill them.
+    Words of 32 bits hold 5 indices below 64, which leaves two bits; apart, 16 digits below 4 and 8 below
+    16 fill them.
 
     Example:
 
     >>> lower_base(64, size=100_000), lower_base(32, size=100_000), lower_base(16, size=100_000)
-    (16, 16, 1)
+    (4, 16, 1)
     """
     bases = [base for base in (1, 4, 16) if base < levels]
     return min(bases, key=lambda base: _words_bytes(levels, size, base))

@@ -31,6 +31,7 @@ def to_bytes(model: Any) -> bytes:
     """
     _drop_what_nothing_reads(model)
     _drop_unused_operators(model)
+    _drop_unused_contents(model)
     _share_buffers(model)
     builder = _SharingBuilder(1024)
     builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
@@ -71,6 +72,16 @@ def _drop_unused_operators(model: Any) -> None:
     model.operatorCodes = [model.operatorCodes[old] for old in used]
     for operator in operators:
         operator.opcodeIndex = places[operator.opcodeIndex]
+
+
+def _drop_unused_contents(model: Any) -> None:
+    """Of constants that rewriting left without a reader."""
+    for graph in model.subgraphs:
+        used = {int(i) for i in graph.outputs}
+        for operator in graph.operators or []:
+            used |= {int(i) for i in operator.inputs} if operator.inputs is not None else set()
+        for place, tensor in enumerate(graph.tensors):
+            tensor.buffer = tensor.buffer if place in used else 0
 
 
 def _share_buffers(model: Any) -> None:
