@@ -3,7 +3,7 @@
     python -m benchmarks.size --out results
 
 A CNN of 283,000 weights for 28x28 images, its kernels drawn from a Laplace distribution, shared on a
-grid (`snap=True`) and by k-means. Compares the float32 file, the same file gzipped and by zstd (what
+grid (`table="even"`) and by k-means. Compares the float32 file, the same file gzipped and by zstd (what
 TensorFlow Model Optimization's clustering comes to), full-integer int8, our forms, TFLite Micro's, the
 archive, and the entropy bound: bits a weight by the frequencies of the levels, and all else as float32.
 """
@@ -51,11 +51,11 @@ def network(normalize: bool = False) -> keras.Model:
     return model
 
 
-def row(model: keras.Model, levels: int, snap: bool, folder: Path) -> dict[str, Any]:
+def row(model: keras.Model, levels: int, table: str, folder: Path) -> dict[str, Any]:
     """Bytes of all forms of one model."""
-    shared = qareg.share_weights(model, levels, snap=snap)
+    shared = qareg.share_weights(model, levels, table=table)
     images = np.random.default_rng(1).normal(size=(BATCH_SAMPLES, 28, 28, 1)).astype("float32")
-    found: dict[str, Any] = {"levels": levels, "grid": snap}
+    found: dict[str, Any] = {"levels": levels, "table": table}
     for weights in FILES:
         data = images if "int8" in weights else None
         report = qareg.export.litert(shared, folder / "model.tflite", weights.split()[0], data)
@@ -77,7 +77,7 @@ HEADER = ("levels", *FORMS, *(f"{form} time" for form in TIMED))
 
 def line_of(found: dict[str, Any]) -> tuple[str, ...]:
     """Bytes of a model, and the time of a run as a share of the float32 file's."""
-    name = f"{found['levels']}, {'grid' if found['grid'] else 'k-means'}"
+    name = f"{found['levels']}, {found['table']}"
     name += ", normalized" if found["normalized"] else ""
     times = (f"{found[f'{form} time']:.2f}" for form in TIMED)
     return name, *(f"{found[form]:,}" for form in FORMS), *times
@@ -91,13 +91,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for normalized in (False, True):
             model = network(normalized)
-            for snap in (True, False):
+            for table in ("even", "int8", "float32"):
                 for levels in arguments.levels:
-                    found = row(model, levels, snap, Path(folder))
+                    found = row(model, levels, table, Path(folder))
                     rows.append({**found, "normalized": normalized})
                     print(json.dumps(rows[-1]), flush=True)
     results.save(arguments.out, "size", rows, HEADER, [line_of(r) for r in rows])
-    plain = [r for r in rows if r["grid"] and not r["normalized"]]
+    plain = [r for r in rows if r["table"] == "even" and not r["normalized"]]
     series = {form: [(r["levels"], r[form]) for r in plain] for form in FORMS}
     results.draw(arguments.out, "size", series, "levels", "bytes")
 

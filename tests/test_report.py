@@ -68,7 +68,7 @@ def test_summary_says_what_is_known_of_errors_channels_and_grids():
     plain = report.summary(model)
     assert [row.cells()[2:6] for row in plain.rows] == [("-", "-", "32.00", "-")] * 3
     assert plain.packed_bytes == plain.float_bytes  # also of the 54 weights of `conv`
-    shared = qareg.share_weights(model, levels=4, snap=True)
+    shared = qareg.share_weights(model, levels=4, table="even")
     stripped = qareg.strip(shared)
     errors = [row.relative_error for row in report.summary(shared).rows]
     assert all(0.01 < error < 0.3 for error in errors)
@@ -78,7 +78,7 @@ def test_summary_says_what_is_known_of_errors_channels_and_grids():
     for summary in (report.summary(shared, model), report.summary(stripped, model)):
         assert [row.relative_error for row in summary.rows] == pytest.approx(errors, rel=1e-5)
         assert summary.rows[1].cells()[3] == "yes"
-    off = report.summary(qareg.share_weights(model, levels=4)).rows[1]
+    off = report.summary(qareg.share_weights(model, levels=4, table="float32")).rows[1]
     assert (off.per_channel, off.on_grid, off.cells()[2:4]) == (False, False, ("4", "no"))
 
 

@@ -22,7 +22,7 @@ def test_compress_shares_tunes_and_exports(saved, run, monkeypatch):
     status, printed, errors = run(*words, "--data", saved / "data.npz", "--epochs", 2)
     assert (status, errors) == (0, "")
     assert printed.startswith(
-        "Sharing weights, at most 4 values a kernel, and tuning them on "
+        "Sharing weights, at most 4 levels a kernel, and tuning them on "
         f"{saved / 'data.npz'}\nEpoch 1/2\n"
     )
     assert "Epoch 2/2" in printed and not {"\r", "\b", "\x1b"} & set(printed)
@@ -39,9 +39,9 @@ def test_compress_shares_tunes_and_exports(saved, run, monkeypatch):
 
 @tensorflow_only
 def test_compress_keeps_the_grids(saved, run):
-    words = ["compress", saved / "model.keras", "--snap", "--out", saved / "m.tflite"]
+    words = ["compress", saved / "model.keras", "--table", "even", "--out", saved / "m.tflite"]
     status, printed, errors = run(*words, "--data", saved / "data.npz", "--epochs", 1)
-    assert (status, errors) == (0, "") and "at most 16 values a channel" in printed
+    assert (status, errors) == (0, "") and "at most 16 levels a kernel" in printed
     for cells in rows(printed).values():
         # Nine weights a channel in the convolution: fewer values than are allowed.
         assert int(cells[1]) <= 16 and cells[2:5] == ["a", "channel", "yes"]
@@ -199,7 +199,7 @@ def test_archive_and_back(saved, run, refused):
 def test_mixed_precision_goes_through_an_archive(tmp_path, run):
     keras.utils.set_random_seed(0)
     stack = [keras.Input((8,)), *(keras.layers.Dense(32, dtype="mixed_float16") for _ in "ab")]
-    model = qareg.strip(qareg.share_weights(keras.Sequential(stack), levels=4, snap=True))
+    model = qareg.strip(qareg.share_weights(keras.Sequential(stack), levels=4, table="even"))
     model.save(tmp_path / "mixed.keras")
     status, printed, errors = run("inspect", tmp_path / "mixed.keras")
     assert (status, errors) == (0, "") and printed.count("4 a channel   yes") == 2
@@ -210,7 +210,7 @@ def test_mixed_precision_goes_through_an_archive(tmp_path, run):
 
 def test_verify_tells_a_mismatch_from_an_error(saved, run, refused):
     model = keras.models.load_model(saved / "model.keras")
-    qareg.strip(qareg.share_weights(model, levels=4, snap=True)).save(saved / "four.keras")
+    qareg.strip(qareg.share_weights(model, levels=4, table="even")).save(saved / "four.keras")
     files = [saved / "four.qareg"]
     assert run("archive", saved / "four.keras", "--out", files[0])[0] == 0
     if BACKEND == "tensorflow":

@@ -271,7 +271,7 @@ def test_recurrent_kernels_are_found_inside_their_loops(tmp_path):
         assert packed == {"embeddings", "kernel", "recurrent_kernel"}
         assert report.bytes < report.float_bytes - 10_000
         np.testing.assert_allclose(run_litert(path, words)[0], predict(shared, words), atol=1e-5)
-    exact = qareg.share_weights(model, 4, snap=True)
+    exact = qareg.share_weights(model, 4, table="even")
     report = qareg.export.litert(exact, path, "int2-exact")
     assert [constant.form for constant in report.kernels if constant.path] == ["int2"] * 4
 
