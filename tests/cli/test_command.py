@@ -16,7 +16,7 @@ def rows(printed):
 
 @tensorflow_only
 def test_compress_shares_tunes_and_exports(saved, run, monkeypatch):
-    monkeypatch.setattr("keras_qareg.models.sharing._MANY_WEIGHTS", 1)  # which would show a bar
+    monkeypatch.setattr("keras_qareg.models.clustered._MANY_WEIGHTS", 1)  # which would show a bar
     out = saved / "small.tflite"
     words = ["compress", saved / "model.keras", "--levels", 4, "--out", out]
     status, printed, errors = run(*words, "--data", saved / "data.npz", "--epochs", 2)
@@ -28,9 +28,9 @@ def test_compress_shares_tunes_and_exports(saved, run, monkeypatch):
     assert "Epoch 2/2" in printed and not {"\r", "\b", "\x1b"} & set(printed)
     found = rows(printed)
     assert list(found) == ["cnn/conv/kernel", "cnn/fc/kernel", "cnn/out/kernel"]
-    assert all(cells[1:3] == ["4", "no"] and float(cells[4]) > 0.01 for cells in found.values())
+    assert all(cells[1:3] == ["4", "yes"] and float(cells[4]) > 0.01 for cells in found.values())
     assert f"{out.stat().st_size:,} bytes" in printed
-    assert printed.count("float32, 4 values") == 3
+    assert (printed.count("int8, 4 values"), printed.count("float32, 4 values")) == (2, 1)
     more = ("--layers", "conv", "--weights", "float16")
     status, printed, _ = run(*words, "--force", *more)
     assert status == 0 and "float16" in printed and "Epoch" not in printed
