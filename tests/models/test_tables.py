@@ -218,7 +218,6 @@ def test_sharing_after_training_loses_nothing(table, name):
 
 
 def test_compress_and_regularizers_take_tables():
-    images, labels = digits(64)
     for table in ("int8", "even", "float32"):
         small = qareg.compress(small_cnn(), 4, table=table, scale="kernel")
         grids = {book.grid is not None for book in qareg.codebooks(small).values()}

@@ -79,7 +79,7 @@ def test_channels_share_a_table_times_a_step_each(rounding):
     book = channel_table(kernel.reshape(5, 10, 3, 4), 2, cluster, rounding)
     assert book.centroids.shape == (4, 3, 4) and not book.weights[:, :, 1, 1].any()
     tables = book.centroids.reshape(4, -1)
-    centroids, sizes, unit = (int8_parts if rounding else float_parts)(tables)
+    centroids, sizes, _ = (int8_parts if rounding else float_parts)(tables)
     np.testing.assert_allclose(np.outer(centroids, sizes), tables, rtol=0 if rounding else 1e-6)
     # Better than one table for all, and than the same table without the choice of steps.
     one = Codebook.nearest(kernel, kmeans(kernel, 4, zero_centroid=True))
