@@ -2,10 +2,11 @@
 
     python -m benchmarks.size --out results
 
-A CNN of 283,000 weights for 28x28 images, its kernels drawn from a Laplace distribution, shared with each
-`table`: on a grid (`"even"`), and by k-means, rounded to int8 or not. Compares the float32 file, the same file gzipped and by zstd (what
-TensorFlow Model Optimization's clustering comes to), full-integer int8, our forms, TFLite Micro's, the
-archive, and the entropy bound: bits a weight by the frequencies of the levels, and all else as float32.
+A CNN of 283,000 weights for 28x28 images, its kernels drawn from a Laplace distribution, shared with
+each `table`: on a grid (`"even"`), and by k-means, rounded to int8 or not. Compares the float32 file,
+the same file gzipped and by zstd (what TensorFlow Model Optimization's clustering comes to), full-
+integer int8, our forms, TFLite Micro's, the archive, and the entropy bound: bits a weight by the
+frequencies of the levels, and all else as float32.
 """
 
 import json

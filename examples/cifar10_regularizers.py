@@ -84,9 +84,7 @@ class Regularizers(Experiment):
             )
             self.fit(model, self.rest, LEARNING_RATE, seed + 1000, schedule)
         figures = {"float": float_accuracy, "trained": self.accuracy(model)}
-        shared = qareg.share_weights(
-            model, cell["levels"], layers=cell["layers"], table="float32"
-        )
+        shared = qareg.share_weights(model, cell["levels"], layers=cell["layers"], table="float32")
         figures["shared"] = self.accuracy(shared)
         tuning = self.arguments.tuning_epochs
         self.fit(shared, tuning, TUNING_RATE, seed + 2000)

@@ -110,16 +110,17 @@ class Codebook:
         whole = cls._of_values(weights)
         if not channel_axes or (whole is not None and not cls._may_be_less(whole, channel_axes)):
             return whole
-        books = [] if whole is None else [whole]
-        tables = cls._of_channels(weights, channel_axes)
-        if tables is not None and (not whole or tables.packed_bytes < _WORTH * whole.packed_bytes):
-            books.append(tables)
-        found = integer_weights(weights, channel_axes)
+        best, found = whole, integer_weights(weights, channel_axes)
         if found is not None:
             codes = np.unique(found[0])
             table = np.multiply.outer(codes.astype("float32"), found[1])
-            books.append(cls(table, np.searchsorted(codes, found[0])))
-        return min(books, key=lambda book: book.packed_bytes) if books else None
+            book = cls(table, np.searchsorted(codes, found[0]))
+            best = book if best is None or book.packed_bytes < best.packed_bytes else best
+        if best is None or cls._may_be_less(best, channel_axes):
+            tables = cls._of_channels(weights, channel_axes)
+            if tables and (not best or tables.packed_bytes < _WORTH * best.packed_bytes):
+                return tables
+        return best
 
     @classmethod
     def _may_be_less(cls, whole: Codebook, channel_axes: int) -> bool:
