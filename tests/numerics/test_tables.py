@@ -154,12 +154,12 @@ def test_large_kernels_do_not_take_long():
 def test_gradients_pass_the_rounding():
     raw = np.array([-70.0, -63.4, 0.3, 0.74, 1.3, 70.0], "float32")
     upstream = np.array([1.0, 2.0, 3.0, 4.0, 5.0, -6.0], "float32")
-    value, (grad,) = gradients(lambda c: ops.sum(rounded(c, ops.array(0.5)) * upstream), raw)
+    value, (grad,) = gradients(lambda c: ops.vdot(rounded(c, ops.array(0.5)), upstream), raw)
     expected = np.array([-63.5, -63.5, 0.5, 0.5, 1.5, 63.5])
     assert value == pytest.approx((expected * upstream).sum())
     # What is clipped is not driven farther out: -70 up by gradient 1, 70 up by -6.
     np.testing.assert_allclose(grad, [0, 2, 3, 4, 5, 0])
-    _, (grad,) = gradients(lambda c: ops.sum(rounded(c, ops.array(0.5)) * -upstream), raw)
+    _, (grad,) = gradients(lambda c: ops.vdot(rounded(c, ops.array(0.5)), -upstream), raw)
     np.testing.assert_allclose(grad, -upstream)
 
 
@@ -174,7 +174,7 @@ def test_free_rounding_gives_what_files_hold(table):
     else:
         assert np.abs(found - raw).max() <= 0.51 * np.abs(raw).max() / 127
     np.testing.assert_array_equal(np.argsort(found), np.argsort(raw))
-    _, (grad,) = gradients(lambda c: ops.sum(rounded_freely(c, table) * raw), raw)
+    _, (grad,) = gradients(lambda c: ops.vdot(rounded_freely(c, table), raw), raw)
     np.testing.assert_allclose(grad, raw, rtol=1e-6)
     (zeros,) = arrays(rounded_freely(np.zeros(4, "float32"), table))
     assert not zeros.any()

@@ -167,7 +167,8 @@ def test_other_grids(tmp_path):
         on_a_grid(model, range(-100, 100)), tmp_path / "m.tflite", "smallest"
     )
     assert [constant.form for constant in wide.kernels] == ["int8", "int8"]
-    clustered = qareg.share_weights(sequence((40,), layers.Dense(50, name="a")), levels=16)
+    model = sequence((40,), layers.Dense(50, name="a"))
+    clustered = qareg.share_weights(model, levels=16, table="float32")
     none = qareg.export.litert(clustered, tmp_path / "m.tflite")
     assert [constant.form for constant in none.kernels] == ["float32"]
     assert none.kernels[0].reason == "its values are on no evenly spaced grid"

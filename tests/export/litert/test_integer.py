@@ -81,7 +81,7 @@ def test_negative_factors_and_channels_of_zeros(tmp_path):
 
 
 def test_other_kernels_are_rounded_as_ever(tmp_path):
-    shared = qareg.share_weights(network(), 16)
+    shared = qareg.share_weights(network(), 16, table="float32")
     report = qareg.export.litert(shared, tmp_path / "m.tflite", "int8", IMAGES)
     assert {form.reason for form in report.kernels} == {
         "rounded: its values are on no evenly spaced grid"
