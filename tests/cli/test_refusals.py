@@ -53,7 +53,8 @@ def cases(files):
     for (name, value), reach in integers.items():
         said = f"Expected {name} to be an integer {reach}. Received: {value}"
         yield [*compress, f"{name}={value}"], said
-    yield [*compress, "--weights", "int3"], None
+    for name in ("--weights", "--table", "--scale"):
+        yield [*compress, name, "int3"], None
     yield ["compress", model], "the following arguments are required: --out (see `keras-qareg "
     shapes = "Expected --input-shape with sizes such as 224x224x3, or a=8x8. Received: {}"
     for text in ("8x", "a=", "0x3", "a=8x8=4", "3.5"):
