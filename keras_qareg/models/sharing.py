@@ -73,7 +73,8 @@ def share_weights(
             root mean square of their channel, and clustered together, each counting by the square of
             that. `"auto"` (default): `"channel"` where it costs nothing in a file: with `"int8"` where
             nothing but a batch normalization reads what the layer computes, whose factors a converter
-            multiplies the kernel with anyway, and with `"even"` everywhere. One step is for kernels
+            multiplies the kernel with anyway, and with `"even"` everywhere; not with `"float32"`, of
+            which files hold a table for each channel then. One step is for kernels
             with trained or fixed centroids, unless `"even"`, and for those whose channels are not
             their last axes (transposed convolutions).
         zero_centroid: Whether one centroid of each kernel is 0 and stays so. `"auto"` (default): where

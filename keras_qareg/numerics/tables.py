@@ -239,7 +239,10 @@ def int8_parts(tables: np.ndarray) -> tuple[np.ndarray, np.ndarray, float] | Non
     found = integer_grid(tables)
     if found is None or found[0].min() < -LARGEST_CODE:
         return None
-    codes, steps = found[0].astype("float32"), found[1]
+    sign = np.float32(
+        -1 if np.median(found[1]) < 0 else 1
+    )  # non-negative kernels have both positive
+    codes, steps = sign * found[0].astype("float32"), sign * found[1]
     finer = 2.0 ** int(np.log2(LARGEST_CODE / np.abs(codes).max()))
     codes, steps = codes * np.float32(finer), steps / np.float32(finer)
     unit = 2.0 ** int(np.rint(np.log2(np.median(np.abs(steps)))).clip(-100, 100))

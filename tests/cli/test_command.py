@@ -52,7 +52,14 @@ def test_compress_keeps_the_grids(saved, run):
 
 @tensorflow_only
 def test_compress_takes_tables_and_scales(saved, run):
-    words = ["compress", saved / "model.keras", "--out", saved / "m.tflite", "--weights", "codebook"]
+    words = [
+        "compress",
+        saved / "model.keras",
+        "--out",
+        saved / "m.tflite",
+        "--weights",
+        "codebook",
+    ]
     for table, scale, grid in (("float32", "kernel", ["4", "no"]), ("int8", "channel", ["4", "a"])):
         more = ("--levels", 4, "--table", table, "--scale", scale, "--force")
         status, printed, _ = run(*words, *more)
