@@ -28,7 +28,7 @@ KEPT_CONSTRAINTS = (keras.constraints.NonNeg,)
 
 @keras.saving.register_keras_serializable(package="keras_qareg")
 class SharedWeights(KernelWrapper):
-    """A layer whose every kernel is `centroids[indices]`, or with a scale a channel that times `sizes`.
+    """A layer whose every kernel is `centroids[indices]`, or that times a size a channel.
 
     Only the centroids get gradients: each the sum of its members' (Han et al., "Deep Compression",
     ICLR 2016), which is the cumulative tuning of arXiv 2602.03614. The kernels of the layer inside
@@ -51,11 +51,11 @@ class SharedWeights(KernelWrapper):
     Attributes:
         centroids: List of trainable weights of shape `(levels,)`, float32, one for each kernel. Where
             the table is `"even"`, they are the sizes below.
-        sizes: List of trainable weights, what the table is multiplied by: of shape `(channels,)`, or
-            `(1,)` where there is one. With whole numbers it is so many steps as a power of two has, so
-            that no product is rounded twice. Empty where there are none.
-        units: List of scalars, not trainable: with `"int8"` the power of two that centroids are whole
-            multiples of. Empty else.
+        centroid_sizes: List of trainable weights, what the table is multiplied by: of shape
+            `(channels,)`, or `(1,)` where there is one. With whole numbers it is a power of two
+            times the step, so that no product is rounded twice. Empty where there are none.
+        centroid_units: List of scalars, not trainable: with `"int8"` the power of two that centroids
+            are whole multiples of. Empty else.
         indices: List of uint8 weights in the shapes of the kernels.
         remembers: Whether the kernels inside are those from before sharing: not after loading.
 
@@ -88,7 +88,7 @@ class SharedWeights(KernelWrapper):
         self.levels = check_levels(levels)
         check_choice("table", table, TABLES)
         check_choice("scale", scale, ("kernel", "channel"))
-        self.table, self.scale = table, scale
+        self.table, self.table_scale = table, scale
         self.zero_centroid, self.remembers = zero_centroid, True
         self._codes = grid_codes(levels).astype("float32")
 
@@ -100,13 +100,14 @@ class SharedWeights(KernelWrapper):
         floats: dict[str, Any] = {"initializer": "zeros", "dtype": "float32"}
         shape = self._sizes_shape if even else (self.levels,)
         self.centroids = add("centroids", shape=shape, trainable=True, **floats)
-        self.sizes = self.centroids if even else []
-        self.units: list[keras.Variable] = []
+        self.centroid_sizes = self.centroids if even else []
+        self.centroid_units: list[keras.Variable] = []
         floats["initializer"] = "ones"
-        if not even and (self.table == "int8" or self.scale == "channel"):
-            self.sizes = add("centroid_sizes", shape=self._sizes_shape, trainable=True, **floats)
+        if not even and (self.table == "int8" or self.table_scale == "channel"):
+            shape = self._sizes_shape
+            self.centroid_sizes = add("centroid_sizes", shape=shape, trainable=True, **floats)
         if self.table == "int8":
-            self.units = add("centroid_units", shape=(), trainable=False, **floats)
+            self.centroid_units = add("centroid_units", shape=(), trainable=False, **floats)
         self._keep_constraints()
         self.indices = add("indices", initializer="zeros", dtype="uint8", trainable=False)
         for part in layers_inside(self.layer):
@@ -138,8 +139,9 @@ class SharedWeights(KernelWrapper):
     def _keep_constraints(self) -> None:
         for place, kernel in enumerate(self.kernels):
             if isinstance(kernel.constraint, KEPT_CONSTRAINTS):
-                for trained in {id(v): v for v in (self.centroids, self.sizes) if v}.values():
-                    trained[place].constraint = kernel.constraint
+                for trained in (self.centroids, self.centroid_sizes):
+                    if trained:
+                        trained[place].constraint = kernel.constraint
 
     def call(self, *args: Any, training: bool | None = None, **kwargs: Any) -> Any:
         return self._call_with(self.used_kernels(), *args, **kwargs)
@@ -150,7 +152,7 @@ class SharedWeights(KernelWrapper):
 
     def _shared_kernel(self, place: int) -> Any:
         indices = self.indices[place]
-        sizes = ops.convert_to_tensor(self.sizes[place]) if self.sizes else None
+        sizes = ops.convert_to_tensor(self.centroid_sizes[place]) if self.centroid_sizes else None
         if self.table == "even":
             codes = ops.convert_to_tensor(self._codes / np.float32(self._unit(place)))
             return ops.take(codes, ops.cast(indices, "int32")) * sizes
@@ -159,7 +161,7 @@ class SharedWeights(KernelWrapper):
             # A zero gets no gradient, so that pruned weights stay pruned.
             table = table * ops.stop_gradient(ops.cast(table != 0, table.dtype))
         if self.table == "int8":
-            table = rounded(table, ops.convert_to_tensor(self.units[place]))
+            table = rounded(table, ops.convert_to_tensor(self.centroid_units[place]))
         if sizes is None:
             return lookup(table, indices)
         if tuple(sizes.shape) == (1,):  # so many products as levels, not as weights
@@ -187,10 +189,11 @@ class SharedWeights(KernelWrapper):
                 )
             self.indices[place].assign(book.indices)
             centroids, sizes, unit = self._parts_of(place, book)
-            if self.units:
-                self.units[place].assign(unit)
-            if self.sizes:
-                self.sizes[place].assign(np.broadcast_to(sizes, self.sizes[place].shape))
+            if self.centroid_units:
+                self.centroid_units[place].assign(unit)
+            if self.centroid_sizes:
+                held = self.centroid_sizes[place]
+                held.assign(np.broadcast_to(sizes, held.shape))
             if self.table != "even":
                 spare = self.levels - len(centroids)
                 self.centroids[place].assign([*centroids, *([centroids[-1]] * spare)])
@@ -211,27 +214,27 @@ class SharedWeights(KernelWrapper):
         if self.table == "int8":
             unit = np.float32(self._unit(place))
             table = np.rint(table / unit).clip(-LARGEST_CODE, LARGEST_CODE) * unit
-        if not self.sizes:
+        if not self.centroid_sizes:
             return table
-        sizes = ops.convert_to_numpy(self.sizes[place])
+        sizes = ops.convert_to_numpy(self.centroid_sizes[place])
         return table * sizes if sizes.shape == (1,) else np.multiply.outer(table, sizes)
 
     def _unit(self, place: int) -> float:
         """The power of two that is a step in the table, before sizes."""
-        if self.units:
-            return float(ops.convert_to_numpy(self.units[place]))
+        if self.centroid_units:
+            return float(ops.convert_to_numpy(self.centroid_units[place]))
         # Trained is the size of about the largest level, which takes the learning rate of centroids, not
         # the small step: a power of two apart, so that no product is rounded otherwise.
         return float(2 ** int(np.log2(np.abs(self._codes).max())))
 
     def _sizes_shape(self, kernel: keras.Variable) -> tuple[int, ...]:
-        axes = channel_axes(self.layer, kernel) if self.scale == "channel" else 0
+        axes = channel_axes(self.layer, kernel) if self.table_scale == "channel" else 0
         return tuple(kernel.shape[-axes:]) if axes else (1,)
 
     def _parts_of(self, place: int, book: Codebook) -> tuple[np.ndarray, Any, float]:
         """Centroids, sizes and unit of a codebook; raises a `ValueError` where it has none."""
         tables = book.centroids
-        channels = self.sizes[place].shape if self.sizes else (1,)
+        channels = self.centroid_sizes[place].shape if self.centroid_sizes else (1,)
         if tables.shape[1:] not in ((), tuple(channels)):
             raise ValueError(
                 f"Expected centroids of shape (levels,), or (levels, *{tuple(channels)}). "
@@ -267,4 +270,4 @@ class SharedWeights(KernelWrapper):
 
     def get_config(self) -> dict[str, Any]:
         config = {"levels": self.levels, "zero_centroid": self.zero_centroid}
-        return {**super().get_config(), **config, "table": self.table, "scale": self.scale}
+        return {**super().get_config(), **config, "table": self.table, "scale": self.table_scale}
