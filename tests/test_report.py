@@ -23,7 +23,7 @@ def test_summary_counts_bytes_and_bits():
     ]
     sizes = [54, 864, 160]
     assert [row.float_bytes for row in summary.rows] == [4 * size for size in sizes]
-    assert [row.packed_bytes for row in summary.rows] == [-(-size // 4) + 16 for size in sizes]
+    assert [row.packed_bytes for row in summary.rows] == [-(-size // 4) + 4 + 4 for size in sizes]
     # Biases of 6 + 16 + 10 and four statistics of 6.
     assert summary.other_bytes == 4 * (32 + 24)
     assert summary.float_bytes == 4 * model.count_params()
@@ -32,7 +32,7 @@ def test_summary_counts_bytes_and_bits():
         assert row.levels == 4 and row.entropy == pytest.approx(book.entropy)
     kernel = ops.convert_to_numpy(model.get_layer("fc").kernel)
     book = qareg.Codebook.nearest(kernel, kmeans(kernel, 4))
-    assert summary.rows[1].relative_error == pytest.approx(book.relative_error(kernel), rel=1e-4)
+    assert summary.rows[1].relative_error == pytest.approx(book.relative_error(kernel), rel=1e-3)
 
 
 def test_summary_of_other_models():
