@@ -4,12 +4,12 @@
     python -m benchmarks.size --models resnet8.h5 kws.keras --levels 4 16 --wnq --out results
 
 A CNN of 283,000 weights for 28x28 images, its kernels drawn from a Laplace distribution; or trained
-models in files of Keras (`size_models.txt`). Kernels are shared on an even grid and by k-means, and with
-`--wnq` by WNQ of 2 bits with uniform levels. Compares the float32 file, the same gzipped and by zstd
-(what TensorFlow Model Optimization's clustering comes to), full-integer int8 and what Vela makes of it
-where it is installed, our forms, TFLite Micro's, the archive, and the entropy bound: bits a weight by
-the frequencies of the levels, and all else as float32. In brackets: the bytes of a file as a multiple
-of its limit (`benchmarks.limits`).
+models in files of Keras (`size_models.txt`). Kernels are shared with each of `--tables`, and with `--wnq`
+by WNQ of 2 bits with uniform levels. Compares the float32 file, the same gzipped and by zstd (what
+TensorFlow Model Optimization's clustering comes to), full-integer int8 and what Vela makes of it where it
+is installed, our forms, TFLite Micro's, the archive, and the entropy bound: bits a weight by the
+frequencies of the levels, and all else as float32. In brackets: the bytes of a file as a multiple of its
+limit (`benchmarks.limits`).
 """
 
 import json
@@ -30,11 +30,12 @@ import keras_qareg as qareg
 from benchmarks import results
 from benchmarks.limits import Limits
 from keras_qareg.cli.opening import load_model
+from keras_qareg.cli.options import TABLES
 from keras_qareg.report import summary
 
 SAMPLES = 64
 FILES = ("float32", "int8", "auto", "smallest", "codebook", "tflm", "tflm int8")
-EVEN, KMEANS, WNQ = "even", "k-means", "WNQ"
+WNQ = "WNQ"
 ACCELERATOR = "ethos-u55-128"
 
 
@@ -64,7 +65,7 @@ def shared_model(model: keras.Model, levels: int, kind: str) -> keras.Model:
     """The model with few values a kernel, or a channel."""
     if kind == WNQ:
         return qareg.wnq(model, int(math.log2(levels)), skip=(), uniform=True)
-    return qareg.share_weights(model, levels, snap=kind == EVEN)
+    return qareg.share_weights(model, levels, table=kind)
 
 
 def row(model: keras.Model, levels: int, kind: str, folder: Path) -> dict[str, Any]:
@@ -127,10 +128,11 @@ def main() -> None:
     parser.add_argument(
         "--models", type=Path, nargs="+", default=[], metavar="FILE", help="trained .h5 or .keras"
     )
+    parser.add_argument("--tables", nargs="+", default=["even", "int8"], choices=TABLES)
     parser.add_argument("--wnq", action="store_true", help="also WNQ of 2 bits, uniform levels")
     arguments = parser.parse_args()
     name = "size_models" if arguments.models else "size"
-    settings = [(kind, levels) for kind in (EVEN, KMEANS) for levels in arguments.levels]
+    settings = [(kind, levels) for kind in arguments.tables for levels in arguments.levels]
     settings += [(WNQ, 4)] if arguments.wnq else []
     rows = []
     with tempfile.TemporaryDirectory() as folder:
@@ -140,7 +142,7 @@ def main() -> None:
                 rows.append(found)
                 print(json.dumps(found), flush=True)
     results.save(arguments.out, name, rows, HEADER, [line_of(r) for r in rows])
-    first = [r for r in rows if r["kind"] == EVEN and r["model"] == rows[0]["model"]]
+    first = [r for r in rows if r["kind"] == rows[0]["kind"] and r["model"] == rows[0]["model"]]
     series = {form: [(r["levels"], r[form]) for r in first] for form in FORMS if first[0][form]}
     results.draw(arguments.out, name, series, "levels", "bytes")
 

@@ -77,13 +77,14 @@ class Regularizers(Experiment):
                 regularizer,
                 cell["layers"],
                 straight_through=cell["straight_through"],
+                table="float32",  # any values, as the paper has them
             )
             schedule = qareg.callbacks.PenaltySchedule(
                 warmup_epochs=0, power=cell["power"], balance=cell["balance"] or None
             )
             self.fit(model, self.rest, LEARNING_RATE, seed + 1000, schedule)
         figures = {"float": float_accuracy, "trained": self.accuracy(model)}
-        shared = qareg.share_weights(model, cell["levels"], layers=cell["layers"])
+        shared = qareg.share_weights(model, cell["levels"], layers=cell["layers"], table="float32")
         figures["shared"] = self.accuracy(shared)
         tuning = self.arguments.tuning_epochs
         self.fit(shared, tuning, TUNING_RATE, seed + 2000)

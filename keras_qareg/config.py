@@ -1,4 +1,4 @@
-"""What a user chooses, as objects: from a name, a class or a configuration, and as text."""
+"""What a user chooses, as objects: from a name, a class or a configuration, and as text; and checked."""
 
 from __future__ import annotations
 
@@ -11,6 +11,12 @@ def deserialized(config: dict[str, Any], kinds: dict[str, type]) -> Any:
     """The object of a configuration, which may name one of these classes without its package."""
     classes = {kind.__name__: kind for kind in kinds.values()}
     return keras.saving.deserialize_keras_object(config, custom_objects=classes)
+
+
+def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    """Raises a `ValueError` unless `value` is one of `choices`."""
+    if value not in choices:
+        raise ValueError(f"Expected `{name}` to be one of {choices}. Received: {name}={value!r}")
 
 
 def find(identifier: Any, base: Any, kinds: dict[str, type], what: str, **defaults: Any) -> Any:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import keras
 
-# The last part of the path of every centroid weight, alone or after the name of its kernel.
-CENTROIDS = r"(.*[/_])?centroids(_\d+)?"
+# The last part of the path of every centroid weight, alone or after the name of its kernel; and of the
+# sizes that centroids are multiplied by.
+CENTROIDS = r"(.*[/_])?centroid(s|_sizes)(_\d+)?"
 
 
 def with_centroid_optimizer(

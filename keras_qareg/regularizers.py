@@ -16,10 +16,10 @@ import keras
 import numpy as np
 from numpy.typing import ArrayLike
 
-from keras_qareg.config import Described, deserialized, find
+from keras_qareg.config import Described, check_choice, deserialized, find
 from keras_qareg.numerics import penalties
 from keras_qareg.numerics.clustering import check_levels
-from keras_qareg.numerics.grids import grid_codes
+from keras_qareg.numerics.tables import TABLES, evenly_spaced
 
 
 class QuantizationRegularizer(Described, keras.regularizers.Regularizer):
@@ -78,10 +78,11 @@ class _FixedBasins(QuantizationRegularizer):
         *,
         strength: float | None = None,
         outside: str = "linear",
-        snap: bool = False,
+        table: str = "float32",
     ):
         super().__init__(levels, strength=strength)
-        self.snap = snap
+        check_choice("table", table, TABLES)
+        self.table = table
         self.weight_range = _check_range(weight_range)
         if outside not in penalties.OUTSIDE:
             raise ValueError(
@@ -94,18 +95,11 @@ class _FixedBasins(QuantizationRegularizer):
 
     def basins(self) -> np.ndarray:
         low, high = self.weight_range
-        return self._snapped(self._spread(low, high))
+        return evenly_spaced(self._spread(low, high), self.table)
 
     def _spread(self, low: float, high: float) -> np.ndarray:
         """The basins of a range."""
         raise NotImplementedError
-
-    def _snapped(self, basins: np.ndarray) -> np.ndarray:
-        if not self.snap:
-            return basins
-        codes = grid_codes(self.levels).astype("float32")
-        step = abs(codes @ basins / (codes @ codes))
-        return codes * np.float32(step)
 
     def penalty(self, weights: Any, basins: Any) -> Any:
         return penalties.evenly_spaced(
@@ -114,7 +108,7 @@ class _FixedBasins(QuantizationRegularizer):
 
     def get_config(self) -> dict[str, Any]:
         config = {"weight_range": list(self.weight_range), "outside": self.outside}
-        return {**super().get_config(), **config, "snap": self.snap}
+        return {**super().get_config(), **config, "table": self.table}
 
 
 @keras.saving.register_keras_serializable(package="keras_qareg")
@@ -132,12 +126,13 @@ class Sine(_FixedBasins):
             Defaults to `(-0.5, 0.5)`.
         strength: Non-negative float; `None`: a default that depends on `levels`.
         outside: `"linear"` (default) or `"periodic"`, see `penalties.evenly_spaced`.
-        snap: Whether basins are whole numbers times a step, zero among them (-1 and 1 with two
-            levels), as near as may be: what integer formats hold exactly. Share the weights with
-            `share_weights(snap=True)` then. Defaults to `False`.
+        table: What values basins may have: `"float32"` (default), any; `"int8"`, whole numbers from
+            -127 to 127 times a step, evenly spaced still (256 are not), as near as may be; `"even"`,
+            consecutive whole numbers times a step, zero among them (-1 and 1 with two levels). Share
+            the weights with the same `table` then.
 
     Raises:
-        ValueError: If `levels`, `weight_range`, `strength` or `outside` is out of its range.
+        ValueError: If `levels`, `weight_range`, `strength`, `outside` or `table` is out of its range.
 
     Example:
 
@@ -150,7 +145,7 @@ class Sine(_FixedBasins):
         return np.linspace(low, high, self.levels, dtype="float32")
 
     def fit_basins(self, centroids: ArrayLike) -> np.ndarray:
-        return self._snapped(self._spread(np.min(centroids), np.max(centroids)))
+        return evenly_spaced(self._spread(np.min(centroids), np.max(centroids)), self.table)
 
 
 @keras.saving.register_keras_serializable(package="keras_qareg")
@@ -165,12 +160,13 @@ class Cosine(_FixedBasins):
         weight_range: Pair of floats `(low, high)`, the borders of the outermost cells; see `Sine`.
         strength: Non-negative float; `None`: a default that depends on `levels`.
         outside: `"linear"` (default) or `"periodic"`, see `penalties.evenly_spaced`.
-        snap: Whether basins are whole numbers times a step, zero among them (-1 and 1 with two
-            levels), as near as may be: what integer formats hold exactly. Share the weights with
-            `share_weights(snap=True)` then. Defaults to `False`.
+        table: What values basins may have: `"float32"` (default), any; `"int8"`, whole numbers from
+            -127 to 127 times a step, evenly spaced still (256 are not), as near as may be; `"even"`,
+            consecutive whole numbers times a step, zero among them (-1 and 1 with two levels). Share
+            the weights with the same `table` then.
 
     Raises:
-        ValueError: If `levels`, `weight_range`, `strength` or `outside` is out of its range.
+        ValueError: If `levels`, `weight_range`, `strength`, `outside` or `table` is out of its range.
 
     Example:
 
@@ -188,7 +184,8 @@ class Cosine(_FixedBasins):
         # The range is that of the centroids' own cells, cut into equal cells.
         inner = np.sort(np.asarray(centroids, "float64"))
         gaps = np.diff(inner) if inner.size > 1 else np.zeros(1)
-        return self._snapped(self._spread(inner[0] - gaps[0] / 2, inner[-1] + gaps[-1] / 2))
+        spread = self._spread(inner[0] - gaps[0] / 2, inner[-1] + gaps[-1] / 2)
+        return evenly_spaced(spread, self.table)
 
 
 class _LearnedBasins(QuantizationRegularizer):

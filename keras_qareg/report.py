@@ -34,8 +34,9 @@ class Row:
         relative_error: `||w - w_q||^2 / ||w||^2` against the weights before quantization; None where
             these are unknown.
         float_bytes: Bytes as float32.
-        packed_bytes: Bytes as indices of a whole number of bits, with the float32 table, or steps.
-        entropy_bytes: Bytes as an ideal entropy coder's output, with the float32 table.
+        packed_bytes: Bytes as indices of a whole number of bits, with the table: float32, or codes of a
+            byte and steps.
+        entropy_bytes: Bytes as an ideal entropy coder's output, with the table.
     """
 
     path: str
@@ -205,14 +206,17 @@ def _row(
         return Row(path, shape, None, False, False, 32.0, None, *[FLOAT_BYTES * size] * 3)
     levels = book.levels_used
     per_channel = book.centroids.ndim > 1
-    table_bytes = book.table_bytes if per_channel else FLOAT_BYTES * levels
+    table_bytes, on_grid = book.table_bytes, book.grid is not None
+    if not per_channel:  # the values that some weight has
+        table_bytes = FLOAT_BYTES * levels
+        table_bytes = min(table_bytes, levels + FLOAT_BYTES) if on_grid else table_bytes
     bits = math.ceil(math.log2(levels)) if levels > 1 else 0
     return Row(
         path,
         shape,
         levels,
         per_channel,
-        book.grid is not None,
+        on_grid,
         book.entropy,
         None if before is None else book.relative_error(before),
         FLOAT_BYTES * size,

@@ -206,7 +206,7 @@ def dense_model(wrap):
 
 
 def test_a_step_of_tuning_moves_centroids_by_the_sum_over_their_members():
-    model = dense_model(lambda model: qareg.share_weights(model, 4))
+    model = dense_model(lambda model: qareg.share_weights(model, 4, table="float32"))
     layer = model.get_layer("fc")
     (book,) = layer.codebooks()
     inputs, targets = RNG.normal(size=(6, 8)), RNG.normal(size=(6, 5))
@@ -222,7 +222,7 @@ def test_a_step_of_tuning_moves_centroids_by_the_sum_over_their_members():
 
 def test_a_step_under_a_penalty_moves_weights_and_centroids():
     regularizer = NearestSquared(4, strength=0.01)
-    model = dense_model(lambda model: qareg.quantization_aware(model, regularizer))
+    model = dense_model(lambda model: qareg.quantization_aware(model, regularizer, table="float32"))
     layer = model.get_layer("fc")
     layer.place_centroids()
     inputs, targets = RNG.normal(size=(6, 8)), RNG.normal(size=(6, 5))

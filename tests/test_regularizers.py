@@ -157,10 +157,10 @@ def test_names_of_the_package():
 
 @pytest.mark.parametrize("kind", [Sine, Cosine])
 @pytest.mark.parametrize("levels", [2, 4, 5])
-def test_snapped_basins_are_whole_numbers_times_a_step(kind, levels):
-    regularizer = kind(levels, weight_range=(-0.4, 0.5), snap=True)
+def test_even_basins_are_whole_numbers_times_a_step(kind, levels):
+    regularizer = kind(levels, weight_range=(-0.4, 0.5), table="even")
     again = regularizers.get(regularizers.serialize(regularizer))
-    assert again.snap and not kind(levels).snap
+    assert (again.table, kind(levels).table) == ("even", "float32")
     codes = grid_codes(levels)
     for basins in (again.basins(), again.fit_basins(np.linspace(-0.3, 0.2, levels))):
         step = basins[codes == 1][0]

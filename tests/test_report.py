@@ -23,7 +23,7 @@ def test_summary_counts_bytes_and_bits():
     ]
     sizes = [54, 864, 160]
     assert [row.float_bytes for row in summary.rows] == [4 * size for size in sizes]
-    assert [row.packed_bytes for row in summary.rows] == [-(-size // 4) + 16 for size in sizes]
+    assert [row.packed_bytes for row in summary.rows] == [-(-size // 4) + 4 + 4 for size in sizes]
     # Biases of 6 + 16 + 10 and four statistics of 6.
     assert summary.other_bytes == 4 * (32 + 24)
     assert summary.float_bytes == 4 * model.count_params()
@@ -32,7 +32,7 @@ def test_summary_counts_bytes_and_bits():
         assert row.levels == 4 and row.entropy == pytest.approx(book.entropy)
     kernel = ops.convert_to_numpy(model.get_layer("fc").kernel)
     book = qareg.Codebook.nearest(kernel, kmeans(kernel, 4))
-    assert summary.rows[1].relative_error == pytest.approx(book.relative_error(kernel), rel=1e-4)
+    assert summary.rows[1].relative_error == pytest.approx(book.relative_error(kernel), rel=1e-3)
 
 
 def test_summary_of_other_models():
@@ -68,7 +68,7 @@ def test_summary_says_what_is_known_of_errors_channels_and_grids():
     plain = report.summary(model)
     assert [row.cells()[2:6] for row in plain.rows] == [("-", "-", "32.00", "-")] * 3
     assert plain.packed_bytes == plain.float_bytes  # also of the 54 weights of `conv`
-    shared = qareg.share_weights(model, levels=4, snap=True)
+    shared = qareg.share_weights(model, levels=4, table="even")
     stripped = qareg.strip(shared)
     errors = [row.relative_error for row in report.summary(shared).rows]
     assert all(0.01 < error < 0.3 for error in errors)
@@ -78,7 +78,7 @@ def test_summary_says_what_is_known_of_errors_channels_and_grids():
     for summary in (report.summary(shared, model), report.summary(stripped, model)):
         assert [row.relative_error for row in summary.rows] == pytest.approx(errors, rel=1e-5)
         assert summary.rows[1].cells()[3] == "yes"
-    off = report.summary(qareg.share_weights(model, levels=4)).rows[1]
+    off = report.summary(qareg.share_weights(model, levels=4, table="float32")).rows[1]
     assert (off.per_channel, off.on_grid, off.cells()[2:4]) == (False, False, ("4", "no"))
 
 

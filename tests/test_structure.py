@@ -38,6 +38,7 @@ FLOORS = {
         ["cloning"],
         ["selection"],
         ["reading", "wrapping", "converting", "stripping", "recalibrating"],
+        ["clustered"],
         ["sharing"],
         ["compressing"],
         ["__init__"],

@@ -53,16 +53,16 @@ def _compress(options: argparse.Namespace) -> None:
         if data is not None:
             examples = data.for_model(model)
             _prepare(model, examples, options)
-        part = "channel" if options.snap else "kernel"
         tuning = "" if data is None else f", and tuning them on {data.path}"
-        say(f"Sharing weights, at most {options.levels} values a {part}{tuning}")
+        say(f"Sharing weights, at most {options.levels} levels a kernel{tuning}")
         shared = share_and_tune(
             model,
             options.levels,
             options.layers,
             data=examples,
             epochs=options.epochs or _EPOCHS,
-            snap=options.snap,
+            table=options.table,
+            scale=options.scale,
             # A bar is drawn over and over, which in a file or a pipe is a mess.
             verbose="auto" if sys.stdout.isatty() else 2,
         )

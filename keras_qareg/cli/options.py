@@ -22,6 +22,7 @@ ACCELERATORS = (
     *("ethos-u65-256", "ethos-u65-512"),
     *("ethos-u85-128", "ethos-u85-256", "ethos-u85-512", "ethos-u85-1024", "ethos-u85-2048"),
 )
+TABLES, SCALES = ("int8", "even", "float32"), ("auto", "kernel", "channel")
 _LARGEST = 2**32 - 1
 
 
@@ -90,9 +91,17 @@ def _add_compress(commands: Any) -> None:
         "--seed", type=_integer("--seed", 0), help="of random numbers, for the same result again"
     )
     compress.add_argument(
-        "--snap",
-        action="store_true",
-        help="evenly spaced values, which a .tflite holds as small integers",
+        "--table",
+        choices=TABLES,
+        default="int8",
+        help="values: whole numbers of 8 bits times a step (int8, the default), consecutive ones "
+        "(even), or any (float32)",
+    )
+    compress.add_argument(
+        "--scale",
+        choices=SCALES,
+        default="auto",
+        help="one step a kernel, or one a channel; auto (default): what costs nothing in the file",
     )
     compress.add_argument("--loss", help="Keras loss for tuning, where the model was not compiled")
     _add_weights(compress)

@@ -6,13 +6,16 @@ import warnings
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_qareg import regularizers
+from keras_qareg.config import check_choice
 from keras_qareg.layers.kernel_wrapper import KernelWrapper
 from keras_qareg.numerics import clustering, penalties
 from keras_qareg.numerics.codebook import Codebook
 from keras_qareg.numerics.compiled import cond
+from keras_qareg.numerics.tables import TABLES, evenly_spaced, rounded_freely
 
 _UNSCHEDULED = (
     "QuantizationAware layers are trained without a schedule: the penalty has its full strength from "
@@ -41,6 +44,11 @@ class QuantizationAware(KernelWrapper):
             are placed. The loss is then that of the network which will be shipped; its gradient is
             passed straight through to the weights, as WNQ does (arXiv 1907.00593), and each learned
             centroid gets the sum over its members too. Defaults to `True`.
+        table: What values quantized kernels may have, as in `share_weights`: `"int8"` (default), whole
+            numbers from -127 to 127 times a step that follows the largest centroid; `"even"`,
+            consecutive whole numbers times a step; `"float32"`, any. Learned centroids are rounded
+            where the layer computes with them, gradients passing straight through, and the penalty
+            knows nothing of it; fixed basins are moved to such values when they are placed.
         **kwargs: `name`, `trainable`, `dtype`, as for every Keras layer.
 
     Attributes:
@@ -57,7 +65,7 @@ class QuantizationAware(KernelWrapper):
     Input and output shape: those of the layer inside.
 
     Raises:
-        ValueError: If there is no regularizer, or the layer has no kernel.
+        ValueError: If there is no regularizer, `table` is unknown, or the layer has no kernel.
 
     Example:
 
@@ -72,6 +80,7 @@ class QuantizationAware(KernelWrapper):
         regularizer: regularizers.Identifier,
         *,
         straight_through: bool = True,
+        table: str = "int8",
         **kwargs: Any,
     ):
         super().__init__(layer, **kwargs)
@@ -82,14 +91,15 @@ class QuantizationAware(KernelWrapper):
                 "keras_qareg.regularizers.NearestExponential(levels=4). Received: None"
             )
         self.regularizer: regularizers.QuantizationRegularizer = found
-        self.straight_through = straight_through
+        check_choice("table", table, TABLES)
+        self.straight_through, self.table = straight_through, table
         self._in_training = False
         # Whether a schedule, or `place_centroids`, has begun what training needs.
         self.scheduled = False
 
     def build(self, input_shape: Any = None) -> None:
         super().build(input_shape)
-        basins = self.regularizer.basins()
+        basins = self._allowed(self.regularizer.basins())
         self.centroids = self._add_per_kernel(
             "centroids",
             shape=basins.shape,
@@ -126,8 +136,27 @@ class QuantizationAware(KernelWrapper):
         if not self.straight_through:
             return super().used_kernels()
         placed = ops.convert_to_tensor(self.placed) > 0
-        pairs = zip(self.kernels, self.centroids, strict=True)
-        return [_quantized(placed, kernel, centroids) for kernel, centroids in pairs]
+        return [
+            _quantized(placed, kernel, self._levels(ops.convert_to_tensor(centroids)))
+            for kernel, centroids in zip(self.kernels, self.centroids, strict=True)
+        ]
+
+    def _levels(self, centroids: Any) -> Any:
+        """The levels that are computed with: a tensor like some centroids."""
+        if not self.regularizer.learned or self.table == "float32":
+            return centroids
+        return rounded_freely(centroids, self.table)
+
+    def _allowed(self, basins: np.ndarray) -> np.ndarray:
+        """Basins as they are kept: fixed ones are moved to what the table allows."""
+        return basins if self.regularizer.learned else evenly_spaced(basins, self.table)
+
+    def tables(self) -> list[np.ndarray]:
+        """The levels of each kernel as of now, as the layer computes with them: `(levels,)`."""
+        return [
+            np.asarray(ops.convert_to_numpy(self._levels(ops.convert_to_tensor(centroids))))
+            for centroids in self.centroids
+        ]
 
     @property
     def quantizes(self) -> bool:
@@ -137,8 +166,8 @@ class QuantizationAware(KernelWrapper):
     def codebooks(self) -> list[Codebook]:
         """The `Codebook` of each kernel: its weights with their nearest centroids as of now."""
         return [
-            Codebook.nearest(ops.convert_to_numpy(kernel), ops.convert_to_numpy(centroids))
-            for kernel, centroids in zip(self.kernels, self.centroids, strict=True)
+            Codebook.nearest(ops.convert_to_numpy(kernel), table)
+            for kernel, table in zip(self.kernels, self.tables(), strict=True)
         ]
 
     def place_centroids(self, method: str = "kmeans") -> None:
@@ -163,7 +192,7 @@ class QuantizationAware(KernelWrapper):
                 found = clustering.METHODS[method](weights, self.regularizer.levels)
             except ValueError as error:
                 raise ValueError(f"Kernel '{path}': {error}") from error
-            centroids.assign(self.regularizer.fit_basins(found))
+            centroids.assign(self._allowed(self.regularizer.fit_basins(found)))
         self.placed.assign(1.0)
         self.scheduled = True
 
@@ -186,13 +215,14 @@ class QuantizationAware(KernelWrapper):
         config = {
             "regularizer": regularizers.serialize(self.regularizer),
             "straight_through": self.straight_through,
+            "table": self.table,
         }
         return {**super().get_config(), **config}
 
 
-def _quantized(placed: Any, kernel: keras.Variable, centroids: keras.Variable) -> Any:
-    """The kernel with each weight in the place of its nearest centroid, where these are placed."""
-    latent, table = ops.convert_to_tensor(kernel), ops.convert_to_tensor(centroids)
+def _quantized(placed: Any, kernel: keras.Variable, table: Any) -> Any:
+    """The kernel with each weight in the place of its nearest level, where these are placed."""
+    latent = ops.convert_to_tensor(kernel)
     return cond(
         placed,
         lambda: ops.cast(penalties.nearest(latent, table), latent.dtype),

@@ -8,11 +8,19 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_qareg.config import check_choice
 from keras_qareg.layers.keras_private import layers_inside
 from keras_qareg.layers.kernel_wrapper import KernelWrapper, channel_axes
 from keras_qareg.numerics.clustering import check_levels
 from keras_qareg.numerics.codebook import Codebook, lookup
 from keras_qareg.numerics.grids import grid_codes
+from keras_qareg.numerics.tables import (
+    LARGEST_CODE,
+    TABLES,
+    float_parts,
+    int8_parts,
+    rounded,
+)
 
 # Constraints of a kernel that hold where they hold for each of its values.
 KEPT_CONSTRAINTS = (keras.constraints.NonNeg,)
@@ -20,7 +28,7 @@ KEPT_CONSTRAINTS = (keras.constraints.NonNeg,)
 
 @keras.saving.register_keras_serializable(package="keras_qareg")
 class SharedWeights(KernelWrapper):
-    """A layer whose every kernel is `centroids[indices]`.
+    """A layer whose every kernel is `centroids[indices]`, or that times a size a channel.
 
     Only the centroids get gradients: each the sum of its members' (Han et al., "Deep Compression",
     ICLR 2016), which is the cumulative tuning of arXiv 2602.03614. The kernels of the layer inside
@@ -33,14 +41,21 @@ class SharedWeights(KernelWrapper):
         layer: Any Keras layer that has kernels.
         levels: Integer from 2 to 256, the size of each table.
         zero_centroid: Whether a centroid that is 0 stays 0 in tuning. Defaults to `False`.
-        snap: Whether the centroids are `grids.grid_codes(levels)` times a step, one for each output
-            channel, so that integer formats hold them exactly. Defaults to `False`.
+        table: What values a table may hold. `"int8"`: whole numbers from -127 to 127 times a step, to
+            which centroids are rounded, gradients passing straight through; `"even"`:
+            `grids.grid_codes(levels)` times a step; `"float32"` (default): any.
+        scale: `"kernel"` (default): one step a kernel; `"channel"`: one for each output channel, where
+            these are the last axes of the kernel.
         **kwargs: `name`, `trainable`, `dtype`, as for every Keras layer.
 
     Attributes:
-        centroids: List of trainable weights of shape `(levels,)`, float32, one for each kernel; with
-            `snap` so many steps as the largest power of two in the codes, of shape `(channels,)`, or
-            `(1,)` for a transposed convolution.
+        centroids: List of trainable weights of shape `(levels,)`, float32, one for each kernel. Where
+            the table is `"even"`, they are the sizes below.
+        centroid_sizes: List of trainable weights, what the table is multiplied by: of shape
+            `(channels,)`, or `(1,)` where there is one. With whole numbers it is a power of two
+            times the step, so that no product is rounded twice. Empty where there are none.
+        centroid_units: List of scalars, not trainable: with `"int8"` the power of two that centroids
+            are whole multiples of. Empty else.
         indices: List of uint8 weights in the shapes of the kernels.
         remembers: Whether the kernels inside are those from before sharing: not after loading.
 
@@ -65,33 +80,36 @@ class SharedWeights(KernelWrapper):
         levels: int,
         *,
         zero_centroid: bool = False,
-        snap: bool = False,
+        table: str = "float32",
+        scale: str = "kernel",
         **kwargs: Any,
     ):
         super().__init__(layer, **kwargs)
         self.levels = check_levels(levels)
-        self.zero_centroid, self.snap, self.remembers = zero_centroid, snap, True
-        # Trained is the size of about the largest level, which takes the learning rate of centroids, not
-        # the small step: a power of two apart, so that no product is rounded otherwise.
-        codes = grid_codes(levels)
-        self._steps = 2.0 ** int(np.log2(np.abs(codes.astype("int64")).max()))
-        self._codes = (codes / self._steps).astype("float32")
+        check_choice("table", table, TABLES)
+        check_choice("scale", scale, ("kernel", "channel"))
+        self.table, self.table_scale = table, scale
+        self.zero_centroid, self.remembers = zero_centroid, True
+        self._codes = grid_codes(levels).astype("float32")
 
     def build(self, input_shape: Any = None) -> None:
         super().build(input_shape)
         for kernel in self.kernels:
             kernel.trainable = False
-        self.centroids = self._add_per_kernel(
-            "centroids",
-            shape=self._sizes_shape if self.snap else (self.levels,),
-            initializer="zeros",
-            dtype="float32",
-            trainable=True,
-        )
+        even, add = self.table == "even", self._add_per_kernel
+        floats: dict[str, Any] = {"initializer": "zeros", "dtype": "float32"}
+        shape = self._sizes_shape if even else (self.levels,)
+        self.centroids = add("centroids", shape=shape, trainable=True, **floats)
+        self.centroid_sizes = self.centroids if even else []
+        self.centroid_units: list[keras.Variable] = []
+        floats["initializer"] = "ones"
+        if not even and (self.table == "int8" or self.table_scale == "channel"):
+            shape = self._sizes_shape
+            self.centroid_sizes = add("centroid_sizes", shape=shape, trainable=True, **floats)
+        if self.table == "int8":
+            self.centroid_units = add("centroid_units", shape=(), trainable=False, **floats)
         self._keep_constraints()
-        self.indices = self._add_per_kernel(
-            "indices", initializer="zeros", dtype="uint8", trainable=False
-        )
+        self.indices = add("indices", initializer="zeros", dtype="uint8", trainable=False)
         for part in layers_inside(self.layer):
             if any(weight is kernel for weight in part.weights for kernel in self.kernels):
                 self._leave_out_kernels(part)
@@ -119,82 +137,137 @@ class SharedWeights(KernelWrapper):
         part.save_own_variables, part.load_own_variables = save_own_variables, load_own_variables
 
     def _keep_constraints(self) -> None:
-        for kernel, centroids in zip(self.kernels, self.centroids, strict=True):
+        for place, kernel in enumerate(self.kernels):
             if isinstance(kernel.constraint, KEPT_CONSTRAINTS):
-                centroids.constraint = kernel.constraint
+                for trained in (self.centroids, self.centroid_sizes):
+                    if trained:
+                        trained[place].constraint = kernel.constraint
 
     def call(self, *args: Any, training: bool | None = None, **kwargs: Any) -> Any:
         return self._call_with(self.used_kernels(), *args, **kwargs)
 
     def used_kernels(self) -> list[Any]:
-        """The kernels as `centroids[indices]`: a list of tensors, differentiable in the centroids."""
-        return [
-            self._shared_kernel(centroids, indices)
-            for centroids, indices in zip(self.centroids, self.indices, strict=True)
-        ]
+        """The kernels as `centroids[indices]`: a list of tensors, differentiable in what trains."""
+        return [self._shared_kernel(place) for place in range(len(self.kernels))]
 
-    def _shared_kernel(self, centroids: keras.Variable, indices: keras.Variable) -> Any:
-        table = ops.convert_to_tensor(centroids)
-        if self.snap:
-            return ops.take(ops.convert_to_tensor(self._codes), ops.cast(indices, "int32")) * table
+    def _shared_kernel(self, place: int) -> Any:
+        indices = self.indices[place]
+        sizes = ops.convert_to_tensor(self.centroid_sizes[place]) if self.centroid_sizes else None
+        if self.table == "even":
+            codes = ops.convert_to_tensor(self._codes / np.float32(self._unit(place)))
+            return ops.take(codes, ops.cast(indices, "int32")) * sizes
+        table = ops.convert_to_tensor(self.centroids[place])
         if self.zero_centroid:
             # A zero gets no gradient, so that pruned weights stay pruned.
             table = table * ops.stop_gradient(ops.cast(table != 0, table.dtype))
-        return lookup(table, indices)
+        if self.table == "int8":
+            table = rounded(table, ops.convert_to_tensor(self.centroid_units[place]))
+        if sizes is None:
+            return lookup(table, indices)
+        if tuple(sizes.shape) == (1,):  # so many products as levels, not as weights
+            return lookup(table * sizes, indices)
+        return lookup(table, indices) * sizes
 
     def assign_codebooks(self, codebooks: list[Codebook]) -> None:
         """Takes over centroids and indices.
 
         Args:
             codebooks: One `Codebook` for each kernel, in the order of `kernels`, each with at most
-                `levels` centroids and the shape of its kernel.
+                `levels` centroids and the shape of its kernel; with the scale `"channel"` a table for
+                each channel, which are multiples of each other.
 
         Raises:
-            ValueError: If a codebook has more centroids than `levels`, or is off the grid of `snap`.
+            ValueError: If a codebook has more centroids than `levels`, or other values than `table` and
+                `scale` allow.
         """
         self._keep_constraints()  # one may have been set since
-        for book, centroids, indices in zip(codebooks, self.centroids, self.indices, strict=True):
+        for place, book in enumerate(codebooks):
             if len(book.centroids) > self.levels:
                 raise ValueError(
                     f"Expected codebooks of at most {self.levels} centroids. "
                     f"Received: {len(book.centroids)}"
                 )
-            indices.assign(book.indices)
-            if self.snap:
-                centroids.assign(self._sizes_of(book).reshape(centroids.shape))
-                continue
-            spare = self.levels - book.centroids.size
-            centroids.assign([*book.centroids, *([book.centroids[-1]] * spare)])
+            self.indices[place].assign(book.indices)
+            centroids, sizes, unit = self._parts_of(place, book)
+            if self.centroid_units:
+                self.centroid_units[place].assign(unit)
+            if self.centroid_sizes:
+                held = self.centroid_sizes[place]
+                held.assign(np.broadcast_to(sizes, held.shape))
+            if self.table != "even":
+                spare = self.levels - len(centroids)
+                self.centroids[place].assign([*centroids, *([centroids[-1]] * spare)])
 
     def codebooks(self) -> list[Codebook]:
         """The `Codebook` of each kernel, in the order of `kernels`."""
         return [
-            Codebook(self._table(ops.convert_to_numpy(centroids)), ops.convert_to_numpy(indices))
-            for centroids, indices in zip(self.centroids, self.indices, strict=True)
+            Codebook(self._table(place), ops.convert_to_numpy(indices))
+            for place, indices in enumerate(self.indices)
         ]
 
-    def _table(self, centroids: np.ndarray) -> np.ndarray:
-        """The values of the levels: `(levels,)`, or with a step a channel `(levels, *channels)`."""
-        if not self.snap:
-            return centroids
-        table = np.multiply.outer(self._codes, centroids)
-        return table[:, 0] if centroids.shape == (1,) else table
+    def _table(self, place: int) -> np.ndarray:
+        """The values of the levels: `(levels,)`, or with a size a channel `(levels, *channels)`."""
+        if self.table == "even":
+            table = self._codes / np.float32(self._unit(place))
+        else:
+            table = ops.convert_to_numpy(self.centroids[place])
+        if self.table == "int8":
+            unit = np.float32(self._unit(place))
+            table = np.rint(table / unit).clip(-LARGEST_CODE, LARGEST_CODE) * unit
+        if not self.centroid_sizes:
+            return table
+        sizes = ops.convert_to_numpy(self.centroid_sizes[place])
+        return table * sizes if sizes.shape == (1,) else np.multiply.outer(table, sizes)
+
+    def _unit(self, place: int) -> float:
+        """The power of two that is a step in the table, before sizes."""
+        if self.centroid_units:
+            return float(ops.convert_to_numpy(self.centroid_units[place]))
+        # Trained is the size of about the largest level, which takes the learning rate of centroids, not
+        # the small step: a power of two apart, so that no product is rounded otherwise.
+        return float(2 ** int(np.log2(np.abs(self._codes).max())))
 
     def _sizes_shape(self, kernel: keras.Variable) -> tuple[int, ...]:
-        axes = channel_axes(self.layer, kernel)
+        axes = channel_axes(self.layer, kernel) if self.table_scale == "channel" else 0
         return tuple(kernel.shape[-axes:]) if axes else (1,)
 
-    def _sizes_of(self, book: Codebook) -> np.ndarray:
-        """The variable of a codebook on the grid; raises a `ValueError` where it is off the grid."""
-        table, codes = book.centroids, grid_codes(self.levels).tolist()
-        if len(table) == self.levels:
-            sizes = table[codes.index(1)] * np.float32(self._steps)
-            if np.array_equal(np.multiply.outer(self._codes, sizes), table):
-                return np.atleast_1d(sizes)
+    def _parts_of(self, place: int, book: Codebook) -> tuple[np.ndarray, Any, float]:
+        """Centroids, sizes and unit of a codebook; raises a `ValueError` where it has none."""
+        tables = book.centroids
+        channels = self.centroid_sizes[place].shape if self.centroid_sizes else (1,)
+        if tables.shape[1:] not in ((), tuple(channels)):
+            raise ValueError(
+                f"Expected centroids of shape (levels,), or (levels, *{tuple(channels)}). "
+                f"Received: shape={tables.shape}"
+            )
+        flat = tables.reshape(len(tables), -1)
+        found = self._factors(place, flat)
+        if found is not None:
+            sizes = found[1].reshape(tables.shape[1:] or (1,))
+            return found[0], sizes, found[2]
+        wanted = {
+            "int8": "whole numbers from -127 to 127 times a step",
+            "even": f"{grid_codes(self.levels).tolist()} times a step",
+            "float32": "the same in each channel but for a factor",
+        }
         raise ValueError(
-            f"Expected centroids that are {codes} times a step. Received: {table.tolist()}"
+            f"Expected centroids that are {wanted[self.table]}. Received: {tables.tolist()}"
         )
 
+    def _factors(
+        self, place: int, tables: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, float] | None:
+        """Centroids, a size a channel, and the unit, whose products are tables `(levels, channels)`."""
+        if self.table == "int8":
+            return int8_parts(tables)
+        if self.table == "float32":
+            return float_parts(tables)
+        if len(tables) < self.levels:
+            return None
+        unit = np.float32(self._unit(place))
+        codes, sizes = self._codes / unit, tables[self._codes == 1][0] * unit
+        return (codes, sizes, 1.0) if np.array_equal(np.outer(codes, sizes), tables) else None
+
     def get_config(self) -> dict[str, Any]:
-        config = {"levels": self.levels, "zero_centroid": self.zero_centroid, "snap": self.snap}
-        return {**super().get_config(), **config}
+        config = {"levels": self.levels, "zero_centroid": self.zero_centroid}
+        return {**super().get_config(), **config, "table": self.table, "scale": self.table_scale}

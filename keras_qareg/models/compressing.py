@@ -31,7 +31,8 @@ def compress(
     steps: int | None = None,
     batch_size: int = 32,
     learning_rate: float = 1e-3,
-    snap: bool = False,
+    table: str = "int8",
+    scale: str = "auto",
     verbose: str | int = "auto",
 ) -> keras.Model:
     """Shares the weights of a trained model and tunes the centroids: the whole job in one call.
@@ -52,7 +53,9 @@ def compress(
         steps: Batches an epoch, which endless data need. `None`: all.
         batch_size: Examples a step of tuning. Defaults to 32.
         learning_rate: Of Adam, for tuning. Defaults to 1e-3.
-        snap: Whether values are whole multiples of a step, as in `share_weights`. Defaults to `False`.
+        table: What values a kernel may have, as in `share_weights`. Defaults to `"int8"`.
+        scale: Whether kernels have one step, or one a channel, as in `share_weights`. Defaults to
+            `"auto"`.
         verbose: Progress of tuning, as in `keras.Model.fit`; where that draws a bar, one counts the
             layers of large models before. Defaults to `"auto"`.
 
@@ -81,7 +84,8 @@ def compress(
             steps=steps,
             batch_size=batch_size,
             learning_rate=learning_rate,
-            snap=snap,
+            table=table,
+            scale=scale,
             verbose=verbose,
         )
     )
@@ -98,7 +102,8 @@ def share_and_tune(
     steps: int | None = None,
     batch_size: int = 32,
     learning_rate: float = 1e-3,
-    snap: bool = False,
+    table: str = "int8",
+    scale: str = "auto",
     verbose: str | int = "auto",
 ) -> keras.Model:
     """The shared model that `compress` strips, which still has its tables; arguments as there."""
@@ -115,7 +120,9 @@ def share_and_tune(
             "Expected `data` with targets to tune the centroids on. Received: inputs alone."
         )
     bar = 0 if verbose in (0, 2) else "auto"
-    shared = share_weights(model, levels, layers, weights=weights, snap=snap, verbose=bar)
+    shared = share_weights(
+        model, levels, layers, weights=weights, table=table, scale=scale, verbose=bar
+    )
     if given is None:
         return shared
     compile_like(shared, model, optimizer=keras.optimizers.Adam(learning_rate))

@@ -10,6 +10,7 @@ from typing import Any
 import keras
 from keras.layers import Layer
 
+from keras_qareg.config import check_choice
 from keras_qareg.layers import QUANTIZED, KernelWrapper, Weights, kernels, path_inside
 from keras_qareg.layers.keras_private import layers_inside
 from keras_qareg.models.accounting import inner_layer, own_weights
@@ -174,12 +175,6 @@ def large_enough(layer: Layer, levels: int, weights: Weights) -> bool:
             stacklevel=3,
         )
     return largest > levels
-
-
-def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    """Raises a `ValueError` unless `value` is one of `choices`."""
-    if value not in choices:
-        raise ValueError(f"Expected `{name}` to be one of {choices}. Received: {name}={value!r}")
 
 
 def _base(layer: Layer) -> Layer:

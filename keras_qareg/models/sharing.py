@@ -2,32 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import keras
-import numpy as np
-from keras import ops
 from keras.layers import Layer
 
-from keras_qareg import regularizers
-from keras_qareg.layers import (
-    KEPT_CONSTRAINTS,
-    QuantizationAware,
-    SharedWeights,
-    Weights,
-    channel_axes,
-    kernels,
-)
+from keras_qareg.config import check_choice
+from keras_qareg.layers import KEPT_CONSTRAINTS, QuantizationAware, SharedWeights, Weights, kernels
 from keras_qareg.layers.keras_private import set_trainable_alone
-from keras_qareg.models.accounting import inner_layer, own_weights
-from keras_qareg.models.cloning import clone, own_regularizer
+from keras_qareg.models.accounting import own_weights
+from keras_qareg.models.cloning import clone
+from keras_qareg.models.clustered import Way, cluster_all, has_centroids, regularizer_of
 from keras_qareg.models.selection import (
     Layers,
     check_built,
-    check_choice,
     check_float,
     large_enough,
     names_of_kernels,
@@ -36,15 +24,12 @@ from keras_qareg.models.selection import (
     select,
     warn_of_overlooked,
 )
-from keras_qareg.models.stripping import plain, used_kernels
+from keras_qareg.models.stripping import plain
+from keras_qareg.models.surroundings import normalized_layers
 from keras_qareg.models.walking import containers
-from keras_qareg.numerics import clustering, grids
-from keras_qareg.numerics.codebook import Codebook
+from keras_qareg.numerics.clustering import check_levels
+from keras_qareg.numerics.tables import SCALES, TABLES
 
-# From so many weights on a bar is shown; and layers that are clustered at a time.
-_MANY_WEIGHTS, _WORKERS = 10_000_000, min(4, os.cpu_count() or 1)
-# The share of exact zeros from which on they stay zeros.
-_MANY_ZEROS = 0.1
 METHODS = ("auto", "trained", "kmeans", "quantile", "uniform")
 TRAINABLE = ("centroids", "centroids+rest")
 
@@ -56,9 +41,10 @@ def share_weights(
     *,
     weights: Weights = None,
     method: str = "auto",
+    table: str = "int8",
+    scale: str = "auto",
     zero_centroid: bool | str = "auto",
     trainable: str = "centroids",
-    snap: bool = False,
     verbose: str | int = "auto",
 ) -> keras.Model:
     """The model with every kernel reduced to a few shared values, ready for cumulative tuning.
@@ -76,17 +62,27 @@ def share_weights(
             mean of its members (arXiv 2602.03614), the basins of a `Sine` or `Cosine`, and exact
             k-means elsewhere. `"trained"` is the same, but an error where a layer has no centroids;
             `"kmeans"`, `"quantile"` and `"uniform"` look at the weights alone.
+        table: What values a kernel may have. `"int8"` (default): whole numbers from -127 to 127 times a
+            step, the nearest to the best centroids: `.tflite` files hold these exactly in a byte a
+            weight, which runs at float speed, or as a table with indices. `"even"`: consecutive whole
+            numbers times a step, zero among them (-1 and 1 with two levels), which files hold in as
+            few bits as the levels need; with methods `"auto"` and `"uniform"` alone. `"float32"`: any.
+            They stay so in tuning. Of k-means, few values that are such already stay what they are.
+        scale: How many steps a kernel has: `"kernel"` one, `"channel"` one for each output channel, so
+            that each has up to `levels` values of its own. For the latter, weights are divided by the
+            root mean square of their channel, and clustered together, each counting by the square of
+            that. `"auto"` (default): `"channel"` where it costs nothing in a file: with `"int8"` where
+            nothing but a batch normalization reads what the layer computes, whose factors a converter
+            multiplies the kernel with anyway, and with `"even"` everywhere; not with `"float32"`, of
+            which files hold a table for each channel then. One step is for kernels
+            with trained or fixed centroids, unless `"even"`, and for those whose channels are not
+            their last axes (transposed convolutions).
         zero_centroid: Whether one centroid of each kernel is 0 and stays so. `"auto"` (default): where
             a tenth of its weights or more are exactly 0, as in pruned kernels, or a channel is dead
             (all its weights are below 1e-5 of the kernel's largest, and become 0); not where centroids
             were trained.
         trainable: `"centroids"`: they alone train, and normalization keeps its statistics;
             `"centroids+rest"`: whatever else was trainable trains with them.
-        snap: Whether centroids are whole numbers times a step, zero among them (-1 and 1 with two
-            levels), and stay so in tuning; each output channel has a step of its own, the best for
-            its weights, and so up to `levels` values of its own. `.tflite` files hold these exactly,
-            in as few bits as the levels need. With methods `"auto"` and `"uniform"` alone. Defaults
-            to `False`.
         verbose: 1 shows a bar that counts layers, 0 nothing; `"auto"` (default) shows it where the
             model has ten million weights or more.
 
@@ -106,8 +102,8 @@ def share_weights(
     >>> [book.levels_used for book in qareg.codebooks(shared).values()]
     [4]
     """
-    levels = None if levels is None else clustering.check_levels(levels)
-    _check_arguments(model, method, trainable, snap, zero_centroid)
+    levels = None if levels is None else check_levels(levels)
+    _check_arguments(model, method, trainable, table, scale, zero_centroid)
     sizes = {layer: _levels_of(layer, levels) for layer in select(model, layers, weights)}
     sizes = {layer: size for layer, size in sizes.items() if large_enough(layer, size, weights)}
     if not sizes:
@@ -118,33 +114,32 @@ def share_weights(
         )
     warn_of_overlooked(model, layers, weights)
     _check_constraints(sizes, weights)
-    found = _cluster_all(sizes, weights, "snap" if snap else method, zero_centroid, verbose)
-    books = {layer: [book for book, _ in pairs] for layer, pairs in found.items()}
-    zeros = {layer: any(zero for _, zero in pairs) for layer, pairs in found.items()}
+    scales = _scales(model, sizes, method, table, scale)
+    way = Way(weights, method, table, zero_centroid)
+    found = cluster_all(sizes, scales, way, verbose)
     made = []
-
-    def share(layer: Layer) -> Layer:
-        inner = plain(layer)
-        inner.trainable = trainable == "centroids+rest" and layer.trainable
-        wrapper = SharedWeights(
-            inner,
-            sizes[layer],
-            zero_centroid=zero_centroid is True or zeros[layer],
-            snap=snap,
-            kernel_names=names_of_kernels(layer, weights),
-            name=layer.name,
-        )
-        made.append((layer, wrapper))
-        return wrapper
 
     def leave(layer: Layer) -> Layer:
         copy = plain(layer)
         copy.trainable = trainable == "centroids+rest" and layer.trainable
         return copy
 
+    def share(layer: Layer) -> Layer:
+        wrapper = SharedWeights(
+            leave(layer),
+            sizes[layer],
+            zero_centroid=zero_centroid is True or any(zero for _, zero in found[layer]),
+            table=table,
+            scale=scales[layer],
+            kernel_names=names_of_kernels(layer, weights),
+            name=layer.name,
+        )
+        made.append((layer, wrapper))
+        return wrapper
+
     shared = clone(model, lambda layer: share if layer in sizes else leave)
     for layer, wrapper in made:
-        wrapper.assign_codebooks(books[layer])
+        wrapper.assign_codebooks([book for book, _ in found[layer]])
     for layer in containers(shared):
         set_trainable_alone(layer, True)  # else Keras trains no centroid in a frozen model
         if trainable == "centroids":
@@ -154,7 +149,12 @@ def share_weights(
 
 
 def _check_arguments(
-    model: keras.Model, method: str, trainable: str, snap: bool, zero_centroid: bool | str
+    model: keras.Model,
+    method: str,
+    trainable: str,
+    table: str,
+    scale: str,
+    zero_centroid: bool | str,
 ) -> None:
     check_built(model)
     if zero_centroid not in (True, False, "auto"):
@@ -164,9 +164,11 @@ def _check_arguments(
     check_float(model)
     check_choice("method", method, METHODS)
     check_choice("trainable", trainable, TRAINABLE)
-    if snap and method not in ("auto", "uniform"):
+    check_choice("table", table, TABLES)
+    check_choice("scale", scale, SCALES)
+    if table == "even" and method not in ("auto", "uniform"):
         raise ValueError(
-            "Expected method='auto' or 'uniform' with snap=True, which makes centroids evenly "
+            "Expected method='auto' or 'uniform' with table='even', which makes centroids evenly "
             f"spaced. Received: method={method!r}"
         )
     for layer in quantized_layers(model):
@@ -195,7 +197,7 @@ def _check_constraints(chosen: Iterable[Layer], weights: Weights) -> None:
 def _levels_of(layer: Layer, levels: int | None) -> int:
     if levels is not None:
         return levels
-    regularizer = _regularizer_of(layer)
+    regularizer = regularizer_of(layer)
     if regularizer is None:
         raise ValueError(
             f"Expected `levels`, because layer '{layer.name}' has no regularizer of keras_qareg "
@@ -204,105 +206,18 @@ def _levels_of(layer: Layer, levels: int | None) -> int:
     return regularizer.levels
 
 
-def _regularizer_of(layer: Layer) -> regularizers.QuantizationRegularizer | None:
-    if isinstance(layer, QuantizationAware):
-        return layer.regularizer
-    return own_regularizer(layer)
-
-
-def _cluster_all(
-    sizes: dict[Layer, int],
-    weights: Weights,
-    method: str,
-    zero_centroid: bool | str,
-    verbose: str | int,
-) -> dict[Layer, list[tuple[Codebook, bool]]]:
-    """The codebooks of all layers, some at a time: NumPy sorts and counts without Python's lock."""
-    if verbose == "auto":
-        verbose = int(sum(layer.count_params() for layer in sizes) >= _MANY_WEIGHTS)
-    bar = keras.utils.Progbar(len(sizes), verbose=verbose, unit_name="layer")
-    books = {}
-    with ThreadPoolExecutor(_WORKERS) as pool:
-        jobs = [
-            pool.submit(_cluster, *pair, weights, method, zero_centroid) for pair in sizes.items()
-        ]
-        try:
-            for layer, job in zip(sizes, jobs, strict=True):
-                books[layer] = job.result()
-                bar.update(len(books))
-        finally:
-            pool.shutdown(cancel_futures=True)
-    return books
-
-
-def _cluster(
-    layer: Layer, levels: int, weights: Weights, method: str, zero_centroid: bool | str
-) -> list[tuple[Codebook, bool]]:
-    """The codebook of each kernel of a layer, and whether it has a zero that is to stay."""
-    found = kernels(layer, weights)
-    trained: list[Any] = [None] * len(found)
-    regularizer = _regularizer_of(layer)
-    if method in ("auto", "trained") and regularizer and regularizer.levels == levels:
-        if isinstance(layer, QuantizationAware):
-            trained = [ops.convert_to_numpy(centroids) for centroids in layer.centroids]
-        elif not regularizer.learned:
-            trained = [regularizer.basins()] * len(trained)
-    if method == "trained" and trained[0] is None:
-        raise ValueError(
-            f"Expected trained centroids for levels={levels} with method='trained'. Received: layer "
-            f"'{layer.name}' without them. Train it with keras_qareg.quantization_aware, or use "
-            "method='auto'."
-        )
-    means = trained[0] is not None and regularizer is not None and regularizer.learned
-    books = []
-    for kernel, values, centroids in zip(found, used_kernels(layer, weights), trained, strict=True):
-        axes = channel_axes(inner_layer(layer), kernel)
-        zero = zero_centroid is True
-        try:
-            clustering.check_finite(ops.convert_to_numpy(kernel))
-            if centroids is None:
-                values, has_zeros = _with_exact_zeros(values, levels, axes)
-                zero = has_zeros if zero_centroid == "auto" else zero
-            if method == "snap":
-                books.append((_on_grid(values, levels, axes), False))
-                continue
-            if centroids is None:
-                centroids = _initial(values, levels, method, zero)
-            elif zero:
-                centroids = _with_zero(centroids)
-        except ValueError as error:
-            raise ValueError(f"Kernel '{kernel.path}': {error}") from error
-        book = Codebook.nearest(values, centroids)
-        books.append((book.with_member_means(values, zero) if means else book, zero))
-    return books
-
-
-def _with_exact_zeros(values: np.ndarray, levels: int, axes: int) -> tuple[np.ndarray, bool]:
-    """A kernel whose dead channels are 0, and whether its zeros are worth a centroid."""
-    dead = clustering.dead_channels(values, axes)
-    values = np.where(dead, np.float32(0), values) if dead.any() else values
-    share = float(np.mean(values == 0))
-    # Of two values, one is too much for a few zeros.
-    return values, share >= 0.5 if levels == 2 else bool(dead.any()) or share >= _MANY_ZEROS
-
-
-def _on_grid(weights: np.ndarray, levels: int, axes: int) -> Codebook:
-    """The codebook of a kernel on grids, one for each channel in its last axes, or one in all."""
-    steps = grids.snapped(weights, levels, axes)
-    table = np.multiply.outer(grids.grid_codes(levels).astype("float32"), steps)
-    # One channel has a table without channel axes; so has a kernel whose channels are not last.
-    table = table if axes else table[:, 0]
-    return Codebook(table, grids.nearest_codes(weights, steps, levels))
-
-
-def _initial(weights: np.ndarray, levels: int, method: str, zero_centroid: bool) -> np.ndarray:
-    if method in ("quantile", "uniform"):
-        found = clustering.METHODS[method](weights, levels)
-        return _with_zero(found) if zero_centroid else found
-    return clustering.kmeans(weights, levels, zero_centroid=zero_centroid)
-
-
-def _with_zero(centroids: np.ndarray) -> np.ndarray:
-    centroids = np.array(centroids, "float32")
-    centroids[np.argmin(np.abs(centroids))] = 0.0
-    return centroids
+def _scales(
+    model: keras.Model, sizes: dict[Layer, int], method: str, table: str, scale: str
+) -> dict[Layer, str]:
+    """Whether each layer has one step a kernel, or one a channel."""
+    if scale == "auto":
+        free = {"int8": normalized_layers(model, sizes), "even": list(sizes), "float32": []}[table]
+    else:
+        free = list(sizes) if scale == "channel" else []
+    chosen = {id(layer) for layer in free}
+    scales = {}
+    for layer, levels in sizes.items():
+        # Trained centroids are in the units of the kernel itself.
+        own = table != "even" and has_centroids(layer, levels, method)
+        scales[layer] = "channel" if id(layer) in chosen and not own else "kernel"
+    return scales

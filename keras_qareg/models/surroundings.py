@@ -8,6 +8,7 @@ from typing import Any
 import keras
 from keras.layers import Layer
 
+from keras_qareg.layers import KernelWrapper
 from keras_qareg.layers.keras_private import graph_parents, is_graph, layers_inside
 
 # Activations and layers whose outputs are never negative.
@@ -22,6 +23,15 @@ _OPERATIONS = (
     "exp",
     "absolute",
     "abs",
+)
+# Layers into whose kernels the factors of a batch normalization are folded.
+_FOLDED_INTO = tuple(
+    getattr(keras.layers, name)
+    for name in [
+        *(f"Conv{n}D" for n in (1, 2, 3)),
+        *(f"DepthwiseConv{n}D" for n in (1, 2)),
+        "Dense",
+    ]
 )
 # Layers whose outputs are not negative where their inputs are not.
 _KEEPING = tuple(
@@ -96,6 +106,49 @@ def _turned(parents: dict[Any, list[Any]]) -> dict[Any, list[Any]]:
         for parent in before:
             children.setdefault(parent, []).append(operation)
     return children
+
+
+def normalized_layers(model: keras.Model, layers: Iterable[Layer]) -> list[Layer]:
+    """Of some linear layers, those whose outputs a batch normalization alone reads.
+
+    Converters multiply the kernel of such a layer with what the normalization has for each channel, so
+    that a factor of its own in each channel of the kernel costs nothing in a file.
+
+    Args:
+        model: A built model.
+        layers: Layers of it. Of a model without a graph, none is known to be such.
+
+    Returns:
+        List of layers: `Dense`, convolutions and depthwise convolutions.
+    """
+    found: set[int] = set()
+    others: set[int] = set()
+    for graph in filter(is_graph, layers_inside(model)):
+        if (
+            getattr(graph, "_functional", graph) is None
+        ):  # a Sequential model that never saw a shape
+            continue
+        parents = graph_parents(graph)
+        children = _turned(parents)
+        outputs = {id(tensor._keras_history.operation) for tensor in graph.outputs}
+        for operation in parents:
+            after = [] if id(operation) in outputs else children.get(operation, [])
+            alone = len(after) == 1 and _normalizes(after[0], operation)
+            (found if alone else others).add(id(operation))
+    return [layer for layer in layers if id(layer) in found - others]
+
+
+def _normalizes(operation: Any, before: Any) -> bool:
+    """Whether an operation is a batch normalization of the output channels of a layer."""
+    inner = before.layer if isinstance(before, KernelWrapper) else before
+    if not (
+        isinstance(inner, _FOLDED_INTO) and isinstance(operation, keras.layers.BatchNormalization)
+    ):
+        return False
+    rank = len(before.output.shape)
+    channels = 1 if getattr(inner, "data_format", None) == "channels_first" else rank - 1
+    linear = getattr(inner.activation, "__name__", "linear") == "linear"
+    return linear and operation.axis in (channels, channels - rank)
 
 
 def may_get_negative_inputs(model: keras.Model, layers: Iterable[Layer]) -> list[Layer]:

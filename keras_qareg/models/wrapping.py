@@ -27,6 +27,7 @@ def quantization_aware(
     *,
     weights: Weights = None,
     straight_through: bool = True,
+    table: str = "int8",
 ) -> keras.Model:
     """The model with its layers wrapped for quantization-aware training (arXiv 2602.03614).
 
@@ -49,13 +50,15 @@ def quantization_aware(
             centroids are placed by a schedule, and pass gradients straight through to the weights
             (`layers.QuantizationAware`). `False` is the paper's way: the layers compute with their
             float kernels to the end. Defaults to `True`.
+        table: What values quantized kernels may have, `"int8"` (default), `"even"` or `"float32"`, as in
+            `share_weights`: it loses nothing then that was trained for.
 
     Returns:
         A new model with the same weights and layer names, compiled like `model` if that was.
 
     Raises:
         ValueError: If the model is unbuilt or wrapped already, no layer matches, a name in `layers`
-            is unknown, or a kernel has NaN or infinite weights.
+            or `table` is unknown, or a kernel has NaN or infinite weights.
 
     Example:
 
@@ -87,6 +90,7 @@ def quantization_aware(
                 fresh(layer, clean=True),
                 chosen[id(layer)],
                 straight_through=straight_through,
+                table=table,
                 kernel_names=names_of_kernels(layer, weights),
                 name=layer.name,
                 trainable=layer.trainable,

@@ -93,7 +93,13 @@ def quantile(weights: ArrayLike, levels: int) -> np.ndarray:
     return np.quantile(weights, (np.arange(levels) + 0.5) / levels).astype("float32")
 
 
-def kmeans(weights: ArrayLike, levels: int, *, zero_centroid: bool = False) -> np.ndarray:
+def kmeans(
+    weights: ArrayLike,
+    levels: int,
+    *,
+    zero_centroid: bool = False,
+    importance: ArrayLike | None = None,
+) -> np.ndarray:
     """Centroids with the least sum of squared distances, exactly (1-D k-means).
 
     Globally optimal wherever there are at most `BINS` distinct weights. Above that, optimal over
@@ -106,6 +112,8 @@ def kmeans(weights: ArrayLike, levels: int, *, zero_centroid: bool = False) -> n
             it takes about three times its memory.
         levels: Integer from 2 to 256.
         zero_centroid: Whether one centroid is held at exactly 0, and the others are the best beside it.
+        importance: What the squared distance of each weight is multiplied by: positive numbers, an array
+            in the shape of the weights or one that broadcasts to it. `None` (default): 1.
 
     Returns:
         Float32 array, ascending, of at most `levels` values: fewer only where the weights have
@@ -119,18 +127,28 @@ def kmeans(weights: ArrayLike, levels: int, *, zero_centroid: bool = False) -> n
     >>> kmeans([1.0, 1.2, 5.0, 5.2], levels=2).tolist()
     [1.100000023841858, 5.099999904632568]
     """
-    levels, ordered = check_levels(levels), np.sort(flat(weights))
+    levels, ordered, masses = check_levels(levels), flat(weights), None
+    if importance is None:
+        ordered = np.sort(ordered)
+    else:
+        order = np.argsort(ordered)
+        ordered, masses = ordered[order], np.zeros(ordered.size + 1)
+        masses[1:] = np.broadcast_to(importance, np.shape(weights)).reshape(-1)[order]
     # Sums around the mean keep the digits of a tensor that is far from zero; a centroid held at
     # zero needs the sums as they are.
     origin = 0.0 if zero_centroid else float(ordered.mean(dtype="float64"))
     sums = np.zeros(ordered.size + 1)
     np.subtract(ordered, origin, out=sums[1:])
+    if masses is not None:
+        sums *= masses
+        np.cumsum(masses, out=masses)
     np.cumsum(sums[1:], out=sums[1:])
     starts = _bin_starts(ordered)
     places = np.append(starts, ordered.size)
-    ends, zero = _best_partition(places, sums[places], levels, zero_centroid)
-    borders = _refined(places[np.append(0, ends)], sums, zero, int(np.diff(places).max()))
-    return _means(borders, ordered, sums, zero, origin)
+    total = places if masses is None else masses[places]
+    ends, zero = _best_partition(total, sums[places], levels, zero_centroid)
+    borders = _refined(places[np.append(0, ends)], sums, masses, zero, int(np.diff(places).max()))
+    return _means(borders, ordered, sums, masses, zero, origin)
 
 
 METHODS = {"kmeans": kmeans, "quantile": quantile, "uniform": uniform}
@@ -283,7 +301,13 @@ def _best_of_ranges(
     return best, place[first]
 
 
-def _refined(borders: np.ndarray, sums: np.ndarray, zero: int | None, bin_size: int) -> np.ndarray:
+def _refined(
+    borders: np.ndarray,
+    sums: np.ndarray,
+    masses: np.ndarray | None,
+    zero: int | None,
+    bin_size: int,
+) -> np.ndarray:
     """The best borders near those found between bins, in ever finer steps down to one weight.
 
     Each step is a dynamic program of its own, in which every border may move to any of the places
@@ -293,7 +317,7 @@ def _refined(borders: np.ndarray, sums: np.ndarray, zero: int | None, bin_size: 
     stride = 4 ** int(np.ceil(np.log(4 * bin_size) / np.log(4)))
     while stride >= 1:
         for _ in range(_MOVES):
-            moved, moved_gain = _best_nearby(borders, sums, zero, stride)
+            moved, moved_gain = _best_nearby(borders, sums, masses, zero, stride)
             if not moved_gain > gain:
                 break
             borders, gain = moved, moved_gain
@@ -302,7 +326,11 @@ def _refined(borders: np.ndarray, sums: np.ndarray, zero: int | None, bin_size: 
 
 
 def _best_nearby(
-    borders: np.ndarray, sums: np.ndarray, zero: int | None, stride: int
+    borders: np.ndarray,
+    sums: np.ndarray,
+    masses: np.ndarray | None,
+    zero: int | None,
+    stride: int,
 ) -> tuple[np.ndarray, float]:
     size = sums.size - 1
     nearby = borders[1:-1, None] + stride * np.arange(-_REACH, _REACH + 1)
@@ -310,8 +338,9 @@ def _best_nearby(
     gain, choices = np.zeros(1), []
     for j, (left, right) in enumerate(itertools.pairwise(places)):
         count = right - left[:, None]
+        mass = np.maximum(count, 1) if masses is None else masses[right] - masses[left][:, None]
         moment = sums[right] - sums[left][:, None]
-        fixed = 0.0 if j == zero else moment * moment / np.maximum(count, 1)
+        fixed = 0.0 if j == zero else moment * moment / np.where(count > 0, mass, 1)
         total = np.where(count >= 0, gain[:, None] + fixed, -np.inf)
         choices.append(total.argmax(0))
         gain = total.max(0)
@@ -323,11 +352,17 @@ def _best_nearby(
 
 
 def _means(
-    borders: np.ndarray, ordered: np.ndarray, sums: np.ndarray, zero: int | None, origin: float
+    borders: np.ndarray,
+    ordered: np.ndarray,
+    sums: np.ndarray,
+    masses: np.ndarray | None,
+    zero: int | None,
+    origin: float,
 ) -> np.ndarray:
     """Mean of each interval between borders that has weights, and the zero; ascending."""
     counts = np.diff(borders)
-    means = np.diff(sums[borders]) / np.maximum(counts, 1) + origin
+    total = counts if masses is None else np.diff(masses[borders])
+    means = np.diff(sums[borders]) / np.where(counts > 0, total, 1) + origin
     # Equal weights are their own mean, to the bit: what had few values keeps them, and its zeros.
     first, last = ordered[borders[:-1].clip(max=ordered.size - 1)], ordered[borders[1:] - 1]
     means = np.where((counts > 0) & (first == last), first, means)

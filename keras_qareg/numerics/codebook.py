@@ -18,6 +18,8 @@ from keras_qareg.numerics.grids import integer_grid, integer_weights
 _COMPARED, _CHUNK = 32, 1 << 15
 # The share of the bytes of one table from which on tables of channels are worth their trouble.
 _WORTH = 0.75
+# Channels that are looked at before all of them are.
+_LOOKED_AT = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,18 +108,26 @@ class Codebook:
         """
         weights = np.asarray(weights, "float32")
         whole = cls._of_values(weights)
-        if not channel_axes or (whole is not None and len(whole.centroids) <= 2):
+        if not channel_axes or (whole is not None and not cls._may_be_less(whole, channel_axes)):
             return whole
-        books = [] if whole is None else [whole]
-        tables = cls._of_channels(weights, channel_axes)
-        if tables is not None and (not whole or tables.packed_bytes < _WORTH * whole.packed_bytes):
-            books.append(tables)
-        found = integer_weights(weights, channel_axes)
+        best, found = whole, integer_weights(weights, channel_axes)
         if found is not None:
             codes = np.unique(found[0])
             table = np.multiply.outer(codes.astype("float32"), found[1])
-            books.append(cls(table, np.searchsorted(codes, found[0])))
-        return min(books, key=lambda book: book.packed_bytes) if books else None
+            book = cls(table, np.searchsorted(codes, found[0]))
+            best = book if best is None or book.packed_bytes < best.packed_bytes else best
+        if best is None or cls._may_be_less(best, channel_axes):
+            tables = cls._of_channels(weights, channel_axes)
+            if tables and (not best or tables.packed_bytes < _WORTH * best.packed_bytes):
+                return tables
+        return best
+
+    @classmethod
+    def _may_be_less(cls, whole: Codebook, channel_axes: int) -> bool:
+        """Whether channels may have so few values that their indices take fewer bits."""
+        columns = whole.indices.reshape(-1, math.prod(whole.indices.shape[-channel_axes:]))
+        some = max(np.unique(column).size for column in columns.T[:_LOOKED_AT])
+        return (some - 1).bit_length() < (len(whole.centroids) - 1).bit_length()
 
     @classmethod
     def _of_channels(cls, weights: np.ndarray, channel_axes: int) -> Codebook | None:
@@ -126,7 +136,7 @@ class Codebook:
         columns = weights.reshape(-1, math.prod(channels))
         most = min(len(columns) // 2, MAX_LEVELS)
         # A look at some channels spares most tensors the sort.
-        if any(np.unique(column).size > most for column in columns.T[:4]):
+        if any(np.unique(column).size > most for column in columns.T[:_LOOKED_AT]):
             return None
         order = np.argsort(columns, axis=0, kind="stable")
         ordered = np.take_along_axis(columns, order, axis=0)
@@ -212,14 +222,14 @@ class Codebook:
     def grid(self) -> tuple[np.ndarray, np.ndarray] | None:
         """Int8 codes `(levels,)` and a float32 step a channel whose products are the centroids.
 
-        `None` where the centroids are no whole multiples of a step.
+        One step where there is one table; `None` where the centroids are no whole multiples of a step.
         """
         return integer_grid(self.centroids.reshape(len(self.centroids), -1))
 
     @property
     def table_bytes(self) -> int:
         """Bytes of the centroids: as float32, or as codes and steps where that is less."""
-        grid = self.grid if self.centroids.ndim > 1 else None
+        grid = self.grid
         if grid is None:
             return self.centroids.nbytes
         return min(self.centroids.nbytes, grid[0].nbytes + grid[1].nbytes)

@@ -1,4 +1,4 @@
-"""Evenly spaced values that integer formats hold exactly: small whole numbers times a float32 step.
+"""Values that integer formats hold exactly: whole numbers of at most 8 bits times a float32 step.
 
 A grid has one step, or one for each channel, which the last axes of a kernel count. Each value is one
 product, rounded once, as runtimes compute it.
@@ -6,12 +6,13 @@ product, rounded once, as runtimes compute it.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from keras_qareg.numerics.clustering import check_finite, check_levels, flat
+from keras_qareg.numerics.clustering import MAX_LEVELS, check_finite, check_levels, flat
 
 _HISTOGRAM_BINS = 65_536
 # Rounds from each start, and from the best of these.
@@ -20,8 +21,8 @@ _STARTS = (1.0, 0.7, 0.5, 0.35, 0.25)
 # How far from whole multiples of a step values may be before the last bits of the step are looked for.
 _ROUNDING = 1e-6
 _LARGEST_CODE = 127
-# So many weights must agree with a grid.
-_AGREEING = 6
+# So many weights must agree with a grid; channels that are looked at first.
+_AGREEING, _LOOKED_AT = 6, 4
 
 
 def grid_codes(levels: int) -> np.ndarray:
@@ -94,29 +95,36 @@ def integer_grid(tables: np.ndarray, exact: bool = True) -> tuple[np.ndarray, np
         exact: Whether the products must be the levels to the last bit, not just to rounding.
 
     Returns:
-        `(codes, steps)`: int8 array `(levels,)` and float32 array `(channels,)`, which has negative
-        steps where channels have their levels turned; or `None` where the levels are no whole
-        multiples of a step, or of one too small for int8.
+        `(codes, steps)`: int8 array `(levels,)`, the smallest such codes, and float32 array
+        `(channels,)`, which has negative steps where channels have their levels turned; or `None`
+        where the levels are no whole multiples of a step, or of one too small for int8.
     """
     wide = tables.astype("float64")
     reference = wide[:, np.abs(wide).max(axis=0).argmax()]
-    least = _least_gaps(reference[:, None])[0]
-    if not np.isfinite(least):
-        return None
-    for parts in (1, 2):  # half a gap is the step where no level is zero
-        codes = np.rint(reference * parts / least)
-        if codes.min() < -_LARGEST_CODE - 1 or codes.max() > _LARGEST_CODE:
-            return None
+    for codes in _whole_numbers(reference):
         steps = ((codes @ wide) / (codes @ codes)).astype("float32")
         if not exact:
             error = np.abs(codes.astype("float32")[:, None] * steps - tables).max()
             if error <= _ROUNDING * np.abs(tables).max():
                 return _turned(codes, steps)
             continue
-        found = _exact_steps(tables, np.broadcast_to(codes[:, None], tables.shape), steps)
-        if found is not None:
+        found, missing = _exact_steps(tables, np.broadcast_to(codes[:, None], tables.shape), steps)
+        if not missing.any():
             return _turned(codes, found)
     return None
+
+
+def _whole_numbers(values: np.ndarray) -> Iterator[np.ndarray]:
+    """Whole numbers of 8 bits in the proportions of some values, to rounding, the smallest first."""
+    largest = np.abs(values).max()
+    if not 0 < largest < np.inf:
+        return
+    reaches = np.arange(1, _LARGEST_CODE + 2)[:, None]
+    ratios = reaches * (values.astype("float64") / largest)
+    codes = np.rint(ratios)
+    good = (np.abs(codes - ratios) <= _ROUNDING * reaches).all(axis=1)
+    good &= (codes >= -_LARGEST_CODE - 1).all(axis=1) & (codes <= _LARGEST_CODE).all(axis=1)
+    yield from codes[good]
 
 
 def _turned(codes: np.ndarray, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -124,7 +132,7 @@ def _turned(codes: np.ndarray, steps: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
     def cost(codes: np.ndarray, steps: np.ndarray) -> tuple[int, float]:
         reach = max(-codes.min(), codes.max() + 1)
-        return int(np.searchsorted([2, 8], reach)), float((steps < 0).mean())
+        return int(np.searchsorted([2, 8, 128], reach)), float((steps < 0).mean())
 
     if cost(-codes, -steps) < cost(codes, steps):
         codes, steps = -codes, -steps
@@ -132,7 +140,10 @@ def _turned(codes: np.ndarray, steps: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def integer_weights(weights: np.ndarray, channel_axes: int) -> tuple[np.ndarray, np.ndarray] | None:
-    """The codes and steps of a kernel that is on a grid in each channel.
+    """The codes and steps of a kernel whose channels have whole multiples of a step each.
+
+    Channels have as many codes in common as can be found: a few weights tell the proportions of their
+    own codes alone.
 
     Args:
         weights: Float32 array.
@@ -146,39 +157,103 @@ def integer_weights(weights: np.ndarray, channel_axes: int) -> tuple[np.ndarray,
     columns = np.asarray(weights, "float32").reshape(-1, int(np.prod(channels)))
     # Three weights a channel say nothing; of more, some agree with a grid by no chance.
     agreeing = int(np.count_nonzero(columns)) - int(columns.any(axis=0).sum())
-    if len(columns) < 4 or agreeing < _AGREEING or _columns_on_grid(columns[:, :1]) is None:
+    if len(columns) < 4 or agreeing < _AGREEING:
         return None
-    found = _columns_on_grid(columns)
-    if found is None:
+    # A look at some channels spares most kernels the sort.
+    if any(_proportions(np.unique(column)) is None for column in columns.T[:_LOOKED_AT]):
         return None
-    return found[0].reshape(weights.shape), found[1].reshape(channels)
-
-
-def _columns_on_grid(columns: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    wide = columns.astype("float64")
-    steps = _least_gaps(wide)
-    steps[~np.isfinite(steps)] = 1.0  # zeros alone
-    codes = np.rint(wide / steps)
-    if np.abs(codes).max() > _LARGEST_CODE:
+    values = distinct_values(columns)
+    steps = None if values is None else _common_steps(values)
+    if steps is None:
         return None
-    if (np.abs(codes * steps - wide) > 1e-4 * np.abs(wide).max(axis=0)).any():
+    codes = np.rint(columns / steps).astype("int8")
+    if not np.array_equal(codes * steps, columns):
         return None
-    squares = np.square(codes).sum(axis=0)
-    steps = np.where(squares > 0, (codes * wide).sum(axis=0) / np.maximum(squares, 1), 1.0)
-    found = _exact_steps(columns, codes, steps.astype("float32"))
-    return None if found is None else (codes.astype("int8"), found)
+    return codes.reshape(weights.shape), steps.reshape(channels)
 
 
-def _least_gaps(columns: np.ndarray) -> np.ndarray:
-    """The least gap between magnitudes, zero among them, in each column; infinite if there is none."""
-    ordered = np.sort(np.abs(np.vstack([columns, np.zeros(columns.shape[1])])), axis=0)
-    gaps = np.diff(ordered, axis=0)
-    return np.where(gaps > 1e-5 * ordered[-1], gaps, np.inf).min(axis=0)
+def distinct_values(columns: np.ndarray) -> np.ndarray | None:
+    """The distinct values of each column, ascending, in `(most, columns)`: where a column has fewer, its
+    last stands there again. `None` where one has more than 256."""
+    ordered = np.sort(np.ascontiguousarray(columns.T), axis=1)
+    differs = ordered[:, 1:] != ordered[:, :-1]
+    most = int(differs.sum(axis=1).max()) + 1
+    if most > MAX_LEVELS:
+        return None
+    places = np.zeros(ordered.shape, "int16")
+    np.cumsum(differs, axis=1, out=places[:, 1:])
+    values = np.repeat(ordered[:, -1:], most, axis=1)
+    np.put_along_axis(values, places.astype("int64"), ordered, axis=1)
+    return values.T
 
 
-def _exact_steps(columns: np.ndarray, codes: np.ndarray, steps: np.ndarray) -> np.ndarray | None:
-    """The steps, to the last bit, whose products with the codes are the columns; None if not all are."""
+def _common_steps(values: np.ndarray) -> np.ndarray | None:
+    """A step for each channel of distinct values `(most, channels)`, for few codes in all."""
+    steps = np.ones(values.shape[1], "float32")
+    missing: np.ndarray = np.abs(values).max(axis=0) > 0
+    counts = (values[1:] != values[:-1]).sum(axis=0)
+    known = np.zeros(0)
+    while missing.any():
+        # The channel with the most values says most about the codes.
+        richest = np.where(missing, counts, -1).argmax()
+        codes = _proportions(values[:, richest], known)
+        if codes is None:
+            return None
+        known = np.union1d(known, codes)
+        _fit(values, known, steps, missing)
+        if missing[richest]:
+            return None
+    return steps
+
+
+def _proportions(values: np.ndarray, known: np.ndarray | tuple[()] = ()) -> np.ndarray | None:
+    """Whole numbers that are some values to the last bit, by some step: with most known ones, or the
+    smallest. Of zeros alone they are zeros; `None` where there are none."""
+    if values.size > MAX_LEVELS:
+        return None
+    if not values.any():
+        return np.zeros(values.shape)
+    best, most = None, -1
+    for codes in _whole_numbers(values):
+        steps = np.atleast_1d((codes @ values) / (codes @ codes)).astype("float32")
+        if not _exact_steps(values[:, None], codes[:, None], steps)[1].any():
+            count = int(np.isin(codes, known).sum())
+            if count > most:
+                best, most = codes, count
+    return best
+
+
+def _fit(values: np.ndarray, known: np.ndarray, steps: np.ndarray, missing: np.ndarray) -> None:
+    """Sets the steps of the missing channels whose values are known codes times a step."""
+    is_known = np.zeros(2 * _LARGEST_CODE + 4, "bool")
+    middle = _LARGEST_CODE + 2
+    is_known[known.astype("int64") + middle] = True
+    # The largest value of a channel has some code: mostly the largest one.
+    reaches = np.unique(np.abs(known[known != 0]))[::-1]
+    for reach in (*reaches, *-reaches):
+        places = np.flatnonzero(missing)
+        if not places.size:
+            return
+        columns = values[:, places]
+        tried = (np.abs(columns).max(axis=0) / reach).astype("float64")
+        ratios = columns / tried
+        codes = np.rint(ratios).clip(-middle, middle - 1)
+        near = np.abs(codes - ratios) <= _ROUNDING * abs(reach)
+        fits = (near & is_known[codes.astype("int64") + middle]).all(axis=0)
+        places, columns, codes = places[fits], columns[:, fits], codes[:, fits]
+        found, failed = _exact_steps(columns, codes, tried[fits].astype("float32"))
+        steps[places[~failed]] = found[~failed]
+        missing[places[~failed]] = False
+
+
+def _exact_steps(
+    columns: np.ndarray, codes: np.ndarray, steps: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The steps, to the last bit, whose products with the codes are the columns; and which are not."""
     codes = codes.astype("float32")
+    found, missing = steps.copy(), np.ones(steps.shape, "bool")
+    if not steps.size:
+        return found, missing
     largest = np.abs(codes).argmax(axis=0)[None]
     numerators = np.take_along_axis(columns, largest, axis=0)[0]
     divisors = np.take_along_axis(codes, largest, axis=0)[0]
@@ -189,14 +264,13 @@ def _exact_steps(columns: np.ndarray, codes: np.ndarray, steps: np.ndarray) -> n
         for _ in range(4):
             value = np.nextafter(value, np.float32(toward))
             candidates.append(value)
-    found, missing = steps.copy(), np.ones(steps.shape, "bool")
     for candidate in candidates:
         fits = missing & (codes * candidate == columns).all(axis=0)
         found[fits] = candidate[fits]
         missing &= ~fits
         if not missing.any():
-            return found
-    return None
+            break
+    return found, missing
 
 
 def _histogram(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

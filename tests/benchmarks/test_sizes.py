@@ -73,7 +73,7 @@ def test_models_in_files(tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "size_models.jsonl").read_text().splitlines()]
     assert [(row["model"], row["kind"]) for row in rows] == [
         ("tiny", "even"),
-        ("tiny", "k-means"),
+        ("tiny", "int8"),
         ("tiny", "WNQ"),
     ]
     for row in rows:

@@ -16,21 +16,21 @@ def rows(printed):
 
 @tensorflow_only
 def test_compress_shares_tunes_and_exports(saved, run, monkeypatch):
-    monkeypatch.setattr("keras_qareg.models.sharing._MANY_WEIGHTS", 1)  # which would show a bar
+    monkeypatch.setattr("keras_qareg.models.clustered._MANY_WEIGHTS", 1)  # which would show a bar
     out = saved / "small.tflite"
     words = ["compress", saved / "model.keras", "--levels", 4, "--out", out]
     status, printed, errors = run(*words, "--data", saved / "data.npz", "--epochs", 2)
     assert (status, errors) == (0, "")
     assert printed.startswith(
-        "Sharing weights, at most 4 values a kernel, and tuning them on "
+        "Sharing weights, at most 4 levels a kernel, and tuning them on "
         f"{saved / 'data.npz'}\nEpoch 1/2\n"
     )
     assert "Epoch 2/2" in printed and not {"\r", "\b", "\x1b"} & set(printed)
     found = rows(printed)
     assert list(found) == ["cnn/conv/kernel", "cnn/fc/kernel", "cnn/out/kernel"]
-    assert all(cells[1:3] == ["4", "no"] and float(cells[4]) > 0.01 for cells in found.values())
+    assert all(cells[1:3] == ["4", "yes"] and float(cells[4]) > 0.01 for cells in found.values())
     assert f"{out.stat().st_size:,} bytes" in printed
-    assert printed.count("float32, 4 values") == 3
+    assert (printed.count("int8, 4 values"), printed.count("float32, 4 values")) == (2, 1)
     more = ("--layers", "conv", "--weights", "float16")
     status, printed, _ = run(*words, "--force", *more)
     assert status == 0 and "float16" in printed and "Epoch" not in printed
@@ -39,15 +39,31 @@ def test_compress_shares_tunes_and_exports(saved, run, monkeypatch):
 
 @tensorflow_only
 def test_compress_keeps_the_grids(saved, run):
-    words = ["compress", saved / "model.keras", "--snap", "--out", saved / "m.tflite"]
+    words = ["compress", saved / "model.keras", "--table", "even", "--out", saved / "m.tflite"]
     status, printed, errors = run(*words, "--data", saved / "data.npz", "--epochs", 1)
-    assert (status, errors) == (0, "") and "at most 16 values a channel" in printed
+    assert (status, errors) == (0, "") and "at most 16 levels a kernel" in printed
     for cells in rows(printed).values():
         # Nine weights a channel in the convolution: fewer values than are allowed.
         assert int(cells[1]) <= 16 and cells[2:5] == ["a", "channel", "yes"]
         assert 0 < float(cells[6]) < 0.05
     assert sum(printed.count(f": {form}, ") for form in ("int8", "int4")) >= 2
     assert printed.count("exact") == 3
+
+
+@tensorflow_only
+def test_compress_takes_tables_and_scales(saved, run):
+    words = [
+        "compress",
+        saved / "model.keras",
+        "--out",
+        saved / "m.tflite",
+        "--weights",
+        "codebook",
+    ]
+    for table, scale, grid in (("float32", "kernel", ["4", "no"]), ("int8", "channel", ["4", "a"])):
+        more = ("--levels", 4, "--table", table, "--scale", scale, "--force")
+        status, printed, _ = run(*words, *more)
+        assert status == 0 and rows(printed)["cnn/fc/kernel"][1:3] == grid
 
 
 @tensorflow_only
@@ -225,7 +241,7 @@ def test_archive_and_back(saved, run, refused):
 def test_mixed_precision_goes_through_an_archive(tmp_path, run):
     keras.utils.set_random_seed(0)
     stack = [keras.Input((8,)), *(keras.layers.Dense(32, dtype="mixed_float16") for _ in "ab")]
-    model = qareg.strip(qareg.share_weights(keras.Sequential(stack), levels=4, snap=True))
+    model = qareg.strip(qareg.share_weights(keras.Sequential(stack), levels=4, table="even"))
     model.save(tmp_path / "mixed.keras")
     status, printed, errors = run("inspect", tmp_path / "mixed.keras")
     assert (status, errors) == (0, "") and printed.count("4 a channel   yes") == 2
@@ -236,7 +252,7 @@ def test_mixed_precision_goes_through_an_archive(tmp_path, run):
 
 def test_verify_tells_a_mismatch_from_an_error(saved, run, refused):
     model = keras.models.load_model(saved / "model.keras")
-    qareg.strip(qareg.share_weights(model, levels=4, snap=True)).save(saved / "four.keras")
+    qareg.strip(qareg.share_weights(model, levels=4, table="even")).save(saved / "four.keras")
     files = [saved / "four.qareg"]
     assert run("archive", saved / "four.keras", "--out", files[0])[0] == 0
     if BACKEND == "tensorflow":

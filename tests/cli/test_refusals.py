@@ -53,7 +53,8 @@ def cases(files):
     for (name, value), reach in integers.items():
         said = f"Expected {name} to be an integer {reach}. Received: {value}"
         yield [*compress, f"{name}={value}"], said
-    yield [*compress, "--weights", "int3"], None
+    for name in ("--weights", "--table", "--scale"):
+        yield [*compress, name, "int3"], None
     yield [*compress, "--npu", "coral"], None
     npu = (
         "Expected --weights int8 and --data with --npu, which takes full-integer files. Received: "

@@ -66,7 +66,7 @@ def trained(make):
     return model, random.normal(size=(32, *model.input_shape[1:])).astype("float32")
 
 
-@pytest.mark.parametrize("settings", [{"levels": 4}, {"levels": 16, "snap": True}], ids=str)
+@pytest.mark.parametrize("settings", [{"levels": 4}, {"levels": 16, "table": "even"}], ids=str)
 @pytest.mark.parametrize("make", [residual, separable, autoencoder])
 def test_every_format_holds_a_shared_network(make, settings, tmp_path):
     model, inputs = trained(make)

@@ -32,7 +32,7 @@ def network():
 
 MADE = {
     "shared": lambda model: qareg.share_weights(model, 16),
-    "snapped": lambda model: qareg.share_weights(model, 64, snap=True),
+    "snapped": lambda model: qareg.share_weights(model, 64, table="even"),
     "wnq": lambda model: qareg.wnq(model, 2),
     "wnq_uniform": lambda model: qareg.wnq(model, 4, uniform=True),
     "aware": lambda model: qareg.quantization_aware(model, qareg.regularizers.NearestSquared(4)),
@@ -165,7 +165,7 @@ def test_layers_that_multiply_with_parts_of_kernels(kind, tmp_path):
     keras.utils.set_random_seed(0)
     inputs = keras.Input((4, 32) if kind == "gru" else (4, 8, 8))
     layer = layers.GRU(48, reset_after=False) if kind == "gru" else layers.ConvLSTM1D(16, 3)
-    model = qareg.share_weights(keras.Model(inputs, layer(inputs)), 4, snap=True)
+    model = qareg.share_weights(keras.Model(inputs, layer(inputs)), 4, table="even")
     paths = {kernel.path for kernel in qareg.layers.kernels(qareg.strip(model))}
     # The converter leaves what is smaller than 1024 weights in float32.
     for form in ("smallest", "tflm", *(["int8"] if kind == "gru" else [])):

@@ -336,7 +336,7 @@ def test_shared_kernels_keep_their_levels_while_tuning():
     shared.fit(images, labels, epochs=3, verbose=0)
     for old, new in zip(before, shared.variables, strict=True):
         moved = not np.array_equal(old, ops.convert_to_numpy(new))
-        assert moved == new.name.endswith("centroids"), new.path
+        assert moved == new.name.startswith(("centroids", "centroid_sizes")), new.path
     books = qareg.codebooks(shared)
     assert all(book.levels_used <= 3 for book in books.values())
 
@@ -440,7 +440,7 @@ def test_files_of_shared_weights_have_no_float_kernels(tmp_path):
     model.save(tmp_path / "plain.keras")
     shared.save(tmp_path / "shared.keras")
     sizes = [(tmp_path / f"{name}.keras").stat().st_size for name in ("plain", "shared")]
-    assert sizes[1] < 0.5 * sizes[0]  # indices take a quarter
+    assert sizes[1] < 0.55 * sizes[0]  # indices take a quarter
     loaded = keras.saving.load_model(tmp_path / "shared.keras")
     for found in (loaded, qareg.strip(loaded)):
         np.testing.assert_array_equal(*arrays(found(inputs), shared(inputs)))

@@ -43,7 +43,10 @@ def test_centroids_of_a_frozen_model_train(trainable):
     model = net()
     model.trainable = False
     shared = qareg.share_weights(model, 3, trainable=trainable)
-    assert [weight.name for weight in shared.trainable_variables] == ["centroids"] * 3
+    assert [weight.name for weight in shared.trainable_variables] == [
+        "centroids",
+        "centroid_sizes",
+    ] * 3
     model = net()
     model.get_layer("last").bias.trainable = False
     shared = qareg.share_weights(model, 3, trainable=trainable)

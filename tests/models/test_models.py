@@ -44,7 +44,10 @@ def test_every_kind_of_model_goes_all_the_way(kind, tmp_path):
     assert sorted(path.split("/")[-2] for path in books) == sorted(names)
     loaded = save_and_load(shared, tmp_path, lambda: qareg.share_weights(wrap_again()))
     assert_same_outputs(loaded, shared, inputs)
-    assert {variable.name for variable in loaded.trainable_variables} == {"centroids"}
+    assert {variable.name for variable in loaded.trainable_variables} == {
+        "centroids",
+        "centroid_sizes",
+    }
 
     plain = qareg.strip(shared)
     assert not wrappers(plain) and type(plain) is type(model)
@@ -80,7 +83,7 @@ def test_transformed_models_train(kind):
         inputs, labels, epochs=3, verbose=0, callbacks=[qareg.callbacks.PenaltySchedule()]
     )
     shared = compiled(qareg.share_weights(model))
-    assert {v.name for v in shared.trainable_variables} == {"centroids"}
+    assert {v.name for v in shared.trainable_variables} == {"centroids", "centroid_sizes"}
     shared.fit(inputs, labels, epochs=2, verbose=0)
     assert all(book.levels_used <= 4 for book in qareg.codebooks(shared).values())
 
@@ -91,7 +94,7 @@ def test_centroids_and_the_rest_can_be_tuned_together():
     model.get_layer("out").trainable = False
     shared = compiled(qareg.share_weights(model, levels=4, trainable="centroids+rest"))
     names = {v.path.split("/")[-1] for v in shared.trainable_variables}
-    assert names == {"centroids", "bias", "gamma", "beta"}
+    assert names == {"centroids", "centroid_sizes", "bias", "gamma", "beta"}
     moving, bias = snapshot(
         [shared.get_layer("norm").moving_mean, shared.get_layer("out").layer.bias]
     )
@@ -180,7 +183,8 @@ def test_auto_takes_what_each_layer_has():
     weights = np.random.default_rng(0).normal(scale=0.3, size=(20, 10)).astype("float32")
 
     def shared_kernel(model, **kwargs):
-        return next(iter(qareg.codebooks(qareg.share_weights(model, **kwargs)).values()))
+        shared = qareg.share_weights(model, table="float32", **kwargs)
+        return next(iter(qareg.codebooks(shared).values()))
 
     def dense(regularizer=None):
         model = keras.Sequential(

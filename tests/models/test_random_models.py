@@ -84,7 +84,7 @@ def check(model, inputs, folder):
         copies = [qareg.strip(model)]
         try:
             copies.append(qareg.strip(qareg.quantization_aware(model, NearestSquared(VALUES))))
-            shared = qareg.share_weights(model, VALUES)
+            shared = qareg.share_weights(model, VALUES, table="float32")
         except ValueError as error:
             assert "Expected a layer to " in str(error)  # no kernel is large enough
             shared = None

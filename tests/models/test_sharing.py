@@ -24,7 +24,7 @@ def assert_on_grid(books, levels):
 @pytest.mark.parametrize("levels", [2, 4, 16])
 def test_tuning_stays_on_the_grid(levels, tmp_path):
     images, labels = digits(128)
-    shared = compiled(qareg.share_weights(small_cnn(), levels, snap=True))
+    shared = compiled(qareg.share_weights(small_cnn(), levels, table="even"))
     before = qareg.codebooks(shared)
     assert_on_grid(before, levels)
     losses = shared.fit(images, labels, epochs=4, verbose=0).history["loss"]
@@ -46,7 +46,7 @@ def test_tuning_stays_on_the_grid(levels, tmp_path):
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="LiteRT export needs TensorFlow")
 def test_a_tuned_grid_becomes_small_integers(tmp_path):
     images, labels = digits(128)
-    shared = compiled(qareg.share_weights(small_cnn(normalize=True), 4, snap=True))
+    shared = compiled(qareg.share_weights(small_cnn(normalize=True), 4, table="even"))
     shared.fit(images, labels, epochs=2, verbose=0)
     for model in (shared, qareg.strip(shared)):
         report = qareg.export.litert(model, tmp_path / "model.tflite", "int2-exact")
@@ -56,23 +56,23 @@ def test_a_tuned_grid_becomes_small_integers(tmp_path):
 
 def test_sine_trained_on_a_grid_is_shared_on_it():
     images, labels = digits(128)
-    model = qareg.quantization_aware(small_cnn(), qareg.regularizers.Sine(4, snap=True))
+    model = qareg.quantization_aware(small_cnn(), qareg.regularizers.Sine(4, table="even"))
     compiled(model).fit(
         images, labels, epochs=6, verbose=0, callbacks=[qareg.callbacks.PenaltySchedule()]
     )
     trained = np.array(model.get_layer("fc").centroids[0])
-    shared = qareg.share_weights(model, snap=True)
+    shared = qareg.share_weights(model, table="even")
     assert_on_grid(qareg.codebooks(shared), 4)
     found = shared.get_layer("fc").codebooks()[0].centroids
     np.testing.assert_allclose(found.mean(axis=1), trained, rtol=0.35, atol=1e-6)
 
 
 def test_bad_grids():
-    assert error_of(qareg.share_weights, small_cnn(), 4, method="kmeans", snap=True) == (
-        "Expected method='auto' or 'uniform' with snap=True, which makes centroids evenly spaced. "
+    assert error_of(qareg.share_weights, small_cnn(), 4, method="kmeans", table="even") == (
+        "Expected method='auto' or 'uniform' with table='even', which makes centroids evenly spaced. "
         "Received: method='kmeans'"
     )
-    layer = SharedWeights(layers.Dense(3), levels=4, snap=True)
+    layer = SharedWeights(layers.Dense(3), levels=4, table="even")
     layer.build((None, 4))
     book = Codebook([-0.5, -0.2, 0.0, 0.2], np.zeros((4, 3), "uint8"))
     assert "Expected centroids that are [-2, -1, 0, 1] times a step. Received: [-0.5" in error_of(
@@ -92,8 +92,8 @@ def test_stripped_models_keep_grids_and_tables_of_channels():
         ]
     )
     for quantized in (
-        qareg.share_weights(model, 16, snap=True),
-        qareg.share_weights(model, 4, snap=True),
+        qareg.share_weights(model, 16, table="even"),
+        qareg.share_weights(model, 4, table="even"),
         qareg.wnq(model, 2, skip=()),
         qareg.wnq(model, 2, skip=(), uniform=True),
     ):
@@ -112,14 +112,16 @@ def test_zeros_of_pruned_kernels_and_dead_channels_stay():
     dead[:, 7] *= 1e-8
     for values, zeros in ((pruned, pruned == 0), (dead, np.arange(20)[None] == 7)):
         model.get_layer("fc").kernel.assign(values)
-        for method in ("kmeans", "quantile", "uniform", "snap"):
-            snap = method == "snap"
-            shared = qareg.share_weights(model, 6, method="auto" if snap else method, snap=snap)
+        for method, table in (
+            *[(method, "float32") for method in ("kmeans", "quantile", "uniform")],
+            ("auto", "even"),
+        ):
+            shared = qareg.share_weights(model, 6, method=method, table=table)
             shared.compile("sgd", "mse")
             shared.fit(np.ones((8, 32)), np.ones((8, 20)), verbose=0)
             (book,) = qareg.codebooks(shared).values()
             assert not book.weights[np.broadcast_to(zeros, kernel.shape)].any(), method
-            assert shared.get_layer("fc").zero_centroid != snap
+            assert shared.get_layer("fc").zero_centroid == (table != "even")
     shared = qareg.share_weights(model, 6, zero_centroid=False)
     assert not shared.get_layer("fc").zero_centroid
     model.get_layer("fc").kernel.assign(kernel)

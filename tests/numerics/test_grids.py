@@ -102,4 +102,5 @@ def test_a_table_on_a_grid_costs_its_steps():
         np.multiply.outer(np.arange(-2, 2, dtype="float32"), steps), np.zeros((9, 50), int)
     )
     assert book.table_bytes == 4 + 4 * 50
-    assert Codebook([0.1, 0.7, 0.9], [0, 1, 2]).table_bytes == 12
+    assert Codebook([0.1, 0.7, 0.9], [0, 1, 2]).table_bytes == 3 + 4
+    assert Codebook([0.1, 0.7123, 0.9], [0, 1, 2]).table_bytes == 12

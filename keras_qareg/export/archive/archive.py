@@ -297,7 +297,7 @@ def unpack_tensor(entry: dict[str, Any], sections: list[bytes]) -> np.ndarray:
 
 
 def _packed_table(book: Codebook) -> tuple[str, bytes]:
-    """Centroids as float32; or, where that is less, as int8 codes and a float32 step a channel."""
+    """Centroids as float32; or, where that is less, as int8 codes and a float32 step for each table."""
     if book.table_bytes == book.centroids.nbytes or book.grid is None:
         return "float32", book.centroids.astype("<f4").tobytes()
     codes, steps = book.grid

@@ -164,7 +164,8 @@ def test_other_grids(tmp_path):
         on_a_grid(model, range(-100, 100)), tmp_path / "m.tflite", "smallest"
     )
     assert [constant.form for constant in wide.kernels] == ["int8", "int8"]
-    clustered = qareg.share_weights(sequence((40,), layers.Dense(50, name="a")), levels=16)
+    model = sequence((40,), layers.Dense(50, name="a"))
+    clustered = qareg.share_weights(model, levels=16, table="float32")
     none = qareg.export.litert(clustered, tmp_path / "m.tflite")
     assert [constant.form for constant in none.kernels] == ["float32"]
     assert none.kernels[0].reason == "its values are on no evenly spaced grid"
@@ -268,7 +269,7 @@ def test_recurrent_kernels_are_found_inside_their_loops(tmp_path):
         assert packed == {"embeddings", "kernel", "recurrent_kernel"}
         assert report.bytes < report.float_bytes - 10_000
         np.testing.assert_allclose(run_litert(path, words)[0], predict(shared, words), atol=1e-5)
-    exact = qareg.share_weights(model, 4, snap=True)
+    exact = qareg.share_weights(model, 4, table="even")
     report = qareg.export.litert(exact, path, "int2-exact")
     assert [constant.form for constant in report.kernels if constant.path] == ["int2"] * 4
 

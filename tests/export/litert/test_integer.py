@@ -31,7 +31,7 @@ def stored(path):
 @pytest.mark.parametrize("normalize", [False, True], ids=["plain", "normalized"])
 @pytest.mark.parametrize("levels", [3, 16])
 def test_codes_of_a_grid_are_kept(levels, normalize, tmp_path, monkeypatch):
-    model = qareg.share_weights(network(normalize), levels, snap=True)
+    model = qareg.share_weights(network(normalize), levels, table="even")
     kernels = {w.path: np.array(w) for w in qareg.layers.kernels(qareg.strip(model))}
     path = tmp_path / "m.tflite"
     report = qareg.export.litert(model, path, "int8", IMAGES)
@@ -70,7 +70,7 @@ def test_negative_factors_and_channels_of_zeros(tmp_path):
     )
     gamma = np.array([-1.5, 0, 1, 0.1, -0.01, 2, 1, 1], "float32")
     model.layers[1].gamma.assign(gamma)
-    shared = qareg.share_weights(model, 16, snap=True)
+    shared = qareg.share_weights(model, 16, table="even")
     report = qareg.export.litert(shared, tmp_path / "m.tflite", "int8", IMAGES)
     assert [form.reason for form in report.kernels] == [""] * 3
     want = predict(shared, IMAGES)
@@ -81,7 +81,7 @@ def test_negative_factors_and_channels_of_zeros(tmp_path):
 
 
 def test_other_kernels_are_rounded_as_ever(tmp_path):
-    shared = qareg.share_weights(network(), 16)
+    shared = qareg.share_weights(network(), 16, table="float32")
     report = qareg.export.litert(shared, tmp_path / "m.tflite", "int8", IMAGES)
     assert {form.reason for form in report.kernels} == {
         "rounded: its values are on no evenly spaced grid"
@@ -89,7 +89,7 @@ def test_other_kernels_are_rounded_as_ever(tmp_path):
     words = keras.Sequential(
         [keras.Input((5,)), layers.Embedding(50, 16), layers.Dense(40, name="head")]
     )
-    shared = qareg.share_weights(words, 4, snap=True)
+    shared = qareg.share_weights(words, 4, table="even")
     report = qareg.export.litert(
         shared, tmp_path / "m.tflite", "int8", RNG.integers(0, 50, (20, 5))
     )
@@ -101,7 +101,7 @@ def test_other_kernels_are_rounded_as_ever(tmp_path):
 
 
 def test_wrong_codes_leave_no_file(tmp_path, monkeypatch):
-    model, right = qareg.share_weights(network(), 16, snap=True), integer._grid
+    model, right = qareg.share_weights(network(), 16, table="even"), integer._grid
 
     def wrong(*arguments):
         grid, reason = right(*arguments)

@@ -232,7 +232,7 @@ def test_open_sizes(kind, tmp_path):
     keras.utils.set_random_seed(0)
     shape, build = OPEN[kind]
     inputs = keras.Input(shape)
-    model = qareg.share_weights(keras.Model(inputs, build(inputs)), 4, snap=True)
+    model = qareg.share_weights(keras.Model(inputs, build(inputs)), 4, table="even")
     path, fixed = tmp_path / "m.tflite", tuple(size or 70 for size in shape)
     data = RNG.normal(size=(4, *fixed)).astype("float32")
     for form in ("float32", "auto", "codebook", "int8"):
@@ -342,7 +342,7 @@ def test_models_of_other_precision_become_float32_files(policy, tmp_path):
     path = tmp_path / "m.tflite"
     kinds = [model]
     if policy.startswith("mixed"):
-        kinds.append(qareg.share_weights(model, 4, snap=True))
+        kinds.append(qareg.share_weights(model, 4, table="even"))
     for kind in kinds:
         types = [layer.compute_dtype for layer in kind.layers]
         assert policy.removeprefix("mixed_") in types
@@ -406,7 +406,7 @@ def test_quantized_ends(form, tmp_path):
     keras.utils.set_random_seed(0)
     inputs = keras.Input((8, 8, 2))
     x = layers.Flatten()(layers.Conv2D(16, 3, activation="relu")(inputs))
-    model = qareg.share_weights(keras.Model(inputs, layers.Dense(4)(x)), 16, snap=True)
+    model = qareg.share_weights(keras.Model(inputs, layers.Dense(4)(x)), 16, table="even")
     data = RNG.normal(size=(64, 8, 8, 2)).astype("float32")
     path = tmp_path / "m.tflite"
     for kind, number in (("int8", 9), ("uint8", 3), ("float32", 0)):

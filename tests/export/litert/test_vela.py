@@ -93,7 +93,7 @@ def test_vela_itself_compiles_our_files(tmp_path):
     """Fewer levels are fewer bytes there, in files that are equally large here."""
     path, ends, found = tmp_path / "m.tflite", {"input_type": "int8", "output_type": "int8"}, []
     for levels in (256, 4):
-        shared = qareg.share_weights(network(), levels, snap=True)
+        shared = qareg.share_weights(network(), levels, table="even")
         report = qareg.export.litert(shared, path, "int8", IMAGES, npu="ethos-u55-128", **ends)
         assert report.npu_weight_bytes < report.npu_bytes and "of them weights" in report.npu
         found.append(report)

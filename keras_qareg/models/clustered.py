@@ -1,0 +1,217 @@
+"""From kernels to codebooks: the values that the weights of a layer are to share, and who has which."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import NamedTuple
+
+import keras
+import numpy as np
+from keras import ops
+from keras.layers import Layer
+
+from keras_qareg import regularizers
+from keras_qareg.layers import QuantizationAware, Weights, channel_axes, kernels
+from keras_qareg.models.accounting import inner_layer
+from keras_qareg.models.cloning import own_regularizer
+from keras_qareg.models.stripping import used_kernels
+from keras_qareg.numerics import clustering, grids, tables
+from keras_qareg.numerics.codebook import Codebook
+
+# From so many weights on a bar is shown; and layers that are clustered at a time.
+_MANY_WEIGHTS, _WORKERS = 10_000_000, min(4, os.cpu_count() or 1)
+# The share of exact zeros from which on they stay zeros.
+_MANY_ZEROS = 0.1
+
+
+class Way(NamedTuple):
+    """How kernels are clustered: the arguments of `share_weights` that say it."""
+
+    weights: Weights
+    method: str
+    table: str
+    zero_centroid: bool | str
+
+
+def cluster_all(
+    sizes: dict[Layer, int], scales: dict[Layer, str], way: Way, verbose: str | int
+) -> dict[Layer, list[tuple[Codebook, bool]]]:
+    """The codebooks of all layers, some at a time: NumPy sorts and counts without Python's lock.
+
+    Args:
+        sizes: The levels of each layer.
+        scales: `"kernel"` or `"channel"` for each layer.
+        way: How.
+        verbose: As in `share_weights`.
+
+    Returns:
+        For each layer the codebook of each kernel, and whether it has a zero that is to stay.
+
+    Raises:
+        ValueError: If a layer has no trained centroids where they are asked for, or a kernel has NaN.
+    """
+    if verbose == "auto":
+        verbose = int(sum(layer.count_params() for layer in sizes) >= _MANY_WEIGHTS)
+    bar = keras.utils.Progbar(len(sizes), verbose=verbose, unit_name="layer")
+    books = {}
+    with ThreadPoolExecutor(_WORKERS) as pool:
+        jobs = [
+            pool.submit(_cluster, layer, levels, scales[layer], way)
+            for layer, levels in sizes.items()
+        ]
+        try:
+            for layer, job in zip(sizes, jobs, strict=True):
+                books[layer] = job.result()
+                bar.update(len(books))
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return books
+
+
+def regularizer_of(layer: Layer) -> regularizers.QuantizationRegularizer | None:
+    """The regularizer of this package that a layer was trained under, if there is one."""
+    if isinstance(layer, QuantizationAware):
+        return layer.regularizer
+    return own_regularizer(layer)
+
+
+def has_centroids(layer: Layer, levels: int, method: str) -> bool:
+    """Whether a layer has so many trained or fixed centroids, and the method takes them."""
+    regularizer = regularizer_of(layer)
+    if method not in ("auto", "trained") or not regularizer or regularizer.levels != levels:
+        return False
+    return isinstance(layer, QuantizationAware) or not regularizer.learned
+
+
+def _cluster(layer: Layer, levels: int, scale: str, way: Way) -> list[tuple[Codebook, bool]]:
+    """The codebook of each kernel of a layer, and whether it has a zero that is to stay."""
+    found = kernels(layer, way.weights)
+    trained: Sequence[np.ndarray | None] = [None] * len(found)
+    regularizer = regularizer_of(layer)
+    if regularizer is not None and has_centroids(layer, levels, way.method):
+        if isinstance(layer, QuantizationAware):
+            trained = layer.tables()
+        else:
+            trained = [regularizer.basins() for _ in found]
+    if way.method == "trained" and trained[0] is None:
+        raise ValueError(
+            f"Expected trained centroids for levels={levels} with method='trained'. Received: layer "
+            f"'{layer.name}' without them. Train it with keras_qareg.quantization_aware, or use "
+            "method='auto'."
+        )
+    means = regularizer is not None and regularizer.learned
+    books = []
+    for kernel, values, centroids in zip(
+        found, used_kernels(layer, way.weights), trained, strict=True
+    ):
+        axes = channel_axes(inner_layer(layer), kernel)
+        try:
+            clustering.check_finite(ops.convert_to_numpy(kernel))
+            zero = way.zero_centroid is True
+            if centroids is None:
+                values, has_zeros = _with_exact_zeros(values, levels, axes)
+                zero = has_zeros if way.zero_centroid == "auto" else zero
+            elif zero:
+                centroids = _with_zero(centroids)
+            if way.table == "even":
+                axes = axes if scale == "channel" else 0
+                books.append((_on_grid(values, levels, axes, centroids), False))
+            elif centroids is not None:
+                books.append((_of_centroids(values, centroids, means, zero, way.table), zero))
+            else:
+                axes = axes if scale == "channel" else 0
+                books.append((_found(values, levels, axes, zero, way), zero))
+        except ValueError as error:
+            raise ValueError(f"Kernel '{kernel.path}': {error}") from error
+    return books
+
+
+def _with_exact_zeros(values: np.ndarray, levels: int, axes: int) -> tuple[np.ndarray, bool]:
+    """A kernel whose dead channels are 0, and whether its zeros are worth a centroid."""
+    dead = clustering.dead_channels(values, axes)
+    values = np.where(dead, np.float32(0), values) if dead.any() else values
+    share = float(np.mean(values == 0))
+    # Of two values, one is too much for a few zeros.
+    return values, share >= 0.5 if levels == 2 else bool(dead.any()) or share >= _MANY_ZEROS
+
+
+def _on_grid(weights: np.ndarray, levels: int, axes: int, centroids: np.ndarray | None) -> Codebook:
+    """The codebook of a kernel on grids, one for each channel in its last axes, or one in all."""
+    codes = grids.grid_codes(levels).astype("float32")
+    found = None if centroids is None else grids.integer_grid(np.sort(centroids)[:, None])
+    if found is not None and np.array_equal(found[0], codes):
+        steps = np.full(weights.shape[weights.ndim - axes :] if axes else (1,), found[1][0])
+    else:
+        steps = grids.snapped(weights, levels, axes)
+    table = np.multiply.outer(codes, steps)
+    # One channel has a table without channel axes; so has a kernel whose channels are not last.
+    table = table if axes else table[:, 0]
+    return Codebook(table, grids.nearest_codes(weights, steps, levels))
+
+
+def _of_centroids(
+    values: np.ndarray, centroids: np.ndarray, means: bool, zero: bool, table: str
+) -> Codebook:
+    """The codebook of a kernel by the centroids that it has, each moved to the mean of its members."""
+    book = Codebook.nearest(values, centroids)
+    book = book.with_member_means(values, zero) if means else book
+    return _rounded(values, book) if table == "int8" else book
+
+
+def _found(values: np.ndarray, levels: int, axes: int, zero: bool, way: Way) -> Codebook:
+    """The codebook of a kernel by its weights alone, with a scale for each channel in its last axes."""
+    method = "kmeans" if way.method == "auto" else way.method
+    cluster = partial(_initial, levels=levels, method=method, zero_centroid=zero)
+    if axes:
+        kept = _kept(values, levels, axes, way.table) if method == "kmeans" else None
+        return kept or tables.channel_table(values, axes, cluster, way.table == "int8")
+    book = Codebook.nearest(values, cluster(values))
+    return _rounded(values, book) if way.table == "int8" else book
+
+
+def _kept(values: np.ndarray, levels: int, axes: int, table: str) -> Codebook | None:
+    """The codebook of a kernel that has few values already, which stay what they are."""
+    channels = values.shape[values.ndim - axes :]
+    book = Codebook.exact(values)
+    if book is not None and len(book.centroids) <= levels:
+        book = _rounded(values, book) if table == "int8" else book
+        return Codebook(np.multiply.outer(book.centroids, np.ones(channels)), book.indices)
+    found = grids.integer_weights(values, axes)
+    if found is None:
+        return None
+    codes = np.unique(found[0])
+    if len(codes) > levels or codes[0] < -tables.LARGEST_CODE:
+        return None
+    centroids = np.multiply.outer(codes.astype("float32"), found[1])
+    return Codebook(centroids, np.searchsorted(codes, found[0]))
+
+
+def _rounded(values: np.ndarray, book: Codebook) -> Codebook:
+    """A codebook whose centroids are whole numbers times a step; the same where they are already."""
+    codes, step = tables.int8_table(book.centroids, book.counts)
+    table = codes.astype("float32") * step
+    same = np.array_equal(table, book.centroids)
+    return book if same else Codebook.nearest(values, table)
+
+
+def _initial(
+    weights: np.ndarray,
+    importance: np.ndarray | None = None,
+    *,
+    levels: int,
+    method: str,
+    zero_centroid: bool,
+) -> np.ndarray:
+    if method in ("quantile", "uniform"):
+        found = clustering.METHODS[method](weights, levels)
+        return _with_zero(found) if zero_centroid else found
+    return clustering.kmeans(weights, levels, zero_centroid=zero_centroid, importance=importance)
+
+
+def _with_zero(centroids: np.ndarray) -> np.ndarray:
+    centroids = np.array(centroids, "float32")
+    centroids[np.argmin(np.abs(centroids))] = 0.0
+    return centroids
