@@ -4,12 +4,12 @@
     python -m benchmarks.size --models resnet8.h5 kws.keras --levels 4 16 --wnq --out results
 
 A CNN of 283,000 weights for 28x28 images, its kernels drawn from a Laplace distribution; or trained
-models in files of Keras (`size_models.txt`). Kernels are shared with each of `--tables`, and with `--wnq`
-by WNQ of 2 bits with uniform levels. Compares the float32 file, the same gzipped and by zstd (what
-TensorFlow Model Optimization's clustering comes to), full-integer int8 and what Vela makes of it where it
-is installed, our forms, TFLite Micro's, the archive, and the entropy bound: bits a weight by the
-frequencies of the levels, and all else as float32. In brackets: the bytes of a file as a multiple of its
-limit (`benchmarks.limits`).
+models in files of Keras (`size_models.txt`). Kernels are shared with each of `--tables`, and with
+`--wnq` by WNQ of 2 bits with uniform levels. Compares the float32 file, the same gzipped and by zstd
+(what TensorFlow Model Optimization's clustering comes to), full-integer int8 and what Vela makes of it
+where it is installed, our forms, TFLite Micro's, the archive, and the entropy bound: bits a weight by
+the frequencies of the levels, and all else as float32. In brackets: the bytes of a file as a multiple
+of its limit (`benchmarks.limits`).
 """
 
 import json
