@@ -100,19 +100,16 @@ ON_TENSORFLOW = pytest.mark.skipif(BACKEND != "tensorflow", reason="LiteRT expor
 
 @ON_TENSORFLOW
 def test_the_sizes_of_one_model(tmp_path):
-    assert_sizes({**size.row(size.network(), 4, True, tmp_path), "normalized": False})
+    assert_sizes({**size.row(size.network(), 4, "int8", tmp_path), "normalized": False})
 
 
-@pytest.mark.slow  # four models in all forms
+@pytest.mark.slow  # six models in all forms
 @ON_TENSORFLOW
 def test_the_size_benchmark_runs(tmp_path):
     run("-m", "benchmarks.size", "--levels", 4, "--out", tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "size.jsonl").read_text().splitlines()]
-    assert [(row["normalized"], row["grid"]) for row in rows] == [
-        (False, True),
-        (False, False),
-        (True, True),
-        (True, False),
+    assert [(row["normalized"], row["table"]) for row in rows] == [
+        (normalized, table) for normalized in (False, True) for table in ("even", "int8", "float32")
     ]
     for row in rows:
         assert_sizes(row)
@@ -121,7 +118,7 @@ def test_the_size_benchmark_runs(tmp_path):
 def assert_sizes(row):
     assert row["bound"] < row["archive"] < min(0.85 * row["gzip"], 0.85 * row["zstd"])
     assert row["archive"] < row["smallest"] <= row["auto"] <= row["float32"] < 1.2e6
-    if row["grid"]:
+    if row["table"] != "float32":
         assert row["auto"] <= 295_000 + 5000 * row["normalized"]  # int8: a byte a weight
 
 
