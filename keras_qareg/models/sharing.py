@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import keras
 from keras.layers import Layer
 
 from keras_qareg.config import check_choice
-from keras_qareg.layers import KEPT_CONSTRAINTS, QuantizationAware, SharedWeights, Weights, kernels
+from keras_qareg.layers import (
+    KEPT_CONSTRAINTS,
+    QuantizationAware,
+    SharedWeights,
+    Weights,
+    channel_axes,
+    kernels,
+)
 from keras_qareg.layers.keras_private import set_trainable_alone
-from keras_qareg.models.accounting import own_weights
+from keras_qareg.models.accounting import inner_layer, own_weights
 from keras_qareg.models.cloning import clone
 from keras_qareg.models.clustered import Way, cluster_all, has_centroids, regularizer_of
 from keras_qareg.models.selection import (
@@ -32,6 +40,8 @@ from keras_qareg.numerics.tables import SCALES, TABLES
 
 METHODS = ("auto", "trained", "kmeans", "quantile", "uniform")
 TRAINABLE = ("centroids", "centroids+rest")
+# Weights of a channel from which on a step of its own is little beside them.
+_LARGE_CHANNEL = 16
 
 
 def share_weights(
@@ -71,11 +81,11 @@ def share_weights(
         scale: How many steps a kernel has: `"kernel"` one, `"channel"` one for each output channel, so
             that each has up to `levels` values of its own. For the latter, weights are divided by the
             root mean square of their channel, and clustered together, each counting by the square of
-            that. `"auto"` (default): `"channel"` where it costs nothing in a file: with `"int8"` where
-            nothing but a batch normalization reads what the layer computes, whose factors a converter
-            multiplies the kernel with anyway, and with `"even"` everywhere; not with `"float32"`, of
-            which files hold a table for each channel then. One step is for kernels
-            with trained or fixed centroids, unless `"even"`, and for those whose channels are not
+            that. `"auto"` (default): `"channel"` where it costs little or nothing in a file: with
+            `"int8"` where a channel has 16 weights or more, or nothing but a batch normalization reads
+            what the layer computes, whose factors a converter multiplies the kernel with anyway; with
+            `"even"` everywhere; not with `"float32"`, of which files hold a table for each channel
+            then. One step is for kernels with trained or fixed centroids, unless `"even"`, and for those whose channels are not
             their last axes (transposed convolutions).
         zero_centroid: Whether one centroid of each kernel is 0 and stays so. `"auto"` (default): where
             a tenth of its weights or more are exactly 0, as in pruned kernels, or a channel is dead
@@ -114,7 +124,7 @@ def share_weights(
         )
     warn_of_overlooked(model, layers, weights)
     _check_constraints(sizes, weights)
-    scales = _scales(model, sizes, method, table, scale)
+    scales = _scales(model, sizes, weights, method, table, scale)
     way = Way(weights, method, table, zero_centroid)
     found = cluster_all(sizes, scales, way, verbose)
     made = []
@@ -207,11 +217,18 @@ def _levels_of(layer: Layer, levels: int | None) -> int:
 
 
 def _scales(
-    model: keras.Model, sizes: dict[Layer, int], method: str, table: str, scale: str
+    model: keras.Model,
+    sizes: dict[Layer, int],
+    weights: Weights,
+    method: str,
+    table: str,
+    scale: str,
 ) -> dict[Layer, str]:
     """Whether each layer has one step a kernel, or one a channel."""
     if scale == "auto":
-        free = {"int8": normalized_layers(model, sizes), "even": list(sizes), "float32": []}[table]
+        free = {"int8": _nearly_free(model, sizes, weights), "even": list(sizes), "float32": []}[
+            table
+        ]
     else:
         free = list(sizes) if scale == "channel" else []
     chosen = {id(layer) for layer in free}
@@ -221,3 +238,21 @@ def _scales(
         own = table != "even" and has_centroids(layer, levels, method)
         scales[layer] = "channel" if id(layer) in chosen and not own else "kernel"
     return scales
+
+
+def _nearly_free(model: keras.Model, layers: Iterable[Layer], weights: Weights) -> list[Layer]:
+    """The layers whose files have a factor a channel anyway, or large channels, beside which it is little."""
+    layers = list(layers)
+    normalized = {id(layer) for layer in normalized_layers(model, layers)}
+    return [
+        layer
+        for layer in layers
+        if id(layer) in normalized
+        or all(_channel_size(layer, kernel) >= _LARGE_CHANNEL for kernel in kernels(layer, weights))
+    ]
+
+
+def _channel_size(layer: Layer, kernel: keras.Variable) -> int:
+    """How many weights of a kernel are in one output channel."""
+    axes = channel_axes(inner_layer(layer), kernel)
+    return math.prod(kernel.shape[: len(kernel.shape) - axes])

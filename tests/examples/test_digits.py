@@ -100,7 +100,7 @@ ON_TENSORFLOW = pytest.mark.skipif(BACKEND != "tensorflow", reason="LiteRT expor
 
 @ON_TENSORFLOW
 def test_the_sizes_of_one_model(tmp_path):
-    row = {"model": "size", **size.row(size.network(), 4, size.EVEN, tmp_path)}
+    row = {"model": "size", **size.row(size.network(), 4, "int8", tmp_path)}
     assert_sizes(row)
     assert f"{row['codebook']:,} ({row['codebook'] / row['codebook limit']:.2f})" in size.line_of(
         row
@@ -114,9 +114,9 @@ def test_the_size_benchmark_runs(tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "size.jsonl").read_text().splitlines()]
     assert [(row["model"], row["kind"]) for row in rows] == [
         ("size", "even"),
-        ("size", "k-means"),
+        ("size", "int8"),
         ("size, normalized", "even"),
-        ("size, normalized", "k-means"),
+        ("size, normalized", "int8"),
     ]
     for row in rows:
         assert_sizes(row)
@@ -125,8 +125,7 @@ def test_the_size_benchmark_runs(tmp_path):
 def assert_sizes(row):
     assert row["bound"] < row["archive"] < min(0.85 * row["gzip"], 0.85 * row["zstd"])
     assert row["archive"] < row["smallest"] <= row["auto"] <= row["float32"] < 1.2e6
-    if row["kind"] == "even":
-        assert row["auto"] <= 295_000 + 5000 * ("normalized" in row["model"])  # a byte a weight
+    assert row["auto"] <= 295_000 + 5000 * ("normalized" in row["model"])  # a byte a weight
     for form in size.FILES:
         assert row[f"{form} limit"] < row[form] < 1.5 * row[f"{form} limit"], form
 
