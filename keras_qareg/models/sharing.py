@@ -85,8 +85,8 @@ def share_weights(
             `"int8"` where a channel has 16 weights or more, or nothing but a batch normalization reads
             what the layer computes, whose factors a converter multiplies the kernel with anyway; with
             `"even"` everywhere; not with `"float32"`, of which files hold a table for each channel
-            then. One step is for kernels with trained or fixed centroids, unless `"even"`, and for those whose channels are not
-            their last axes (transposed convolutions).
+            then. One step is for kernels with trained or fixed centroids, unless `"even"`, and for
+            those whose channels are not their last axes (transposed convolutions).
         zero_centroid: Whether one centroid of each kernel is 0 and stays so. `"auto"` (default): where
             a tenth of its weights or more are exactly 0, as in pruned kernels, or a channel is dead
             (all its weights are below 1e-5 of the kernel's largest, and become 0); not where centroids
@@ -241,7 +241,7 @@ def _scales(
 
 
 def _nearly_free(model: keras.Model, layers: Iterable[Layer], weights: Weights) -> list[Layer]:
-    """The layers whose files have a factor a channel anyway, or large channels, beside which it is little."""
+    """The layers whose files have a factor a channel anyway, or channels beside which it is little."""
     layers = list(layers)
     normalized = {id(layer) for layer in normalized_layers(model, layers)}
     return [

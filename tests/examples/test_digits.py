@@ -39,7 +39,7 @@ def check_the_demo(tmp_path, *words):
         assert "in LiteRT" in printed and (tmp_path / "best.tflite").stat().st_size > 100_000
 
 
-@slow_but_on_tensorflow
+@pytest.mark.slow
 def test_the_wnq_study_runs_in_short(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(wnq_digits, "BITS", ((2, None), (2, 2)))
     monkeypatch.setattr("sys.argv", ["wnq_digits", "--epochs", "2", "--out", str(tmp_path)])
@@ -68,7 +68,7 @@ def check_the_wnq_study(tmp_path, printed, kinds=2):
     assert BACKEND != "tensorflow" or "in LiteRT" in printed
 
 
-@slow_but_on_tensorflow
+@pytest.mark.slow
 def test_the_analysis_of_errors_runs(tmp_path):
     words = ["--bits", 1, "--seeds", 1, "--epochs", 1, "--out", tmp_path]
     printed = run("-m", "benchmarks.wnq_error", *words)

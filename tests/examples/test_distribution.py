@@ -70,6 +70,7 @@ def alone(tmp_path_factory):
     return {model: weights(folder / model / "worker-0.npz") for model in MODELS}
 
 
+@pytest.mark.slow
 @ON_TENSORFLOW
 def test_two_workers_train_as_one_process(alone, tmp_path):
     finish(2, *start_workers(MODELS, tmp_path))

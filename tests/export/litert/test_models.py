@@ -90,7 +90,7 @@ MODELS = {
     "nested": nested,
     "resnet20": lambda: resnet(blocks=3),
 }
-SLOW = ["resnet20"]  # the same blocks as in "resnet", three times
+SLOW = ["resnet", "resnet20"]  # what is in them is in "mobilenet" and "two_by_two" too
 # Levels by any method, and on a grid; whether the file must equal Keras.
 FORMS = [
     ("codebook", "float32", True),
