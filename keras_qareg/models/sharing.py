@@ -40,8 +40,7 @@ from keras_qareg.numerics.tables import SCALES, TABLES
 
 METHODS = ("auto", "trained", "kmeans", "quantile", "uniform")
 TRAINABLE = ("centroids", "centroids+rest")
-# Weights of a channel from which on a step of its own is little beside them.
-_LARGE_CHANNEL = 16
+_LARGE_CHANNEL = 16  # weights
 
 
 def share_weights(
@@ -81,12 +80,13 @@ def share_weights(
         scale: How many steps a kernel has: `"kernel"` one, `"channel"` one for each output channel, so
             that each has up to `levels` values of its own. For the latter, weights are divided by the
             root mean square of their channel, and clustered together, each counting by the square of
-            that. `"auto"` (default): `"channel"` where it costs little or nothing in a file: with
-            `"int8"` where a channel has 16 weights or more, or nothing but a batch normalization reads
-            what the layer computes, whose factors a converter multiplies the kernel with anyway; with
-            `"even"` everywhere; not with `"float32"`, of which files hold a table for each channel
-            then. One step is for kernels with trained or fixed centroids, unless `"even"`, and for
-            those whose channels are not their last axes (transposed convolutions).
+            that. `"auto"` (default): `"channel"` where it costs nothing in a file. With `"int8"` that is
+            where nothing but a batch normalization reads what the layer computes, whose factors a
+            converter multiplies the kernel with anyway; where such layers have half of the weights or
+            more, it is all layers, of whose steps the file is a percent larger or two; with `"even"` it
+            is everywhere, with `"float32"` nowhere, since files would hold a table for each channel.
+            One step is for kernels with trained or fixed centroids, unless `"even"`, and for those
+            whose channels are not their last axes (transposed convolutions).
         zero_centroid: Whether one centroid of each kernel is 0 and stays so. `"auto"` (default): where
             a tenth of its weights or more are exactly 0, as in pruned kernels, or a channel is dead
             (all its weights are below 1e-5 of the kernel's largest, and become 0); not where centroids
@@ -241,18 +241,25 @@ def _scales(
 
 
 def _nearly_free(model: keras.Model, layers: Iterable[Layer], weights: Weights) -> list[Layer]:
-    """The layers whose files have a factor a channel anyway, or channels beside which it is little."""
-    layers = list(layers)
-    normalized = {id(layer) for layer in normalized_layers(model, layers)}
-    return [
-        layer
+    """The layers for which files have a factor a channel anyway, from a batch normalization.
+
+    Where these hold most of the weights, the others too: their steps are little beside the file then.
+    """
+    sizes = {
+        layer: sum(math.prod(kernel.shape) for kernel in kernels(layer, weights))
         for layer in layers
-        if id(layer) in normalized
-        or all(_channel_size(layer, kernel) >= _LARGE_CHANNEL for kernel in kernels(layer, weights))
-    ]
+    }
+    normalized = normalized_layers(model, sizes)
+    if 2 * sum(sizes[layer] for layer in normalized) < sum(sizes.values()):
+        return normalized
+    known = {id(layer) for layer in normalized}
+    return [layer for layer in sizes if id(layer) in known or _has_large_channels(layer, weights)]
 
 
-def _channel_size(layer: Layer, kernel: keras.Variable) -> int:
-    """How many weights of a kernel are in one output channel."""
-    axes = channel_axes(inner_layer(layer), kernel)
-    return math.prod(kernel.shape[: len(kernel.shape) - axes])
+def _has_large_channels(layer: Layer, weights: Weights) -> bool:
+    """Whether each output channel has so many weights that a step of its own is little beside them."""
+    inner = inner_layer(layer)
+    return all(
+        math.prod(kernel.shape[: len(kernel.shape) - channel_axes(inner, kernel)]) >= _LARGE_CHANNEL
+        for kernel in kernels(layer, weights)
+    )
