@@ -149,10 +149,7 @@ def train(
     if centroid_rate != 1.0:
         rate = centroid_rate * LEARNING_RATE
         optimizer = qareg.optimizers.with_centroid_optimizer(optimizer, rate)
-    # Any values, as the paper has them.
-    model = qareg.quantization_aware(
-        model, regularizer, straight_through=straight_through, table="float32"
-    )
+    model = qareg.quantization_aware(model, regularizer, straight_through=straight_through)
     schedule = schedule or qareg.callbacks.PenaltySchedule()
     fit(model, data, epochs, schedule, optimizer=optimizer)
     return model
@@ -162,7 +159,7 @@ def share_and_tune(
     model: keras.Model, levels: int, data: Data, test: Data, tuning_epochs: int = TUNING_EPOCHS
 ) -> tuple[keras.Model, dict[str, Any]]:
     """The shared and tuned model, and its accuracies before and after tuning."""
-    shared = qareg.share_weights(model, levels=levels, table="float32")
+    shared = qareg.share_weights(model, levels=levels)
     figures = {"float": accuracy(model, *test), "shared": accuracy(shared, *test)}
     fit(shared, data, tuning_epochs, optimizer=keras.optimizers.Adam(TUNING_RATE))
     figures |= {"tuned": accuracy(shared, *test), "entropy": summary(shared).entropy}

@@ -51,7 +51,8 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     def run(*tensors: Any) -> Any:
         return function(*tensors) if tf.executing_eagerly() else graph(*tensors)
 
-    return run
+    # It holds nothing that AutoGraph would have to see, and a warning each time that it looks.
+    return tf.autograph.experimental.do_not_convert(run)
 
 
 def custom_gradient(function: Callable[..., Any]) -> Callable[..., Any]:
