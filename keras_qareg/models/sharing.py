@@ -102,8 +102,8 @@ def share_weights(
 
     Raises:
         ValueError: If an argument is out of its range, the model is unbuilt or shared already, no
-            layer matches, or a kernel has NaN or infinite weights, or a constraint other than `NonNeg`
-            (which the centroids then have).
+            layer matches, or a kernel is of half precision, has NaN or infinite weights, or a constraint
+            other than `NonNeg` (which the centroids then have).
 
     Example:
 
@@ -123,7 +123,7 @@ def share_weights(
             f"{no_kernel(model, weights)}"
         )
     warn_of_overlooked(model, layers, weights)
-    _check_constraints(sizes, weights)
+    _check_kernels(sizes, weights)
     scales = _scales(model, sizes, weights, method, table, scale)
     way = Way(weights, method, table, zero_centroid)
     found = cluster_all(sizes, scales, way, verbose)
@@ -190,10 +190,16 @@ def _check_arguments(
             )
 
 
-def _check_constraints(chosen: Iterable[Layer], weights: Weights) -> None:
-    """Raises a `ValueError` where shared values cannot keep what a kernel is held to."""
+def _check_kernels(chosen: Iterable[Layer], weights: Weights) -> None:
+    """Raises a `ValueError` where shared values cannot be what a kernel is held to, or is made of."""
     for layer in chosen:
         for kernel in kernels(layer, weights):
+            if kernel.dtype in ("float16", "bfloat16"):
+                raise ValueError(
+                    f"Expected kernels of float32. Received: '{kernel.path}' of {kernel.dtype}, which "
+                    "would round shared values to others. Make the model anew with the dtype policy "
+                    f"'mixed_{kernel.dtype}' or 'float32', and load its weights into it."
+                )
             held = kernel.constraint
             if held is not None and not isinstance(held, KEPT_CONSTRAINTS):
                 raise ValueError(

@@ -287,8 +287,10 @@ def _histogram(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _best_steps(values: np.ndarray, counts: Any, codes: np.ndarray) -> np.ndarray:
     """The step of each column of values `(n, channels)`, for the least squared error."""
     largest = np.abs(values).max(axis=0)
-    # Any step will do for a channel of zeros.
-    largest = np.where(largest > 0, largest, np.finfo("float32").tiny * 256).astype(values.dtype)
+    # Any step will do for a channel of zeros, but integer formats want no tiny one; where no code is
+    # zero, a tiny one makes what is nearest to it.
+    least = 1.0 if 0 in codes else np.finfo("float32").tiny * 256
+    largest = np.where(largest > 0, largest, least).astype(values.dtype)
     best, best_errors = largest, np.full(largest.shape, np.inf)
     for share in _STARTS:
         start = share * largest / np.abs(codes).max()

@@ -105,7 +105,7 @@ def channel_table(
         indices = Codebook.nearest(live / scales, table).indices
         masses = np.bincount(
             indices.reshape(-1),
-            np.broadcast_to(np.square(scales), live.shape).reshape(-1),
+            np.broadcast_to(np.square(scales / scales.max()), live.shape).reshape(-1),
             table.size,
         )
         codes, step = int8_table(table, masses)
@@ -266,7 +266,8 @@ def _fitted_table(
     weights: np.ndarray, scales: np.ndarray, indices: np.ndarray, table: np.ndarray
 ) -> np.ndarray:
     """The table with the least squared error for some scales; its zeros stay."""
-    places, size = indices.reshape(-1), table.size
+    # Squares of large weights do not fit float32.
+    places, size, scales = indices.reshape(-1), table.size, scales.astype("float64")
     sums = np.bincount(places, (weights * scales).reshape(-1), size)
     squares = np.bincount(
         places, np.broadcast_to(np.square(scales), weights.shape).reshape(-1), size

@@ -315,3 +315,29 @@ def test_bad_tables():
     assert message.startswith(
         "Expected centroids that are the same in each channel but for a factor."
     )
+
+
+@pytest.mark.one_backend
+@pytest.mark.parametrize("factor", [1e-30, 1e30])
+@pytest.mark.parametrize("table", ["int8", "even", "float32"])
+def test_kernels_of_any_size(table, factor):
+    model = keras.Sequential([keras.Input((40,)), keras.layers.Dense(24)])
+    kernel = factor * RNG.normal(size=(40, 24)).astype("float32")
+    model.layers[0].kernel.assign(kernel)
+    for scale in ("kernel", "channel"):
+        shared = qareg.share_weights(model, 16, table=table, scale=scale)
+        (book,) = qareg.codebooks(shared).values()
+        apart = (book.weights.astype("float64") - kernel) / factor
+        assert np.sqrt(np.mean(np.square(apart))) < 0.2
+
+
+@pytest.mark.one_backend
+def test_kernels_of_half_precision_are_refused():
+    model = keras.Sequential(
+        [keras.Input((40,)), keras.layers.Dense(24, dtype="float16", name="d")]
+    )
+    assert error_of(lambda: qareg.share_weights(model, 4)) == (
+        f"Expected kernels of float32. Received: '{model.name}/d/kernel' of float16, which would round "
+        "shared values to others. Make the model anew with the dtype policy 'mixed_float16' or "
+        "'float32', and load its weights into it."
+    )

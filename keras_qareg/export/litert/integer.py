@@ -19,7 +19,7 @@ from keras_qareg.export.litert.recognition import Recognized, along, recognize_c
 from keras_qareg.export.litert.writer import to_bytes
 from keras_qareg.numerics.codebook import Codebook
 
-_LARGEST = 127
+_LARGEST, _LARGEST_BIAS = 127, 2**31 - 1
 # Where the operators that multiply with kernels have their input, kernel and bias.
 _PLACES = {
     "CONV_2D": (0, 1, 2),
@@ -50,6 +50,8 @@ def keep_grids(
         grid, exact, reason = None, False, "no kernel with few values"
         if found is not None:
             grid, reason = _grid(constant, found, scales)
+        if grid is not None and _biases(model, constant, grid[1]) is None:
+            grid, reason = None, "rounded: its biases do not fit the steps"
         if found is not None and grid is not None:
             _replace(model, constant, found, *grid)
             tables = grid[0].astype("float32") * grid[1]
@@ -90,7 +92,8 @@ def _grid(
     factors = reached * scales.astype("float64") / np.where(reached != 0, weights, 1.0)
     factors = np.where(np.abs(np.abs(factors) - 1) < 1e-5, np.sign(factors), factors)
     signs = np.sign(factors * steps).astype("int64")
-    scales = np.where(factors != 0, np.abs(factors), 1.0) * np.abs(steps) / multiple
+    # A channel of zeros keeps the scale that its bias has.
+    scales = np.where(factors != 0, np.abs(factors) * np.abs(steps) / multiple, scales)
     signed, new = codes.astype("int64")[:, None] * multiple * signs, scales.astype("float32")
     return (signed.astype("int8"), new), ""
 
@@ -106,8 +109,22 @@ def _replace(
         axis = tensor.quantization.quantizedDimension
         channels = along(np.arange(scales.size), axis, found.indices.ndim)
     tensor.buffer = flatbuffer.add_buffer(model, codes[found.indices, channels])
-    before = np.array(tensor.quantization.scale, "float64")
+    for bias, values, steps in _biases(model, constant, scales) or []:
+        bias.buffer = flatbuffer.add_buffer(model, values.astype("<i4"))
+        bias.quantization.scale = [float(np.float32(step)) for step in steps]
     tensor.quantization.scale = [float(scale) for scale in scales]
+
+
+def _biases(
+    model: Any, constant: Constant, scales: np.ndarray
+) -> list[tuple[Any, np.ndarray, np.ndarray]] | None:
+    """The biases beside a kernel as they are with other scales: the tensor, its codes, its steps.
+
+    `None` where a code does not fit 32 bits.
+    """
+    graph = model.subgraphs[constant.graph]
+    before = np.array(graph.tensors[constant.tensor].quantization.scale, "float64")
+    found = []
     for operator in graph.operators:
         where = _PLACES.get(operator_name(model, operator))
         if where is None or operator.inputs[where[1]] != constant.tensor:
@@ -121,11 +138,11 @@ def _replace(
         data = model.buffers[bias.buffer].data
         if data is None or bias.quantization is None or bias.quantization.scale is None:
             continue  # float, beside int8 kernels: only weights are quantized
-        old = np.frombuffer(bytes(data), "<i4")
-        product = float(given.quantization.scale[0]) * scales.astype("float64")
-        values = np.rint(old * (before / scales))
-        bias.buffer = flatbuffer.add_buffer(model, values.astype("<i4"))
-        bias.quantization.scale = [float(np.float32(scale)) for scale in product]
+        values = np.rint(np.frombuffer(bytes(data), "<i4") * (before / scales))
+        if np.abs(values).max(initial=0) > _LARGEST_BIAS:
+            return None
+        found.append((bias, values, float(given.quantization.scale[0]) * scales.astype("float64")))
+    return found
 
 
 def _prove(

@@ -111,3 +111,20 @@ def test_wrong_codes_leave_no_file(tmp_path, monkeypatch):
     message = error_of(qareg.export.litert, model, tmp_path / "m.tflite", "int8", IMAGES)
     assert "to hold the grid of kernel 'net/" in message
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("factor", [0.0, 1e-30])
+@pytest.mark.parametrize("table", ["even", "int8"])
+def test_biases_beside_tiny_kernels_and_zeros_stay(table, factor, tmp_path):
+    """In steps of the kernel they would not fit 32 bits."""
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [keras.Input((48,)), layers.Dense(48, name="tiny"), layers.ReLU(), layers.Dense(4)]
+    )
+    tiny = model.layers[0]
+    tiny.kernel.assign(factor * np.array(tiny.kernel))
+    tiny.bias.assign(RNG.normal(size=48))
+    shared = qareg.share_weights(model, 16, table=table)
+    data = RNG.normal(size=(64, 48)).astype("float32")
+    report = qareg.export.litert(shared, tmp_path / "m.tflite", "int8", data)
+    assert report.max_output_difference <= 0.03 * report.output_range
