@@ -8,13 +8,17 @@ and whatever is equal is written once: flatbuffers allow two places to point to 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import flatbuffers
 import numpy as np
 
 from keras_qareg.export.litert import flatbuffer
 from keras_qareg.export.litert.flatbuffer import METADATA, Named
+
+if TYPE_CHECKING:
+    from flatbuffers import Builder
+else:
+    Builder = object  # it comes with TensorFlow, which nothing but this needs
 
 # Buffers begin at multiples of this many bytes, as the schema asks and its Python code forgets.
 ALIGNMENT = 16
@@ -33,7 +37,7 @@ def to_bytes(model: Any) -> bytes:
     _drop_unused_operators(model)
     _drop_unused_contents(model)
     _share_buffers(model)
-    builder = _SharingBuilder(1024)
+    builder = sharing_builder(1024)
     builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
     return bytes(builder.Output())
 
@@ -126,7 +130,14 @@ class _AlignedBuffer:
         return schema.BufferEnd(builder)
 
 
-class _SharingBuilder(flatbuffers.Builder):
+def sharing_builder(size: int) -> Any:
+    """A `flatbuffers.Builder` that writes strings, vectors and tables that are equal once."""
+    import flatbuffers
+
+    return type("SharingBuilder", (_Sharing, flatbuffers.Builder), {})(size)
+
+
+class _Sharing(Builder):
     """Writes strings, vectors and tables that are equal once.
 
     What is there already is taken back: the head returns to where it was, and the caller gets the offset
