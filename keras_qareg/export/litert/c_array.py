@@ -12,6 +12,7 @@ from typing import Any
 from keras_qareg import __version__
 from keras_qareg.export.files import check_new, check_target
 from keras_qareg.export.litert import flatbuffer
+from keras_qareg.export.litert.inspection import litert_content
 from keras_qareg.export.litert.micro_proof import measured_arena
 
 SUFFIXES = (".cc", ".h")
@@ -97,9 +98,7 @@ def c_array(
     ('keywords_4bit', 'model_8bit')
     """
     path = check_target(path, ".tflite")
-    content = path.read_bytes()
-    if content[4:8] != b"TFL3":
-        raise ValueError(f"Expected a .tflite file. Received: {path}, which does not begin as one")
+    content = litert_content(path)
     if name is not None and name != identifier(name):
         raise ValueError(f"Expected a name in C, such as '{identifier(name)}'. Received: {name!r}")
     source, header = (check_new(path.with_suffix(suffix), force) for suffix in SUFFIXES)

@@ -159,8 +159,8 @@ def _places(model: Any) -> list[tuple[str, int]]:
     graph, found = model.subgraphs[0], []
     depends = {int(place) for place in graph.inputs}
     for operator in graph.operators:
-        outputs = [] if operator.outputs is None else [int(place) for place in operator.outputs]
-        if depends.isdisjoint(() if operator.inputs is None else map(int, operator.inputs)):
+        outputs = flatbuffer.listed(operator.outputs)
+        if depends.isdisjoint(flatbuffer.listed(operator.inputs)):
             continue
         depends.update(outputs)
         name = flatbuffer.operator_name(model, operator)

@@ -15,7 +15,23 @@ import numpy as np
 
 from keras_qareg.export.packing import packed
 
-METADATA = b"keras_qareg_kernels"
+METADATA, IDENTIFIER = b"keras_qareg_kernels", b"TFL3"
+
+
+class Places(NamedTuple):
+    """Where an operator that multiplies with a kernel has its input, the kernel, and the bias."""
+
+    given: int
+    kernel: int
+    bias: int
+
+
+PLACES = {
+    "CONV_2D": Places(0, 1, 2),
+    "DEPTHWISE_CONV_2D": Places(0, 1, 2),
+    "FULLY_CONNECTED": Places(0, 1, 2),
+    "TRANSPOSE_CONV": Places(2, 1, 3),
+}
 
 
 class Named(NamedTuple):
@@ -71,17 +87,22 @@ def constants(model: Any, kind: str = "float32", axes: int = 2) -> list[Constant
     for number, graph in enumerate(model.subgraphs):
         consumers: dict[int, set[str]] = {}
         for operator in graph.operators or []:
-            for place in operator.inputs if operator.inputs is not None else ():
-                consumers.setdefault(int(place), set()).add(operator_name(model, operator))
+            for place in listed(operator.inputs):
+                consumers.setdefault(place, set()).add(operator_name(model, operator))
         for place, tensor in enumerate(graph.tensors):
             data = model.buffers[tensor.buffer].data
-            shape = [] if tensor.shape is None else tensor.shape
+            shape = listed(tensor.shape)
             if data is None or tensor.type != wanted or place not in consumers or len(shape) < axes:
                 continue
             values = np.frombuffer(bytes(data), kind).reshape(shape)
             names = frozenset(consumers[place])
             found.append(Constant(number, place, name_of(tensor), values, names))
     return found
+
+
+def listed(vector: Any) -> list[int]:
+    """The numbers of a vector of the schema, which is `None` where there are none."""
+    return [] if vector is None else [int(number) for number in vector]
 
 
 def name_of(tensor: Any) -> str:

@@ -81,11 +81,9 @@ class KernelForm:
         place = constant.graph, constant.tensor
         return cls(constant.name, path, form, levels, size, exact, reason, place)
 
-    @property
-    def named(self) -> Named:
+    def named(self, rewritten: bool) -> Named:
         """What the metadata of the file say of it."""
-        rewritten = self.form if self.path is not None and self.form != "float32" else ""
-        return Named(*self.place, self.path or self.name, rewritten)
+        return Named(*self.place, self.path or self.name, self.form if rewritten else "")
 
 
 class _Option(NamedTuple):
@@ -140,10 +138,11 @@ def rewrite(
         The content of the new file, and the form of each constant of two or more axes.
     """
     books = list(books)
-    recognized = [
-        (constant, recognize(constant.values, books))
-        for constant in flatbuffer.constants(flatbuffer.read(content))
-    ]
+    recognized = []
+    for constant in flatbuffer.constants(flatbuffer.read(content)):
+        found = recognize(constant.values, books)
+        options = [] if found is None else _options(constant, found, decode_once)
+        recognized.append((constant, found, options))
     # Codebooks alone may be smaller than with small integers beside them, which share no operators.
     tried = ("smallest", "codebook") if form == "smallest" else (form,)
     drafts = [
@@ -163,7 +162,7 @@ def rewrite(
 
 
 def _plans(
-    recognized: Sequence[tuple[Constant, Recognized | None]], form: str, once: bool
+    recognized: Sequence[tuple[Constant, Recognized | None, list[_Option]]], form: str, once: bool
 ) -> list[tuple[list[_Choice], set[tuple[int, int]]]]:
     """What to try: forms of all constants, and the places of the codebooks that are decoded together.
 
@@ -172,8 +171,8 @@ def _plans(
     plans: list[tuple[list[_Choice], set[tuple[int, int]]]] = []
     for together in (True, False) if once else (False,):
         choices = [
-            _Choice(constant, found, *_choose(constant, found, form, together, once))
-            for constant, found in recognized
+            _Choice(constant, found, *_choose(constant, options, form, together))
+            for constant, found, options in recognized
         ]
         plans.append((choices, _shared(choices) if together else set()))
     if len(plans) > 1 and not plans[0][1]:  # no codebook is small
@@ -209,7 +208,9 @@ def _written(
         else:
             alone.append((constant, found))
     decode(model, alone, together, once)
-    flatbuffer.set_names(model, [choice.kernel_form.named for choice in choices])
+    flatbuffer.set_names(
+        model, [choice.kernel_form.named(choice.option is not None) for choice in choices]
+    )
     return to_bytes(model)
 
 
@@ -246,12 +247,11 @@ def _options(constant: Constant, found: Recognized, once: bool) -> list[_Option]
 
 
 def _choose(
-    constant: Constant, found: Recognized | None, form: str, together: bool, once: bool
+    constant: Constant, options: list[_Option], form: str, together: bool
 ) -> tuple[_Option | None, str]:
     """The form of a constant, or None for float32; and why it is not smaller."""
-    if found is None:
+    if not options:
         return None, "no kernel with few values"
-    options = _options(constant, found, once)
     if form in ("smallest", "codebook"):
         options = [o for o in options if form == "smallest" or o.grid is None]
         best = min(options, key=lambda option: option.added_bytes(together))

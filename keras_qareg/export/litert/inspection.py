@@ -15,7 +15,6 @@ from keras_qareg.export.litert.sections import sections
 from keras_qareg.export.packing import unpacked
 from keras_qareg.report import table
 
-IDENTIFIER = b"TFL3"
 _NUMPY_TYPES = {"FLOAT32": "<f4", "FLOAT16": "<f2", "INT32": "<i4", "INT64": "<i8", "INT8": "i1"}
 _NUMPY_TYPES |= {"UINT8": "u1", "INT16": "<i2", "BOOL": "?", "FLOAT64": "<f8"}
 
@@ -23,7 +22,15 @@ _NUMPY_TYPES |= {"UINT8": "u1", "INT16": "<i2", "BOOL": "?", "FLOAT64": "<f8"}
 def is_litert(path: str | os.PathLike[str]) -> bool:
     """Whether a file says that it is a `.tflite`."""
     with Path(path).open("rb") as file:
-        return file.read(8)[4:] == IDENTIFIER
+        return file.read(8)[4:] == flatbuffer.IDENTIFIER
+
+
+def litert_content(path: str | os.PathLike[str]) -> bytes:
+    """The bytes of a file; raises a `ValueError` if it does not say that it is a `.tflite`."""
+    content = Path(path).read_bytes()
+    if content[4:8] != flatbuffer.IDENTIFIER:
+        raise ValueError(f"Expected a .tflite file. Received: {path}, which does not begin as one")
+    return content
 
 
 def describe_litert(path: str | os.PathLike[str]) -> str:
@@ -41,9 +48,7 @@ def describe_litert(path: str | os.PathLike[str]) -> str:
         ValueError: If the file is no `.tflite`, or is damaged.
         FileNotFoundError: If there is no such file.
     """
-    content = Path(path).read_bytes()
-    if content[4:8] != IDENTIFIER:
-        raise ValueError(f"Expected a .tflite file. Received: {path}, which does not begin as one")
+    content = litert_content(path)
     try:
         lines, parts = _lines(content), sections(content)
     # The flatbuffer is untrusted, and its reader raises whatever it stumbles on.

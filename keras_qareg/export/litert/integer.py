@@ -13,20 +13,13 @@ from typing import Any
 import numpy as np
 
 from keras_qareg.export.litert import flatbuffer
-from keras_qareg.export.litert.flatbuffer import Constant, operator_name
+from keras_qareg.export.litert.flatbuffer import PLACES, Constant, operator_name
 from keras_qareg.export.litert.forms import KernelForm
 from keras_qareg.export.litert.recognition import Recognized, along, recognize_codes
 from keras_qareg.export.litert.writer import to_bytes
 from keras_qareg.numerics.codebook import Codebook
 
 _LARGEST, _LARGEST_BIAS = 127, 2**31 - 1
-# Where the operators that multiply with kernels have their input, kernel and bias.
-_PLACES = {
-    "CONV_2D": (0, 1, 2),
-    "DEPTHWISE_CONV_2D": (0, 1, 2),
-    "FULLY_CONNECTED": (0, 1, 2),
-    "TRANSPOSE_CONV": (2, 1, 3),
-}
 
 
 def keep_grids(
@@ -59,10 +52,7 @@ def keep_grids(
             expected[constant.graph, constant.tensor] = found, scales, exact
         size = constant.values.nbytes + scales.nbytes
         forms.append(KernelForm.of(constant, found, "int8", size, exact, reason))
-    kept = {form.place for form in forms if form.place in expected}
-    flatbuffer.set_names(
-        model, [f.named if f.place in kept else f.named._replace(form="") for f in forms]
-    )
+    flatbuffer.set_names(model, [form.named(form.place in expected) for form in forms])
     content = to_bytes(model)
     _prove(content, expected)
     return content, forms
@@ -72,7 +62,7 @@ def _grid(
     constant: Constant, found: Recognized, scales: np.ndarray
 ) -> tuple[tuple[np.ndarray, np.ndarray] | None, str]:
     """Codes `(levels, channels)` and scales `(channels,)`, or why there are none."""
-    others = constant.consumers - set(_PLACES)
+    others = constant.consumers - set(PLACES)
     if others:
         return None, f"rounded: used by {', '.join(sorted(others))}"
     base = _tables(found)
@@ -126,14 +116,14 @@ def _biases(
     before = np.array(graph.tensors[constant.tensor].quantization.scale, "float64")
     found = []
     for operator in graph.operators:
-        where = _PLACES.get(operator_name(model, operator))
-        if where is None or operator.inputs[where[1]] != constant.tensor:
+        where = PLACES.get(operator_name(model, operator))
+        if where is None or operator.inputs[where.kernel] != constant.tensor:
             continue
         given, bias = (
             graph.tensors[operator.inputs[i]] if i < len(operator.inputs) else None
-            for i in (where[0], where[2])
+            for i in (where.given, where.bias)
         )
-        if given is None or bias is None or operator.inputs[where[2]] < 0:
+        if given is None or bias is None or operator.inputs[where.bias] < 0:
             continue
         data = model.buffers[bias.buffer].data
         if data is None or bias.quantization is None or bias.quantization.scale is None:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from keras_qareg.export.litert import flatbuffer
-from keras_qareg.export.litert.flatbuffer import Constant, operator_name
+from keras_qareg.export.litert.flatbuffer import PLACES, Constant, operator_name
 from keras_qareg.export.litert.forms import KernelForm
 from keras_qareg.export.litert.recognition import Recognized, along, recognize, recognize_codes
 from keras_qareg.export.litert.writer import to_bytes
@@ -26,9 +26,9 @@ _ONE_TABLE = 15  # in place of an axis
 # The bytes of an operator and its tensors, about, and of one that multiplies after it.
 _DECODING, _MULTIPLYING = 200, 130
 _NOTHING = 1e-15  # of the largest factor
-# Where the operators that can be multiplied after have their kernel and bias, and the kernel's channels.
 _FUSED = (0, 1, 2, 3)  # activations that MUL has too: none, ReLU, ReLU from -1 to 1, ReLU6
-_PLACES = {"CONV_2D": (1, 2, 0), "DEPTHWISE_CONV_2D": (1, 2, 3), "FULLY_CONNECTED": (1, 2, 0)}
+# The operators that can be multiplied after, and the axis of their kernels that counts outputs.
+_CHANNELS = {"CONV_2D": 0, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 0}
 
 
 def rewrite_micro(
@@ -63,10 +63,7 @@ def rewrite_micro(
         forms.append(KernelForm.of(constant, found, kind, size, exact, reason))
     if tables:
         _insert(model, tables)
-    flatbuffer.set_names(
-        model,
-        [f.named if f.place in tables else f.named._replace(form="") for f in forms],
-    )
+    flatbuffer.set_names(model, [form.named(form.place in tables) for form in forms])
     return to_bytes(model), forms
 
 
@@ -103,10 +100,10 @@ def _factored(model: Any, constant: Constant, found: Recognized) -> _Factored | 
     least = np.float32(_NOTHING * np.abs(factors).max())
     factors = np.where(np.abs(factors) < least, least, factors)
     for operator in operators:
-        places = _PLACES.get(operator_name(model, operator))
-        if places is None or operator.inputs[places[0]] != constant.tensor:
+        name = operator_name(model, operator)
+        if name not in _CHANNELS or operator.inputs[PLACES[name].kernel] != constant.tensor:
             return None
-        if places[2] != found.axis or _activation(operator) not in _FUSED:
+        if _CHANNELS[name] != found.axis or _activation(operator) not in _FUSED:
             return None
         with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
             bias = _bias(model, constant, operator) / factors
@@ -119,7 +116,7 @@ def _consumers(model: Any, constant: Constant) -> list[Any]:
     return [
         operator
         for operator in model.subgraphs[constant.graph].operators
-        if operator.inputs is not None and constant.tensor in list(operator.inputs)
+        if constant.tensor in flatbuffer.listed(operator.inputs)
     ]
 
 
@@ -129,7 +126,7 @@ def _activation(operator: Any) -> int:
 
 def _bias(model: Any, constant: Constant, operator: Any) -> np.ndarray:
     """The bias of an operator: NaN where it is computed, 0 where there is none."""
-    place = _PLACES[operator_name(model, operator)][1]
+    place = PLACES[operator_name(model, operator)].bias
     if place >= len(operator.inputs) or operator.inputs[place] < 0:
         return np.zeros(1, "float32")
     tensor = model.subgraphs[constant.graph].tensors[operator.inputs[place]]
@@ -143,7 +140,7 @@ def _multiply_after(model: Any, constant: Constant, factored: _Factored) -> None
     factors = chain.constant(factored.factors, "float32")
     operators = list(chain.graph.operators)
     for operator in _consumers(model, constant):
-        place = _PLACES[operator_name(model, operator)][1]
+        place = PLACES[operator_name(model, operator)].bias
         bias = _bias(model, constant, operator)
         if bias.any():
             operator.inputs = list(operator.inputs)

@@ -11,14 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from keras_qareg.export.litert import flatbuffer
+from keras_qareg.export.litert.flatbuffer import listed
 
 # Where the operators that multiply with a kernel have it, and the bias that they add.
-_KERNELS = {
-    "CONV_2D": (1, 2),
-    "DEPTHWISE_CONV_2D": (1, 2),
+_KERNELS: dict[str, tuple[int, int | None]] = {
+    **{name: (places.kernel, places.bias) for name, places in flatbuffer.PLACES.items()},
     "CONV_3D": (1, 2),
-    "FULLY_CONNECTED": (1, 2),
-    "TRANSPOSE_CONV": (1, 3),
     "CONV_3D_TRANSPOSE": (1, 3),
     "EMBEDDING_LOOKUP": (1, None),
 }
@@ -173,8 +171,8 @@ class Uses:
 
     def _note(self, number: int, operator: Any, handles: dict[tuple[int, int], bytes]) -> None:
         name = flatbuffer.operator_name(self.model, operator)
-        inputs = [int(i) for i in _listed(operator.inputs)]
-        outputs = [(number, int(i)) for i in _listed(operator.outputs)]
+        inputs = listed(operator.inputs)
+        outputs = [(number, place) for place in listed(operator.outputs)]
         for position, place in enumerate(inputs):
             self._consumers.setdefault((number, place), []).append((operator, position))
         if all(place < 0 or (number, place) in self._fixed for place in inputs):
@@ -196,9 +194,9 @@ class Uses:
 
     def _used(self, graph: int, operator: Any, position: int) -> str:
         name = flatbuffer.operator_name(self.model, operator)
-        inputs = [int(i) for i in _listed(operator.inputs)]
-        outputs = [int(i) for i in _listed(operator.outputs)]
-        rank = len(_listed(self.model.subgraphs[graph].tensors[inputs[position]].shape))
+        inputs = listed(operator.inputs)
+        outputs = listed(operator.outputs)
+        rank = len(listed(self.model.subgraphs[graph].tensors[inputs[position]].shape))
         if name in _KERNELS:
             kernel, bias = _KERNELS[name]
             if position == kernel:
@@ -261,9 +259,9 @@ class Uses:
             graphs, place = [options.condSubgraphIndex, options.bodySubgraphIndex], position
         found = []
         for graph in graphs:
-            taken = _listed(self.model.subgraphs[graph].inputs)
+            taken = listed(self.model.subgraphs[graph].inputs)
             if 0 <= place < len(taken):
-                found.append(self.role(graph, int(taken[place])))
+                found.append(self.role(graph, taken[place]))
         return self._best(found)
 
     @staticmethod
@@ -285,12 +283,8 @@ def _names(file: Any) -> Iterator[tuple[Any, int]]:
             yield end, _NAME_OF_END
 
 
-def _listed(values: Any) -> list[Any]:
-    return [] if values is None else list(values)
-
-
 def _size(tensor: Any) -> int:
     size = 1
-    for axis in _listed(tensor.shape):
-        size *= abs(int(axis))
+    for axis in listed(tensor.shape):
+        size *= abs(axis)
     return size

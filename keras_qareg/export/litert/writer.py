@@ -38,7 +38,7 @@ def to_bytes(model: Any) -> bytes:
     _drop_unused_contents(model)
     _share_buffers(model)
     builder = sharing_builder(1024)
-    builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
+    builder.Finish(model.Pack(builder), file_identifier=flatbuffer.IDENTIFIER)
     return bytes(builder.Output())
 
 
@@ -55,7 +55,7 @@ def _drop_what_nothing_reads(model: Any) -> None:
     model.metadata = [m for m in model.metadata or [] if m.name in _KEPT_METADATA]
     for place, graph in enumerate(model.subgraphs):
         graph.name = graph.name if place == 0 else None
-        ends = {int(i) for ends in (graph.inputs, graph.outputs) if ends is not None for i in ends}
+        ends = {*flatbuffer.listed(graph.inputs), *flatbuffer.listed(graph.outputs)}
         for number, tensor in enumerate(graph.tensors):
             tensor.name = tensor.name if number in ends and place == 0 else None
             details = tensor.quantization
@@ -81,9 +81,9 @@ def _drop_unused_operators(model: Any) -> None:
 def _drop_unused_contents(model: Any) -> None:
     """Of constants that rewriting left without a reader."""
     for graph in model.subgraphs:
-        used = {int(i) for i in graph.outputs}
+        used = set(flatbuffer.listed(graph.outputs))
         for operator in graph.operators or []:
-            used |= {int(i) for i in operator.inputs} if operator.inputs is not None else set()
+            used.update(flatbuffer.listed(operator.inputs))
         for place, tensor in enumerate(graph.tensors):
             tensor.buffer = tensor.buffer if place in used else 0
 
