@@ -82,7 +82,7 @@ $(INSTALLED): constraints.txt setup.cfg pyproject.toml
 
 $(TORCH)/.installed: constraints.txt setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(TORCH)
-	$(TORCH)/bin/$(PIP) torch==2.13.0 keras lazy-loader constriction zstandard \
+	$(TORCH)/bin/$(PIP) torch==2.13.0 keras lazy-loader constriction pyyaml zstandard \
 		matplotlib tensorboardX scikit-learn hypothesis psutil pytest pytest-xdist
 	$(TORCH)/bin/$(PIP) --no-deps -e .
 	touch $@

@@ -1,5 +1,6 @@
 # All public names, for editors and type checkers; `__init__.py` reads them from here too.
 from . import callbacks as callbacks
+from . import config as config
 from . import export as export
 from . import layers as layers
 from . import numerics as numerics

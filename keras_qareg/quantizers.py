@@ -23,7 +23,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_qareg.config import Described, deserialized, find
+from keras_qareg.choices import Described, deserialized, find
 from keras_qareg.numerics import replicas
 from keras_qareg.numerics.basis import Grid, best_change, grid_of, nearest
 from keras_qareg.numerics.codebook import Codebook

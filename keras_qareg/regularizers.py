@@ -16,7 +16,7 @@ import keras
 import numpy as np
 from numpy.typing import ArrayLike
 
-from keras_qareg.config import Described, check_choice, deserialized, find
+from keras_qareg.choices import Described, check_choice, deserialized, find
 from keras_qareg.numerics import penalties
 from keras_qareg.numerics.clustering import check_levels
 from keras_qareg.numerics.tables import TABLES, evenly_spaced
@@ -65,6 +65,13 @@ class QuantizationRegularizer(Described, keras.regularizers.Regularizer):
     def penalty(self, weights: Any, basins: Any) -> Any:
         """The sum of the penalties of all weights, without the strength: a float32 scalar."""
         raise NotImplementedError
+
+    def with_levels(self, levels: int) -> Any:
+        """The same for another number of levels; a default strength becomes that of these."""
+        config = {**self.get_config(), "levels": levels}
+        if self.strength == self.default_strength:
+            config["strength"] = None
+        return type(self).from_config(config)
 
     def get_config(self) -> dict[str, Any]:
         return {"levels": self.levels, "strength": self.strength}
@@ -296,7 +303,8 @@ def get(identifier: Identifier) -> QuantizationRegularizer | None:
 
     Args:
         identifier: `None`; a class of this module or its name, as `"Sine"` or `"sine"` (16 levels); a
-            configuration as made by `serialize`; or an instance.
+            dict of its name and arguments, as `{"name": "sine", "strength": 0.1}`; a configuration as
+            made by `serialize`; or an instance.
 
     Returns:
         A `QuantizationRegularizer`, or `None`.

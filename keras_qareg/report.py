@@ -186,9 +186,11 @@ def summary(
 
 def _weights_of(reference: keras.Model, weights: Weights, found: list[Any]) -> list[np.ndarray]:
     """The kernels of a model, in order: paths differ where a model was loaded."""
-    kernels = [
-        ops.convert_to_numpy(kernel) for _, kernel, _ in kernel_codebooks(reference, weights)
-    ]
+    by_path = {path: kernel for path, kernel, _ in kernel_codebooks(reference, weights)}
+    paths = [path for path, _, _ in found]
+    if set(paths) <= set(by_path):  # it may have more: kernels that sharing left as they were
+        by_path = {path: by_path[path] for path in paths}
+    kernels = [ops.convert_to_numpy(kernel) for kernel in by_path.values()]
     expected = [tuple(kernel.shape) for _, kernel, _ in found]
     shapes = [kernel.shape for kernel in kernels]
     if shapes != expected:

@@ -14,6 +14,7 @@ from tests.helpers import BACKEND, small_cnn
 
 MODULES = [
     "callbacks",
+    "config",
     "export",
     "layers",
     "numerics",
@@ -48,6 +49,7 @@ PUBLIC = [
     *(qareg.quantizers.WeightNormalizationQuantizer, qareg.quantizers.ActivationQuantizer),
     *(PenaltySchedule, CentroidHistory),
     *(qareg.optimizers.with_centroid_optimizer, qareg.report.summary),
+    *(qareg.config.load, qareg.config.explain),
     qareg.numerics.clustering.kmeans,
 ]
 # `export.litert` takes a fourth by place: samples go with the form that they calibrate.

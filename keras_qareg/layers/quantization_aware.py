@@ -10,7 +10,7 @@ import numpy as np
 from keras import ops
 
 from keras_qareg import regularizers
-from keras_qareg.config import check_choice
+from keras_qareg.choices import check_choice
 from keras_qareg.layers.kernel_wrapper import KernelWrapper
 from keras_qareg.numerics import clustering, penalties
 from keras_qareg.numerics.codebook import Codebook

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
-from keras_qareg.config import check_choice
+from keras_qareg.choices import check_choice
 from keras_qareg.layers.keras_private import layers_inside
 from keras_qareg.layers.kernel_wrapper import KernelWrapper, channel_axes
 from keras_qareg.numerics.clustering import check_levels
@@ -39,7 +40,7 @@ class SharedWeights(KernelWrapper):
 
     Args:
         layer: Any Keras layer that has kernels.
-        levels: Integer from 2 to 256, the size of each table.
+        levels: Integer from 2 to 256, the size of each table; or one for each kernel.
         zero_centroid: Whether a centroid that is 0 stays 0 in tuning. Defaults to `False`.
         table: What values a table may hold. `"int8"`: whole numbers from -127 to 127 times a step, to
             which centroids are rounded, gradients passing straight through; `"even"`:
@@ -49,6 +50,7 @@ class SharedWeights(KernelWrapper):
         **kwargs: `name`, `trainable`, `dtype`, as for every Keras layer.
 
     Attributes:
+        levels: What was given: an int, or a list where kernels differ.
         centroids: List of trainable weights of shape `(levels,)`, float32, one for each kernel. Where
             the table is `"even"`, they are the sizes below.
         centroid_sizes: List of trainable weights, what the table is multiplied by: of shape
@@ -64,7 +66,7 @@ class SharedWeights(KernelWrapper):
     Input and output shape: those of the layer inside.
 
     Raises:
-        ValueError: If `levels` is out of range, or the layer has no kernel.
+        ValueError: If `levels` is out of range, or the layer has no kernel, or not so many as `levels`.
 
     Example:
 
@@ -77,7 +79,7 @@ class SharedWeights(KernelWrapper):
     def __init__(
         self,
         layer: keras.layers.Layer,
-        levels: int,
+        levels: int | Sequence[int],
         *,
         zero_centroid: bool = False,
         table: str = "float32",
@@ -85,20 +87,26 @@ class SharedWeights(KernelWrapper):
         **kwargs: Any,
     ):
         super().__init__(layer, **kwargs)
-        self.levels = check_levels(levels)
+        sizes = [check_levels(n) for n in (levels if isinstance(levels, Sequence) else [levels])]
+        # One number where all are the same.
+        self.levels = sizes if len(set(sizes)) > 1 else sizes[0]
         check_choice("table", table, TABLES)
         check_choice("scale", scale, ("kernel", "channel"))
         self.table, self.table_scale = table, scale
         self.zero_centroid, self.remembers = zero_centroid, True
-        self._codes = grid_codes(levels).astype("float32")
 
     def build(self, input_shape: Any = None) -> None:
         super().build(input_shape)
+        if isinstance(self.levels, list) and len(self.levels) != len(self.kernels):
+            raise ValueError(
+                f"Expected one of `levels` for each of {len(self.kernels)} kernels of layer "
+                f"'{self.layer.name}'. Received: levels={self.levels}"
+            )
         for kernel in self.kernels:
             kernel.trainable = False
         even, add = self.table == "even", self._add_per_kernel
         floats: dict[str, Any] = {"initializer": "zeros", "dtype": "float32"}
-        shape = self._sizes_shape if even else (self.levels,)
+        shape = self._sizes_shape if even else self._table_shape
         self.centroids = add("centroids", shape=shape, trainable=True, **floats)
         self.centroid_sizes = self.centroids if even else []
         self.centroid_units: list[keras.Variable] = []
@@ -154,7 +162,7 @@ class SharedWeights(KernelWrapper):
         indices = self.indices[place]
         sizes = ops.convert_to_tensor(self.centroid_sizes[place]) if self.centroid_sizes else None
         if self.table == "even":
-            codes = ops.convert_to_tensor(self._codes / np.float32(self._unit(place)))
+            codes = ops.convert_to_tensor(self._grid(place))
             return ops.take(codes, ops.cast(indices, "int32")) * sizes
         table = ops.convert_to_tensor(self.centroids[place])
         if self.zero_centroid:
@@ -182,9 +190,10 @@ class SharedWeights(KernelWrapper):
         """
         self._keep_constraints()  # one may have been set since
         for place, book in enumerate(codebooks):
-            if len(book.centroids) > self.levels:
+            levels = self.kernel_levels[place]
+            if len(book.centroids) > levels:
                 raise ValueError(
-                    f"Expected codebooks of at most {self.levels} centroids. "
+                    f"Expected codebooks of at most {levels} centroids. "
                     f"Received: {len(book.centroids)}"
                 )
             self.indices[place].assign(book.indices)
@@ -195,7 +204,7 @@ class SharedWeights(KernelWrapper):
                 held = self.centroid_sizes[place]
                 held.assign(np.broadcast_to(sizes, held.shape))
             if self.table != "even":
-                spare = self.levels - len(centroids)
+                spare = levels - len(centroids)
                 self.centroids[place].assign([*centroids, *([centroids[-1]] * spare)])
 
     def codebooks(self) -> list[Codebook]:
@@ -208,7 +217,7 @@ class SharedWeights(KernelWrapper):
     def _table(self, place: int) -> np.ndarray:
         """The values of the levels: `(levels,)`, or with a size a channel `(levels, *channels)`."""
         if self.table == "even":
-            table = self._codes / np.float32(self._unit(place))
+            table = self._grid(place)
         else:
             table = ops.convert_to_numpy(self.centroids[place])
         if self.table == "int8":
@@ -225,7 +234,24 @@ class SharedWeights(KernelWrapper):
             return float(ops.convert_to_numpy(self.centroid_units[place]))
         # Trained is the size of about the largest level, which takes the learning rate of centroids, not
         # the small step: a power of two apart, so that no product is rounded otherwise.
-        return float(2 ** int(np.log2(np.abs(self._codes).max())))
+        return float(2 ** int(np.log2(np.abs(self._codes(place)).max())))
+
+    @property
+    def kernel_levels(self) -> list[int]:
+        """The size of the table of each kernel, in the order of `kernels`."""
+        return self.levels if isinstance(self.levels, list) else [self.levels] * len(self.kernels)
+
+    def _codes(self, place: int) -> np.ndarray:
+        """The whole numbers of an even table."""
+        return grid_codes(self.kernel_levels[place]).astype("float32")
+
+    def _grid(self, place: int) -> np.ndarray:
+        """An even table before sizes."""
+        return self._codes(place) / np.float32(self._unit(place))
+
+    def _table_shape(self, kernel: keras.Variable) -> tuple[int, ...]:
+        place = next(i for i, held in enumerate(self.kernels) if held is kernel)
+        return (self.kernel_levels[place],)
 
     def _sizes_shape(self, kernel: keras.Variable) -> tuple[int, ...]:
         axes = channel_axes(self.layer, kernel) if self.table_scale == "channel" else 0
@@ -247,7 +273,7 @@ class SharedWeights(KernelWrapper):
             return found[0], sizes, found[2]
         wanted = {
             "int8": "whole numbers from -127 to 127 times a step",
-            "even": f"{grid_codes(self.levels).tolist()} times a step",
+            "even": f"{grid_codes(self.kernel_levels[place]).tolist()} times a step",
             "float32": "the same in each channel but for a factor",
         }
         raise ValueError(
@@ -262,12 +288,13 @@ class SharedWeights(KernelWrapper):
             return int8_parts(tables)
         if self.table == "float32":
             return float_parts(tables)
-        if len(tables) < self.levels:
+        if len(tables) < self.kernel_levels[place]:
             return None
         unit = np.float32(self._unit(place))
-        codes, sizes = self._codes / unit, tables[self._codes == 1][0] * unit
+        codes, sizes = self._grid(place), tables[self._codes(place) == 1][0] * unit
         return (codes, sizes, 1.0) if np.array_equal(np.outer(codes, sizes), tables) else None
 
     def get_config(self) -> dict[str, Any]:
-        config = {"levels": self.levels, "zero_centroid": self.zero_centroid}
+        levels = list(self.levels) if isinstance(self.levels, list) else self.levels
+        config = {"levels": levels, "zero_centroid": self.zero_centroid}
         return {**super().get_config(), **config, "table": self.table, "scale": self.table_scale}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import NamedTuple
@@ -28,42 +28,62 @@ _MANY_ZEROS = 0.1
 
 
 class Way(NamedTuple):
-    """How kernels are clustered: the arguments of `share_weights` that say it."""
+    """How all kernels are clustered: the arguments of `share_weights` that say it."""
 
     weights: Weights
     method: str
-    table: str
     zero_centroid: bool | str
 
 
+class Wanted(NamedTuple):
+    """What the kernels of one layer are to become.
+
+    Attributes:
+        levels: Of each kernel; `None` for one that stays as it is.
+        table: As in `share_weights`.
+        scale: `"kernel"` or `"channel"`.
+    """
+
+    levels: tuple[int | None, ...]
+    table: str
+    scale: str
+
+    @property
+    def shared(self) -> list[int]:
+        """The levels of the kernels that are shared."""
+        return [levels for levels in self.levels if levels is not None]
+
+    @property
+    def shown(self) -> int | list[int]:
+        """The levels in errors: one number where they are the same."""
+        return self.shared[0] if len(set(self.shared)) == 1 else self.shared
+
+
 def cluster_all(
-    sizes: dict[Layer, int], scales: dict[Layer, str], way: Way, verbose: str | int
+    wanted: dict[Layer, Wanted], way: Way, verbose: str | int
 ) -> dict[Layer, list[tuple[Codebook, bool]]]:
     """The codebooks of all layers, some at a time: NumPy sorts and counts without Python's lock.
 
     Args:
-        sizes: The levels of each layer.
-        scales: `"kernel"` or `"channel"` for each layer.
+        wanted: What each layer is to become.
         way: How.
         verbose: As in `share_weights`.
 
     Returns:
-        For each layer the codebook of each kernel, and whether it has a zero that is to stay.
+        For each layer the codebook of each kernel that is shared, and whether it has a zero that is to
+        stay.
 
     Raises:
         ValueError: If a layer has no trained centroids where they are asked for, or a kernel has NaN.
     """
     if verbose == "auto":
-        verbose = int(sum(layer.count_params() for layer in sizes) >= _MANY_WEIGHTS)
-    bar = keras.utils.Progbar(len(sizes), verbose=verbose, unit_name="layer")
+        verbose = int(sum(layer.count_params() for layer in wanted) >= _MANY_WEIGHTS)
+    bar = keras.utils.Progbar(len(wanted), verbose=verbose, unit_name="layer")
     books = {}
     with ThreadPoolExecutor(_WORKERS) as pool:
-        jobs = [
-            pool.submit(_cluster, layer, levels, scales[layer], way)
-            for layer, levels in sizes.items()
-        ]
+        jobs = [pool.submit(_cluster, layer, its, way) for layer, its in wanted.items()]
         try:
-            for layer, job in zip(sizes, jobs, strict=True):
+            for layer, job in zip(wanted, jobs, strict=True):
                 books[layer] = job.result()
                 bar.update(len(books))
         finally:
@@ -78,35 +98,37 @@ def regularizer_of(layer: Layer) -> regularizers.QuantizationRegularizer | None:
     return own_regularizer(layer)
 
 
-def has_centroids(layer: Layer, levels: int, method: str) -> bool:
+def has_centroids(layer: Layer, levels: Iterable[int], method: str) -> bool:
     """Whether a layer has so many trained or fixed centroids, and the method takes them."""
     regularizer = regularizer_of(layer)
-    if method not in ("auto", "trained") or not regularizer or regularizer.levels != levels:
+    if method not in ("auto", "trained") or not regularizer or {regularizer.levels} != set(levels):
         return False
     return isinstance(layer, QuantizationAware) or not regularizer.learned
 
 
-def _cluster(layer: Layer, levels: int, scale: str, way: Way) -> list[tuple[Codebook, bool]]:
-    """The codebook of each kernel of a layer, and whether it has a zero that is to stay."""
+def _cluster(layer: Layer, wanted: Wanted, way: Way) -> list[tuple[Codebook, bool]]:
+    """The codebook of each shared kernel of a layer, and whether it has a zero that is to stay."""
     found = kernels(layer, way.weights)
     trained: Sequence[np.ndarray | None] = [None] * len(found)
     regularizer = regularizer_of(layer)
-    if regularizer is not None and has_centroids(layer, levels, way.method):
+    if regularizer is not None and has_centroids(layer, wanted.shared, way.method):
         if isinstance(layer, QuantizationAware):
             trained = layer.tables()
         else:
             trained = [regularizer.basins() for _ in found]
     if way.method == "trained" and trained[0] is None:
         raise ValueError(
-            f"Expected trained centroids for levels={levels} with method='trained'. Received: layer "
-            f"'{layer.name}' without them. Train it with keras_qareg.quantization_aware, or use "
+            f"Expected trained centroids for levels={wanted.shown} with method='trained'. Received: "
+            f"layer '{layer.name}' without them. Train it with keras_qareg.quantization_aware, or use "
             "method='auto'."
         )
     means = regularizer is not None and regularizer.learned
     books = []
-    for kernel, values, centroids in zip(
-        found, used_kernels(layer, way.weights), trained, strict=True
+    for kernel, levels, values, centroids in zip(
+        found, wanted.levels, used_kernels(layer, way.weights), trained, strict=True
     ):
+        if levels is None:
+            continue
         axes = channel_axes(inner_layer(layer), kernel)
         try:
             clustering.check_finite(ops.convert_to_numpy(kernel))
@@ -116,14 +138,14 @@ def _cluster(layer: Layer, levels: int, scale: str, way: Way) -> list[tuple[Code
                 zero = has_zeros if way.zero_centroid == "auto" else zero
             elif zero:
                 centroids = _with_zero(centroids)
-            if way.table == "even":
-                axes = axes if scale == "channel" else 0
-                books.append((_on_grid(values, levels, axes, centroids), False))
+            scaled = axes if wanted.scale == "channel" else 0
+            if wanted.table == "even":
+                book, zero = _on_grid(values, levels, scaled, centroids), False
             elif centroids is not None:
-                books.append((_of_centroids(values, centroids, means, zero, way.table), zero))
+                book = _of_centroids(values, centroids, means, zero, wanted.table)
             else:
-                axes = axes if scale == "channel" else 0
-                books.append((_found(values, levels, axes, zero, way), zero))
+                book = _found(values, levels, scaled, zero, way.method, wanted.table)
+            books.append((book, zero))
         except ValueError as error:
             raise ValueError(f"Kernel '{kernel.path}': {error}") from error
     return books
@@ -161,15 +183,17 @@ def _of_centroids(
     return _rounded(values, book) if table == "int8" else book
 
 
-def _found(values: np.ndarray, levels: int, axes: int, zero: bool, way: Way) -> Codebook:
+def _found(
+    values: np.ndarray, levels: int, axes: int, zero: bool, method: str, table: str
+) -> Codebook:
     """The codebook of a kernel by its weights alone, with a scale for each channel in its last axes."""
-    method = "kmeans" if way.method == "auto" else way.method
+    method = "kmeans" if method == "auto" else method
     cluster = partial(_initial, levels=levels, method=method, zero_centroid=zero)
     if axes:
-        kept = _kept(values, levels, axes, way.table) if method == "kmeans" else None
-        return kept or tables.channel_table(values, axes, cluster, way.table == "int8")
+        kept = _kept(values, levels, axes, table) if method == "kmeans" else None
+        return kept or tables.channel_table(values, axes, cluster, table == "int8")
     book = Codebook.nearest(values, cluster(values))
-    return _rounded(values, book) if way.table == "int8" else book
+    return _rounded(values, book) if table == "int8" else book
 
 
 def _kept(values: np.ndarray, levels: int, axes: int, table: str) -> Codebook | None:

@@ -9,6 +9,7 @@ import keras
 from keras_qareg.data import read
 from keras_qareg.layers import Weights
 from keras_qareg.models.compiling import compile_like
+from keras_qareg.models.configuring import Setting
 from keras_qareg.models.recalibrating import recalibrate
 from keras_qareg.models.selection import Layers, check_built
 from keras_qareg.models.sharing import share_weights
@@ -22,7 +23,7 @@ _CALIBRATION_BATCH = 256
 
 def compress(
     model: keras.Model,
-    levels: int | None = 16,
+    levels: Setting[int] | None = 16,
     layers: Layers = "all",
     *,
     weights: Weights = None,
@@ -31,8 +32,8 @@ def compress(
     steps: int | None = None,
     batch_size: int = 32,
     learning_rate: float = 1e-3,
-    table: str = "int8",
-    scale: str = "auto",
+    table: Setting[str] = "int8",
+    scale: Setting[str] = "auto",
     verbose: str | int = "auto",
 ) -> keras.Model:
     """Shares the weights of a trained model and tunes the centroids: the whole job in one call.
@@ -42,7 +43,8 @@ def compress(
 
     Args:
         model: A built, trained model.
-        levels: Integer from 2 to 256, values a kernel. Defaults to 16.
+        levels: Integer from 2 to 256, values a kernel, or a setting, as in `share_weights`. Defaults to
+            16.
         layers: Which layers, as in `quantization_aware`.
         weights: Which weights are kernels, as in `quantization_aware`.
         data: What to tune the centroids on, in any form that `fit` takes: `(inputs, targets)` or
@@ -93,7 +95,7 @@ def compress(
 
 def share_and_tune(
     model: keras.Model,
-    levels: int | None = 16,
+    levels: Setting[int] | None = 16,
     layers: Layers = "all",
     *,
     weights: Weights = None,
@@ -102,8 +104,8 @@ def share_and_tune(
     steps: int | None = None,
     batch_size: int = 32,
     learning_rate: float = 1e-3,
-    table: str = "int8",
-    scale: str = "auto",
+    table: Setting[str] = "int8",
+    scale: Setting[str] = "auto",
     verbose: str | int = "auto",
 ) -> keras.Model:
     """The shared model that `compress` strips, which still has its tables; arguments as there."""

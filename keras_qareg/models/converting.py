@@ -19,6 +19,7 @@ from keras_qareg.layers import (
     channel_axes,
 )
 from keras_qareg.models.cloning import clone, fresh
+from keras_qareg.models.configuring import ACTIVATION_BITS, BITS, Setting, resolve
 from keras_qareg.models.selection import Layers, check_built, check_plain, select
 from keras_qareg.models.surroundings import (
     first_layers,
@@ -27,18 +28,19 @@ from keras_qareg.models.surroundings import (
 )
 from keras_qareg.models.walking import held_by_layers
 from keras_qareg.numerics.clustering import dead_channels
-from keras_qareg.quantizers import MAX_ACTIVATION_BITS, MAX_WEIGHT_BITS, check_bits
 
 _KINDS: dict[type[Layer], type[WeightNormalized]] = {
     kind.base: kind for kind in (WNQConv2D, WNQDepthwiseConv2D, WNQDense)
 }
+# Why a layer may be none of theirs, as errors say it.
+UNABLE = "because WNQ has no layer of their kind"
 
 
 def wnq(
     model: keras.Model,
-    bits: int = 2,
+    bits: Setting[int] = 2,
     *,
-    activation_bits: int | None = None,
+    activation_bits: Setting[int] | None = None,
     signed_activations: bool = False,
     layers: Layers = "all",
     skip: Iterable[str] | None = ("first", "last"),
@@ -54,10 +56,12 @@ def wnq(
 
     Args:
         model: A built model, best a trained one.
-        bits: Integer from 1 to 4: each channel of a kernel gets 2^bits levels. Defaults to 2.
+        bits: Integer from 1 to 4: each channel of a kernel gets 2^bits levels. Defaults to 2. May be a
+            setting, as `levels` of `share_weights`; `None` in it leaves a layer as it is.
         activation_bits: Integer from 1 to 8: inputs of these layers are quantized to
             2^activation_bits levels from 0 up. They must not be negative, as after a ReLU; there is a
-            warning where they may be. Defaults to `None`: they are not quantized.
+            warning where they may be. Defaults to `None`: they are not quantized. May be a setting, with
+            `None` where nothing matches.
         signed_activations: Whether the levels of inputs lie on both sides of zero, for inputs that may
             be negative. Defaults to `False`.
         layers: Which layers, as in `quantization_aware`. Layers that are made of layers are entered.
@@ -77,8 +81,9 @@ def wnq(
 
     Raises:
         ValueError: If an argument is out of its range, the model is unbuilt or has quantized layers
-            already, no layer is left to convert, a name in `layers` or `skip` is unknown, or a kernel
-            has NaN or infinite weights.
+            already, no layer is left to convert, a name in `layers` or `skip` is unknown, a key of a
+            setting matches no layer to convert, two keys disagree, or a kernel has NaN or infinite
+            weights.
 
     Example:
 
@@ -91,12 +96,7 @@ def wnq(
     """
     check_built(model)
     check_plain(model)
-    check_bits("bits", bits, MAX_WEIGHT_BITS)
-    if activation_bits is not None:
-        check_bits("activation_bits", activation_bits, MAX_ACTIVATION_BITS)
     own = {
-        "bits": bits,
-        "activation_bits": activation_bits,
         "signed_activations": signed_activations,
         "normalize": normalize,
         "per_channel": per_channel,
@@ -105,14 +105,18 @@ def wnq(
     left_out = _skipped(model, skip)
     wanted = [layer for layer in select(model, layers, deep=True) if id(layer) not in left_out]
     wanted = _without_read_ones(model, wanted)
-    chosen = {id(layer): _KINDS[type(layer)] for layer in wanted if type(layer) in _KINDS}
+    each = _bits(model, wanted, bits, activation_bits)
+    wanted = [layer for layer in wanted if each[id(layer)]["bits"] is not None]
+    chosen = {id(layer): _KINDS[type(layer)] for layer in wanted if convertible(layer)}
     _report_others(model, wanted, layers, skip)
-    if activation_bits is not None and not signed_activations:
-        _warn_of_negative_inputs(model, [layer for layer in wanted if id(layer) in chosen])
+    if not signed_activations:
+        _warn_of_negative_inputs(
+            model, [x for x in wanted if id(x) in chosen and each[id(x)]["activation_bits"]]
+        )
     made: list[Any] = []
 
     def convert(layer: Layer) -> Layer:
-        config = {**layer.get_config(), **own}
+        config = {**layer.get_config(), **own, **each[id(layer)]}
         made.append(fresh(layer, into=chosen[id(layer)], config=config))
         return made[-1]
 
@@ -124,6 +128,31 @@ def wnq(
             layer.kernel.assign(np.where(dead, np.float32(0), kernel))
         layer.fit_basis()
     return converted
+
+
+def convertible(layer: Layer) -> bool:
+    """Whether WNQ has a layer of this kind."""
+    return type(layer) in _KINDS
+
+
+def _bits(
+    model: keras.Model,
+    wanted: list[Layer],
+    bits: Setting[int],
+    activation_bits: Setting[int] | None,
+) -> dict[int, dict[str, int | None]]:
+    """The bits of each layer, by its identity."""
+    able = [layer for layer in wanted if convertible(layer)]
+    left_out = f"by `layers`, by `skip`, or {UNABLE}"
+    found = {BITS.name: resolve(BITS, bits, model, able, deep=True, left_out=left_out)}
+    if activation_bits is not None:
+        its = resolve(ACTIVATION_BITS, activation_bits, model, able, deep=True, left_out=left_out)
+        found[ACTIVATION_BITS.name] = its
+    names = (BITS.name, ACTIVATION_BITS.name)
+    return {
+        id(layer): {name: found[name].value(layer) if name in found else None for name in names}
+        for layer in wanted
+    }
 
 
 def _skipped(model: keras.Model, skip: Iterable[str] | None) -> set[int]:
@@ -171,7 +200,7 @@ def _warn_of_negative_inputs(model: keras.Model, layers: list[Layer]) -> None:
 def _report_others(model: keras.Model, wanted: list[Layer], layers: Layers, skip: Any) -> None:
     """Warns of layers of other kinds; raises where there are no others."""
     others = [
-        f"'{layer.name}' ({type(layer).__name__})" for layer in wanted if type(layer) not in _KINDS
+        f"'{layer.name}' ({type(layer).__name__})" for layer in wanted if not convertible(layer)
     ]
     if len(others) == len(wanted):
         kinds = ", ".join(kind.__name__ for kind in _KINDS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import keras
 from keras import ops
@@ -21,6 +22,22 @@ from keras_qareg.layers import (
 from keras_qareg.models.selection import check_built
 from keras_qareg.models.walking import leaf_layers, scopes
 from keras_qareg.numerics.codebook import Codebook
+
+
+class Kernel(NamedTuple):
+    """A kernel of a model.
+
+    Attributes:
+        path: The path that it has in the plain model; no two kernels of a model have the same.
+        variable: The kernel.
+        layer: The layer that it is of, wrapped or not.
+        place: Which of the kernels of that layer it is.
+    """
+
+    path: str
+    variable: keras.Variable
+    layer: Layer
+    place: int
 
 
 def codebooks(model: keras.Model, weights: Weights = None) -> dict[str, Codebook]:
@@ -53,7 +70,7 @@ def kernel_codebooks(
     """
     check_built(model)
     books: dict[int, list[Codebook | None]] = {}
-    for path, kernel, layer, place in _kernels(model, weights):
+    for path, kernel, layer, place in every_kernel(model, weights):
         if id(layer) not in books:
             books = {id(layer): _layer_codebooks(layer, weights)}
         yield path, kernel, books[id(layer)][place]
@@ -61,21 +78,24 @@ def kernel_codebooks(
 
 def kernel_paths(model: keras.Model, weights: Weights = None) -> dict[int, str]:
     """The path of every kernel of a model by the identity of its variable, in order."""
-    return {id(kernel): path for path, kernel, _, _ in _kernels(model, weights)}
+    return {id(kernel.variable): kernel.path for kernel in every_kernel(model, weights)}
 
 
-def unique_names(model: keras.Model, layers: list[Layer], names: list[str]) -> list[str]:
+def unique_names(
+    model: keras.Model, layers: list[Layer], names: list[str], deep: bool = False
+) -> list[str]:
     """Names that are of several layers get the names of what these are inside of, or a number.
 
     Args:
         model: A model.
         layers: Layers in it.
         names: A name or path for each.
+        deep: Whether the layers are those of a walk that is `deep`.
 
     Returns:
         Names, each once.
     """
-    counts, inside = Counter(names), scopes(model)
+    counts, inside = Counter(names), scopes(model, deep)
     seen: Counter[str] = Counter()
     unique = []
     for name, layer in zip(names, layers, strict=True):
@@ -87,17 +107,17 @@ def unique_names(model: keras.Model, layers: list[Layer], names: list[str]) -> l
     return unique
 
 
-def _kernels(model: keras.Model, weights: Weights) -> list[tuple[str, keras.Variable, Layer, int]]:
-    """Path, variable, layer, and place in that layer, of every kernel; no two have the same path."""
+def every_kernel(model: keras.Model, weights: Weights = None, deep: bool = False) -> list[Kernel]:
+    """Every kernel of a built model, in order; `deep` enters layers that are made of layers."""
     found: list[tuple[keras.Variable, Layer, int]] = []
     paths: list[str] = []
-    for layer in leaf_layers(model):
+    for layer in leaf_layers(model, deep):
         variables = kernels(layer, weights)
         wrapped = isinstance(layer, KernelWrapper)
         paths += layer.kernel_paths if wrapped else [kernel.path for kernel in variables]
         found += [(kernel, layer, place) for place, kernel in enumerate(variables)]
-    unique = unique_names(model, [layer for _, layer, _ in found], paths)
-    return [(path, *parts) for path, parts in zip(unique, found, strict=True)]
+    unique = unique_names(model, [layer for _, layer, _ in found], paths, deep)
+    return [Kernel(path, *parts) for path, parts in zip(unique, found, strict=True)]
 
 
 def _layer_codebooks(layer: Layer, weights: Weights) -> list[Codebook | None]:

@@ -10,7 +10,7 @@ from typing import Any
 import keras
 from keras.layers import Layer
 
-from keras_qareg.config import check_choice
+from keras_qareg.choices import check_choice
 from keras_qareg.layers import QUANTIZED, KernelWrapper, Weights, kernels, path_inside
 from keras_qareg.layers.keras_private import layers_inside
 from keras_qareg.models.accounting import inner_layer, own_weights
@@ -72,7 +72,7 @@ def select(
     if isinstance(layers, str):
         check_choice("layers", layers, ("all", "conv", "dense"))
         kinds = {"all": Layer, "conv": _CONVOLUTIONS, "dense": _DENSE}[layers]
-        return [layer for layer in candidates if isinstance(_base(layer), kinds)]
+        return [layer for layer in candidates if isinstance(inside_wrappers(layer)[-1], kinds)]
     names = list(layers)
     known = [layer.name for layer in candidates]
     unknown = [name for name in names if name not in known]
@@ -84,11 +84,36 @@ def select(
     return [layer for layer in candidates if layer.name in names]
 
 
-def names_of_kernels(layer: Layer, weights: Weights) -> list[str] | None:
-    """What a wrapper of a layer is told of its kernels: nothing where their names say it."""
-    if isinstance(layer, KernelWrapper):
-        return layer.kernel_names
-    return None if weights is None else [path_inside(layer, k) for k in kernels(layer, weights)]
+def names_of_kernels(
+    layer: Layer, weights: Weights, levels: Iterable[int | None] = ()
+) -> list[str] | None:
+    """What a wrapper of a layer is told of its kernels: nothing where their names say it.
+
+    Args:
+        layer: The layer, wrapped or not.
+        weights: Which weights are kernels.
+        levels: Of each of them, where it is not all that are meant; `None`: it is not.
+
+    Returns:
+        List of names, or `None`.
+
+    Raises:
+        ValueError: If no list of names means these kernels alone.
+    """
+    found = kernels(layer, weights)
+    which = [most is not None for most in levels]
+    if all(which):
+        if isinstance(layer, KernelWrapper):
+            return layer.kernel_names
+        return None if weights is None else [path_inside(layer, kernel) for kernel in found]
+    inner = inner_layer(layer)
+    names = [path_inside(inner, k) for k, is_meant in zip(found, which, strict=True) if is_meant]
+    if len(kernels(inner, names)) != len(names):
+        raise ValueError(
+            f"Expected kernels of layer '{layer.name}' that their names tell apart. Received: {names}, "
+            "which others are named too. Give all kernels of the layer levels, or none."
+        )
+    return names
 
 
 def warn_of_overlooked(model: keras.Model, layers: Layers, weights: Weights) -> None:
@@ -165,20 +190,33 @@ def check_float(model: keras.Model, *modes: str) -> None:
         )
 
 
-def large_enough(layer: Layer, levels: int, weights: Weights) -> bool:
-    """Whether some kernel of a layer has more weights than levels; warns if not."""
-    largest = max(math.prod(kernel.shape) for kernel in kernels(layer, weights))
-    if largest <= levels:
-        warnings.warn(
-            f"Layer '{layer.name}' is left as it is: its largest kernel has {largest} weights, "
-            f"no more than levels={levels}.",
-            stacklevel=3,
-        )
-    return largest > levels
+def large_enough(layer: Layer, levels: Iterable[int | None], weights: Weights) -> bool:
+    """Whether some kernel of a layer has more weights than its levels; warns if not.
+
+    Args:
+        layer: The layer.
+        levels: Of each kernel, or `None` for one that is left as it is.
+        weights: Which weights are kernels.
+    """
+    sizes = [
+        (math.prod(kernel.shape), most)
+        for kernel, most in zip(kernels(layer, weights), levels, strict=True)
+        if most is not None
+    ]
+    if any(size > most for size, most in sizes):
+        return True
+    largest, most = max(sizes)
+    warnings.warn(
+        f"Layer '{layer.name}' is left as it is: its largest kernel has {largest} weights, "
+        f"no more than levels={most}.",
+        stacklevel=4,
+    )
+    return False
 
 
-def _base(layer: Layer) -> Layer:
-    """What is inside all wrappers: the Dense of a TimeDistributed(Dense)."""
-    while isinstance(layer, keras.layers.Wrapper):
-        layer = layer.layer
-    return layer
+def inside_wrappers(layer: Layer) -> list[Layer]:
+    """A layer and what it wraps, from outside: the TimeDistributed and the Dense in it."""
+    found = [layer]
+    while isinstance(found[-1], keras.layers.Wrapper):
+        found.append(found[-1].layer)
+    return found

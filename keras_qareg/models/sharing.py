@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import keras
 from keras.layers import Layer
 
-from keras_qareg.config import check_choice
+from keras_qareg.choices import check_choice
 from keras_qareg.layers import (
     KEPT_CONSTRAINTS,
     QuantizationAware,
@@ -20,7 +20,8 @@ from keras_qareg.layers import (
 from keras_qareg.layers.keras_private import set_trainable_alone
 from keras_qareg.models.accounting import inner_layer, own_weights
 from keras_qareg.models.cloning import clone
-from keras_qareg.models.clustered import Way, cluster_all, has_centroids, regularizer_of
+from keras_qareg.models.clustered import Wanted, Way, cluster_all, has_centroids, regularizer_of
+from keras_qareg.models.configuring import LEVELS, SCALE, TABLE, Setting, resolve
 from keras_qareg.models.selection import (
     Layers,
     check_built,
@@ -35,8 +36,6 @@ from keras_qareg.models.selection import (
 from keras_qareg.models.stripping import plain
 from keras_qareg.models.surroundings import normalized_layers
 from keras_qareg.models.walking import containers
-from keras_qareg.numerics.clustering import check_levels
-from keras_qareg.numerics.tables import SCALES, TABLES
 
 METHODS = ("auto", "trained", "kmeans", "quantile", "uniform")
 TRAINABLE = ("centroids", "centroids+rest")
@@ -45,13 +44,13 @@ _LARGE_CHANNEL = 16  # weights
 
 def share_weights(
     model: keras.Model,
-    levels: int | None = None,
+    levels: Setting[int] | None = None,
     layers: Layers = "all",
     *,
     weights: Weights = None,
     method: str = "auto",
-    table: str = "int8",
-    scale: str = "auto",
+    table: Setting[str] = "int8",
+    scale: Setting[str] = "auto",
     zero_centroid: bool | str = "auto",
     trainable: str = "centroids",
     verbose: str | int = "auto",
@@ -64,7 +63,11 @@ def share_weights(
     Args:
         model: A built model, plain or from `quantization_aware`; where layers compute with their
             quantized kernels, it is these that are shared.
-        levels: Integer from 2 to 256, values a kernel; `None`: what each layer's regularizer says.
+        levels: Integer from 2 to 256, values a kernel; `None`: what each layer's regularizer says. What
+            differs between layers is a setting: a dict from layer names, kernel paths, patterns of
+            either (`"block_*"`) or layer types to values, a function of the layer, or the path of a YAML
+            file (`config`); `None` in it leaves a layer as it is. `table` and `scale` may be settings
+            too, with the defaults where nothing matches.
         layers: Which layers, as in `quantization_aware`; a wrapped layer counts as what it wraps.
         weights: Which weights are kernels, as in `quantization_aware`.
         method: `"auto"` takes the trained centroids where a layer has them, each then moved to the
@@ -101,9 +104,9 @@ def share_weights(
         chosen are plain again.
 
     Raises:
-        ValueError: If an argument is out of its range, the model is unbuilt or shared already, no
-            layer matches, or a kernel is of half precision, has NaN or infinite weights, or a constraint
-            other than `NonNeg` (which the centroids then have).
+        ValueError: If an argument is out of its range, the model is unbuilt or shared already, no layer
+            or key of a setting matches, two keys disagree, or a kernel is of half precision, has NaN or
+            infinite weights, or a constraint other than `NonNeg` (which the centroids then have).
 
     Example:
 
@@ -112,21 +115,25 @@ def share_weights(
     >>> [book.levels_used for book in qareg.codebooks(shared).values()]
     [4]
     """
-    levels = None if levels is None else check_levels(levels)
-    _check_arguments(model, method, trainable, table, scale, zero_centroid)
-    sizes = {layer: _levels_of(layer, levels) for layer in select(model, layers, weights)}
-    sizes = {layer: size for layer, size in sizes.items() if large_enough(layer, size, weights)}
+    _check_arguments(model, method, trainable, zero_centroid)
+    chosen = select(model, layers, weights)
+    sizes = _levels(model, chosen, levels, weights)
     if not sizes:
         raise ValueError(
             f"Expected a layer to share the weights of in model '{model.name}'. "
             f"Received: layers={layers!r}, of which none has a kernel large enough"
             f"{no_kernel(model, weights)}"
         )
+    tables = resolve(TABLE, table, model, chosen, weights=weights)
+    scales = resolve(SCALE, scale, model, chosen, weights=weights)
+    wanted = {
+        layer: Wanted(its, tables.value(layer), scales.value(layer)) for layer, its in sizes.items()
+    }
+    _check_tables(wanted, method)
     warn_of_overlooked(model, layers, weights)
-    _check_kernels(sizes, weights)
-    scales = _scales(model, sizes, weights, method, table, scale)
-    way = Way(weights, method, table, zero_centroid)
-    found = cluster_all(sizes, scales, way, verbose)
+    _check_kernels(wanted, weights)
+    wanted = _with_scales(model, wanted, weights, method)
+    found = cluster_all(wanted, Way(weights, method, zero_centroid), verbose)
     made = []
 
     def leave(layer: Layer) -> Layer:
@@ -137,24 +144,20 @@ def share_weights(
     def share(layer: Layer) -> Layer:
         wrapper = SharedWeights(
             leave(layer),
-            sizes[layer],
+            wanted[layer].shared,
             zero_centroid=zero_centroid is True or any(zero for _, zero in found[layer]),
-            table=table,
-            scale=scales[layer],
-            kernel_names=names_of_kernels(layer, weights),
+            table=wanted[layer].table,
+            scale=wanted[layer].scale,
+            kernel_names=names_of_kernels(layer, weights, sizes[layer]),
             name=layer.name,
         )
         made.append((layer, wrapper))
         return wrapper
 
-    shared = clone(model, lambda layer: share if layer in sizes else leave)
+    shared = clone(model, lambda layer: share if layer in wanted else leave)
     for layer, wrapper in made:
         wrapper.assign_codebooks([book for book, _ in found[layer]])
-    for layer in containers(shared):
-        set_trainable_alone(layer, True)  # else Keras trains no centroid in a frozen model
-        if trainable == "centroids":
-            for weight in own_weights(layer):
-                weight.trainable = False
+    _set_trainable(shared, trainable)
     return shared
 
 
@@ -162,8 +165,6 @@ def _check_arguments(
     model: keras.Model,
     method: str,
     trainable: str,
-    table: str,
-    scale: str,
     zero_centroid: bool | str,
 ) -> None:
     check_built(model)
@@ -174,13 +175,6 @@ def _check_arguments(
     check_float(model)
     check_choice("method", method, METHODS)
     check_choice("trainable", trainable, TRAINABLE)
-    check_choice("table", table, TABLES)
-    check_choice("scale", scale, SCALES)
-    if table == "even" and method not in ("auto", "uniform"):
-        raise ValueError(
-            "Expected method='auto' or 'uniform' with table='even', which makes centroids evenly "
-            f"spaced. Received: method={method!r}"
-        )
     for layer in quantized_layers(model):
         if not isinstance(layer, QuantizationAware):
             raise ValueError(
@@ -210,9 +204,31 @@ def _check_kernels(chosen: Iterable[Layer], weights: Weights) -> None:
                 )
 
 
-def _levels_of(layer: Layer, levels: int | None) -> int:
-    if levels is not None:
-        return levels
+def _set_trainable(shared: keras.Model, trainable: str) -> None:
+    for layer in containers(shared):
+        set_trainable_alone(layer, True)  # else Keras trains no centroid in a frozen model
+        if trainable == "centroids":
+            for weight in own_weights(layer):
+                weight.trainable = False
+
+
+def _levels(
+    model: keras.Model, chosen: list[Layer], levels: Setting[int] | None, weights: Weights
+) -> dict[Layer, tuple[int | None, ...]]:
+    """The levels of each kernel of the layers that are to be shared."""
+    found: dict[Layer, tuple[int | None, ...]] = {}
+    given = None if levels is None else resolve(LEVELS, levels, model, chosen, weights=weights)
+    for layer in chosen:
+        if given is None:
+            its = [_trained_levels(layer)] * len(kernels(layer, weights))
+        else:
+            its = given.kernel_values(layer)
+        if any(n is not None for n in its) and large_enough(layer, its, weights):
+            found[layer] = tuple(its)
+    return found
+
+
+def _trained_levels(layer: Layer) -> int:
     regularizer = regularizer_of(layer)
     if regularizer is None:
         raise ValueError(
@@ -222,28 +238,29 @@ def _levels_of(layer: Layer, levels: int | None) -> int:
     return regularizer.levels
 
 
-def _scales(
-    model: keras.Model,
-    sizes: dict[Layer, int],
-    weights: Weights,
-    method: str,
-    table: str,
-    scale: str,
-) -> dict[Layer, str]:
-    """Whether each layer has one step a kernel, or one a channel."""
-    if scale == "auto":
-        free = {"int8": _nearly_free(model, sizes, weights), "even": list(sizes), "float32": []}[
-            table
-        ]
-    else:
-        free = list(sizes) if scale == "channel" else []
-    chosen = {id(layer) for layer in free}
-    scales = {}
-    for layer, levels in sizes.items():
+def _check_tables(wanted: dict[Layer, Wanted], method: str) -> None:
+    even = any(its.table == "even" for its in wanted.values())
+    if even and method not in ("auto", "uniform"):
+        raise ValueError(
+            "Expected method='auto' or 'uniform' with table='even', which makes centroids evenly "
+            f"spaced. Received: method={method!r}"
+        )
+
+
+def _with_scales(
+    model: keras.Model, wanted: dict[Layer, Wanted], weights: Weights, method: str
+) -> dict[Layer, Wanted]:
+    """The same with `"kernel"` or `"channel"` in the place of `"auto"`."""
+    rounded = [x for x, its in wanted.items() if its.table == "int8" and its.scale == "auto"]
+    free = {id(layer) for layer in _nearly_free(model, rounded, weights)}
+    found = {}
+    for layer, its in wanted.items():
+        is_free = its.table == "even" or (its.table == "int8" and id(layer) in free)
+        channel = its.scale == "channel" or (its.scale == "auto" and is_free)
         # Trained centroids are in the units of the kernel itself.
-        own = table != "even" and has_centroids(layer, levels, method)
-        scales[layer] = "channel" if id(layer) in chosen and not own else "kernel"
-    return scales
+        own = its.table != "even" and has_centroids(layer, its.shared, method)
+        found[layer] = its._replace(scale="channel" if channel and not own else "kernel")
+    return found
 
 
 def _nearly_free(model: keras.Model, layers: Iterable[Layer], weights: Weights) -> list[Layer]:

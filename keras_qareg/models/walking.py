@@ -65,12 +65,12 @@ def held_by_layers(model: Layer) -> set[int]:
     }
 
 
-def scopes(model: Layer) -> dict[int, str]:
+def scopes(model: Layer, deep: bool = False) -> dict[int, str]:
     """For each layer that is walked past, by its identity, the names of what it is inside of.
 
     `""` for layers of the model itself, `"encoder/block"` further inside.
     """
-    inside = entered(model)
+    inside = entered(model, deep)
     found: dict[int, str] = {}
 
     def visit(layer: Layer, scope: str) -> None:

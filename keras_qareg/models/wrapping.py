@@ -6,8 +6,9 @@ import keras
 from keras.layers import Layer
 
 from keras_qareg import regularizers
-from keras_qareg.layers import QuantizationAware, Weights
+from keras_qareg.layers import QuantizationAware, Weights, kernels
 from keras_qareg.models.cloning import clone, fresh, own_regularizer
+from keras_qareg.models.configuring import LEVELS, REGULARIZER, TABLE, Setting, resolve
 from keras_qareg.models.selection import (
     Layers,
     check_built,
@@ -22,12 +23,13 @@ from keras_qareg.models.selection import (
 
 def quantization_aware(
     model: keras.Model,
-    regularizer: regularizers.Identifier = None,
+    regularizer: Setting[regularizers.Identifier] = None,
     layers: Layers = "all",
     *,
+    levels: Setting[int] | None = None,
     weights: Weights = None,
     straight_through: bool = True,
-    table: str = "int8",
+    table: Setting[str] = "int8",
 ) -> keras.Model:
     """The model with its layers wrapped for quantization-aware training (arXiv 2602.03614).
 
@@ -38,10 +40,13 @@ def quantization_aware(
     Args:
         model: A built Sequential, Functional or subclassed model, nested ones included.
         regularizer: One of `keras_qareg.regularizers`, or what its `get()` takes. `None`: each
-            layer's own `kernel_regularizer`, where that is one of this package.
+            layer's own `kernel_regularizer`, where that is one of this package. May be a setting, as
+            `levels` of `share_weights`; `None` in it leaves a layer as it is.
         layers: Which layers: `"all"` that have kernels; `"conv"`; `"dense"` (attention included);
             a list of layer names; or a function from a layer to whether it is wanted. A layer with
             no more weights than levels is left out, with a warning.
+        levels: Integer from 2 to 256, in the place of what the regularizer says, or a setting; `None` in
+            it leaves a layer as it is. `None` (default): what the regularizer says.
         weights: Which weights are kernels: a name, a name pattern (`"mixer_*"`) or path pattern inside
             the layer, several of these, or a function of the layer and the weight. `None` (default):
             those whose name ends in `kernel` or `embeddings`; there is a warning where a layer that is
@@ -51,14 +56,15 @@ def quantization_aware(
             (`layers.QuantizationAware`). `False` is the paper's way: the layers compute with their
             float kernels to the end. Defaults to `True`.
         table: What values quantized kernels may have, `"int8"` (default), `"even"` or `"float32"`, as in
-            `share_weights`: it loses nothing then that was trained for.
+            `share_weights`: it loses nothing then that was trained for. May be a setting.
 
     Returns:
         A new model with the same weights and layer names, compiled like `model` if that was.
 
     Raises:
         ValueError: If the model is unbuilt or wrapped already, no layer matches, a name in `layers`
-            or `table` is unknown, or a kernel has NaN or infinite weights.
+            or `table` is unknown, a key of a setting matches none, two keys disagree, or a kernel has
+            NaN or infinite weights.
 
     Example:
 
@@ -69,14 +75,11 @@ def quantization_aware(
     """
     check_built(model)
     check_plain(model)
-    given = regularizers.get(regularizer)
-    chosen: dict[int, regularizers.QuantizationRegularizer] = {}
-    for layer in select(model, layers, weights):
-        own = given or own_regularizer(layer)
-        if own is not None and large_enough(layer, own.levels, weights):
-            chosen[id(layer)] = own
+    candidates = select(model, layers, weights)
+    chosen = _regularizers(model, candidates, regularizer, levels, weights)
+    tables = resolve(TABLE, table, model, candidates, weights=weights)
     if not chosen:
-        own = "" if given else " of its own, and no regularizer was given"
+        own = " of its own, and no regularizer was given" if regularizer is None else ""
         raise ValueError(
             f"Expected a layer to wrap in model '{model.name}'. Received: layers={layers!r}, of "
             f"which none has a kernel large enough and a regularizer{own}{no_kernel(model, weights)}"
@@ -90,7 +93,7 @@ def quantization_aware(
                 fresh(layer, clean=True),
                 chosen[id(layer)],
                 straight_through=straight_through,
-                table=table,
+                table=tables.value(layer),
                 kernel_names=names_of_kernels(layer, weights),
                 name=layer.name,
                 trainable=layer.trainable,
@@ -105,3 +108,28 @@ def quantization_aware(
             wrapper.placed.assign(0.0)  # not yet by a schedule
             wrapper.scheduled = False
     return wrapped
+
+
+def _regularizers(
+    model: keras.Model,
+    candidates: list[Layer],
+    regularizer: Setting[regularizers.Identifier],
+    levels: Setting[int] | None,
+    weights: Weights,
+) -> dict[int, regularizers.QuantizationRegularizer]:
+    """The regularizers of the layers to wrap, by the identities of these."""
+    given = sizes = None
+    if regularizer is not None:
+        given = resolve(REGULARIZER, regularizer, model, candidates, weights=weights)
+    if levels is not None:
+        sizes = resolve(LEVELS, levels, model, candidates, weights=weights)
+    found = {}
+    for layer in candidates:
+        own = own_regularizer(layer) if given is None else given.value(layer)
+        if own is not None and sizes is not None:
+            size = sizes.value(layer)
+            own = None if size is None else own.with_levels(size)
+        count = len(kernels(layer, weights))
+        if own is not None and large_enough(layer, [own.levels] * count, weights):
+            found[id(layer)] = own
+    return found

@@ -1,0 +1,86 @@
+"""What a user chooses, as objects: from a name, a class or a configuration, and as text; and checked."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import keras
+
+
+def deserialized(config: dict[str, Any], kinds: dict[str, type]) -> Any:
+    """The object of a configuration, which may name one of these classes without its package."""
+    classes = {kind.__name__: kind for kind in kinds.values()}
+    return keras.saving.deserialize_keras_object(config, custom_objects=classes)
+
+
+def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    """Raises a `ValueError` unless `value` is one of `choices`."""
+    if value not in choices:
+        raise ValueError(f"Expected `{name}` to be one of {choices}. Received: {name}={value!r}")
+
+
+def find(identifier: Any, base: Any, kinds: dict[str, type], what: str, **defaults: Any) -> Any:
+    """An object of this package from `None`, its name, its class, its configuration, or itself.
+
+    Args:
+        identifier: What the user passed; a dict may have `"name"` and arguments of the class.
+        base: The class, or union of classes, of what may be passed as it is.
+        kinds: The classes that a name or a configuration may mean, by name.
+        what: What is looked for, as errors say it.
+        **defaults: Arguments of a class that was named or passed.
+
+    Returns:
+        An instance of `base`, or `None`.
+
+    Raises:
+        ValueError: If the identifier is none of these.
+    """
+    if identifier is None or isinstance(identifier, base):
+        return identifier
+    classes = {kind.__name__: kind for kind in kinds.values()}
+    if isinstance(identifier, dict) and "name" in identifier:
+        kind = {**kinds, **classes}.get(identifier["name"])
+        if kind is not None:
+            return _made(kind, {**defaults, **identifier}, what)
+    elif isinstance(identifier, dict):
+        if identifier.get("class_name") in classes:
+            return deserialized(identifier, kinds)
+    elif isinstance(identifier, str):
+        kind = {**kinds, **classes}.get(identifier)
+        if kind is not None:
+            return kind(**defaults)
+    elif isinstance(identifier, type) and identifier is not base and issubclass(identifier, base):
+        return identifier(**defaults)
+    raise ValueError(
+        f"Expected a {what} of keras_qareg, its class, None, or one of {sorted(kinds)}. "
+        f"Received: {identifier!r}"
+    )
+
+
+def _made(kind: type, named: dict[str, Any], what: str) -> Any:
+    """An object of a class with the arguments of a dict, which has its name too."""
+    arguments = {key: value for key, value in named.items() if key != "name"}
+    known = list(inspect.signature(kind).parameters)
+    unknown = [key for key in arguments if key not in known]
+    if unknown:
+        raise ValueError(
+            f"Expected arguments of the {what} {kind.__name__}, {known}. Received others: {unknown}"
+        )
+    return kind(**arguments)
+
+
+class Described:
+    """Shows an object as the call that makes it, from its configuration."""
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments of the object."""
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(map(_argument, self.get_config().items()))})"
+
+
+def _argument(item: tuple[str, Any]) -> str:
+    name, value = item
+    return f"{name}={value:.6g}" if isinstance(value, float) else f"{name}={value!r}"
