@@ -14,7 +14,7 @@ from keras_qareg.cli.arrays import Arrays
 from keras_qareg.cli.backend import check_backend
 from keras_qareg.cli.messages import CommandError, plain, tell
 from keras_qareg.cli.opening import custom_objects, load_model, opening
-from keras_qareg.cli.options import input_shapes
+from keras_qareg.cli.options import input_shapes, sharing
 from keras_qareg.cli.paths import Kind, check_model, check_output, kind_of
 
 MISMATCH = 1
@@ -34,7 +34,7 @@ def say(text: Any) -> None:
 
 
 def _compress(options: argparse.Namespace) -> None:
-    conversion = _conversion(options)
+    conversion, its = _conversion(options), sharing(options)
     _check_files(options)
     data = None if options.data is None else Arrays(options.data, targets=True)
     if data is None and options.epochs is not None:
@@ -42,6 +42,7 @@ def _compress(options: argparse.Namespace) -> None:
     check_model(options.source)
     check_backend(converts=True)
     with custom_objects(options.custom_objects):
+        from keras_qareg.config import explain
         from keras_qareg.models import share_and_tune
         from keras_qareg.models.selection import check_built
         from keras_qareg.report import summary
@@ -53,16 +54,18 @@ def _compress(options: argparse.Namespace) -> None:
         if data is not None:
             examples = data.for_model(model)
             _prepare(model, examples, options)
+        if options.config is not None:
+            say(explain(model, options.config[1]))
         tuning = "" if data is None else f", and tuning them on {data.path}"
-        say(f"Sharing weights, at most {options.levels} levels a kernel{tuning}")
+        many = isinstance(its["levels"], dict)
+        most = "as said above" if many else f"at most {its['levels']} levels a kernel"
+        say(f"Sharing weights, {most}{tuning}")
         shared = share_and_tune(
             model,
-            options.levels,
-            options.layers,
+            layers=options.layers,
             data=examples,
             epochs=options.epochs or _EPOCHS,
-            table=options.table,
-            scale=options.scale,
+            **its,
             # A bar is drawn over and over, which in a file or a pipe is a mess.
             verbose="auto" if sys.stdout.isatty() else 2,
         )

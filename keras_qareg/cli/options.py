@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from keras_qareg import __version__
+from keras_qareg import __version__, settings
 from keras_qareg.cli.backend import wanted_backend
 from keras_qareg.cli.messages import CommandError
 
@@ -23,6 +23,8 @@ ACCELERATORS = (
     *("ethos-u85-128", "ethos-u85-256", "ethos-u85-512", "ethos-u85-1024", "ethos-u85-2048"),
 )
 TABLES, SCALES = ("int8", "even", "float32"), ("auto", "kernel", "channel")
+# What sharing takes of each layer, and what is meant where nothing is said.
+_SHARING = {"levels": 16, "table": "int8", "scale": "auto"}
 _LARGEST = 2**32 - 1
 
 
@@ -78,7 +80,13 @@ def _add_compress(commands: Any) -> None:
         commands, "compress", "share weights, tune centroids, export a .tflite", "FILE.tflite"
     )
     compress.add_argument(
-        "--levels", type=_integer("--levels", 2, 256), default=16, help="values a kernel (16)"
+        "--levels", type=_integer("--levels", 2, 256), help="values a kernel (16)"
+    )
+    compress.add_argument(
+        "--config",
+        type=_configuration,
+        metavar="FILE.yaml",
+        help="levels, table and scale of each layer: by its name, a pattern or its type",
     )
     compress.add_argument(
         "--layers", choices=("all", "conv", "dense"), default="all", help="default: all"
@@ -93,14 +101,12 @@ def _add_compress(commands: Any) -> None:
     compress.add_argument(
         "--table",
         choices=TABLES,
-        default="int8",
         help="values: whole numbers of 8 bits times a step (int8, the default), consecutive ones "
         "(even), or any (float32)",
     )
     compress.add_argument(
         "--scale",
         choices=SCALES,
-        default="auto",
         help="one step a kernel, or one a channel; auto (default): what costs nothing in the file",
     )
     compress.add_argument("--loss", help="Keras loss for tuning, where the model was not compiled")
@@ -235,6 +241,35 @@ def input_shapes(options: argparse.Namespace) -> Any:
         )
     shapes = [shape for _, shape in given]
     return shapes if len(shapes) > 1 else shapes[0]
+
+
+def _configuration(text: str) -> tuple[Path, dict[str, Any]]:
+    """A configuration and where it is from."""
+    try:
+        return Path(text), settings.read(text)
+    except (OSError, ValueError) as error:
+        raise CommandError(f"--config: {error}") from error
+
+
+def sharing(options: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of sharing that were given as words or in `--config`, or else their defaults.
+
+    Raises:
+        CommandError: If one was given as both, or the configuration has others.
+    """
+    path, config = options.config or (None, {})
+    others = [name for name in config if name not in _SHARING]
+    if others:
+        raise CommandError(
+            f"Expected --config with {', '.join(_SHARING)} alone. Received: {path} with "
+            f"{', '.join(others)}"
+        )
+    words = {name: getattr(options, name) for name in _SHARING}
+    both = [name for name in config if words[name] is not None]
+    if both:
+        raise CommandError(f"Expected --{both[0]} or --config with {both[0]}. Received: both")
+    given = {name: word for name, word in words.items() if word is not None}
+    return {**_SHARING, **config, **given}
 
 
 def _integer(name: str, least: int, most: int = _LARGEST) -> Callable[[str], int]:

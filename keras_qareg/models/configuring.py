@@ -18,7 +18,8 @@ from keras.layers import Layer
 from keras_qareg import regularizers, settings
 from keras_qareg.choices import check_choice
 from keras_qareg.layers import Weights
-from keras_qareg.models.accounting import inner_layer
+from keras_qareg.layers.keras_private import children
+from keras_qareg.models.accounting import inner_layer, own_weights
 from keras_qareg.models.reading import Kernel, every_kernel
 from keras_qareg.models.selection import inside_wrappers
 from keras_qareg.models.walking import scopes
@@ -199,8 +200,8 @@ def resolve(
     given = check_value(argument, setting)
     kernels = every_kernel(model, weights, deep)
     if isinstance(given, dict) and not argument.is_value(given):
-        inside = scopes(model, deep)
-        found = [_matches(given, k, _paths(k, inside[id(k.layer)], model.name)) for k in kernels]
+        paths = _paths(model, kernels, deep)
+        found = [_matches(given, k, its) for k, its in zip(kernels, paths, strict=True)]
         met = {
             key: [k for k, its in zip(kernels, found, strict=True) if key in its] for key in given
         }
@@ -258,25 +259,45 @@ class _Match(NamedTuple):
     kind: type | None = None
 
 
-def _paths(kernel: Kernel, scope: str, root: str) -> list[str]:
-    """The paths that a kernel may be called by.
+def _paths(model: keras.Model, kernels: list[Kernel], deep: bool) -> list[set[str]]:
+    """The paths that each kernel may be called by.
 
-    Keras has the names of some models before the paths of their weights, until they are loaded.
+    Keras has names of models and wrappers before the paths of weights, until they are loaded: a path of
+    the names of all that the kernel is inside of holds before and after.
     """
-    path = kernel.path.removeprefix(f"{root}/")
-    paths = [path]
-    if scope and not path.startswith(f"{scope}/"):
-        paths.append(f"{scope}/{path}")
-    return [*paths, *(f"{root}/{path}" for path in paths)]
+    around = scopes(model, deep)
+    layers = {id(kernel.layer): kernel.layer for kernel in kernels}
+    inside = {x: _names_inside(inner_layer(layer), layer.name) for x, layer in layers.items()}
+    root, found = f"{model.name}/", []
+    for kernel in kernels:
+        scope, named = around[id(kernel.layer)], inside[id(kernel.layer)][id(kernel.variable)]
+        paths = {kernel.path.removeprefix(root), f"{scope}/{named}" if scope else named}
+        found.append(paths | {f"{root}{path}" for path in paths})
+    return found
 
 
-def _matches(keys: Iterable[Any], kernel: Kernel, paths: list[str]) -> dict[Any, _Match]:
+def _names_inside(layer: Layer, name: str) -> dict[int, str]:
+    """Of each weight of a layer, by its identity, the names of the layers that it is inside of."""
+    found: dict[int, str] = {}
+
+    def visit(part: Layer, path: str, above: list[Layer]) -> None:
+        for weight in own_weights(part):
+            found.setdefault(id(weight), f"{path}/{weight.name}")
+        for child in children(part):
+            if not any(child is layer for layer in above):
+                visit(child, f"{path}/{child.name}", [*above, child])
+
+    visit(layer, name, [layer])
+    return found
+
+
+def _matches(keys: Iterable[Any], kernel: Kernel, paths: set[str]) -> dict[Any, _Match]:
     """The keys that mean a kernel, and how."""
     found = {key: _match(key, kernel, paths) for key in keys}
     return {key: match for key, match in found.items() if match is not None}
 
 
-def _match(key: Any, kernel: Kernel, paths: list[str]) -> _Match | None:
+def _match(key: Any, kernel: Kernel, paths: set[str]) -> _Match | None:
     name = kernel.layer.name
     if key in paths:
         return _Match(0, key, f"path {key!r}")

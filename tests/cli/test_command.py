@@ -67,6 +67,20 @@ def test_compress_takes_tables_and_scales(saved, run):
 
 
 @tensorflow_only
+def test_compress_takes_a_configuration(saved, run, refused):
+    file = saved / "small.yaml"
+    file.write_text("levels: {conv: float, 'f*': 4, '*': 8}")
+    words = ["compress", saved / "model.keras", "--out", saved / "m.tflite", "--config", file]
+    status, printed, errors = run(*words)
+    assert (status, errors) == (0, "") and "fc      Dense      864       4  pattern 'f*'" in printed
+    found = rows(printed)
+    assert [found[f"cnn/{name}/kernel"][1] for name in ("conv", "fc", "out")] == ["-", "4", "8"]
+    assert refused(*words, "--force", "--levels", 4) == (
+        "Expected --levels or --config with levels. Received: both"
+    )
+
+
+@tensorflow_only
 def test_a_seed_gives_the_same_file_again(saved, run):
     contents = []
     for seed in (7, 7, 8):

@@ -32,6 +32,8 @@ def files(saved):
     (saved / "model.zip").write_bytes((saved / "model.keras").read_bytes())
     (saved / "m.tflite").write_bytes(bytes(4) + b"TFL3" + bytes(8))
     (saved / "m.qareg").write_bytes(b"\x89KQAREG\n" + bytes(8))
+    (saved / "level.yaml").write_text("level: 4")
+    (saved / "bits.yaml").write_text("bits: 2\nlevels: 4")
     (saved / "saved_model").mkdir()
     (saved / "saved_model" / "saved_model.pb").touch()
     return saved
@@ -64,6 +66,16 @@ def cases(files):
         ["export", model, "--out", out, "--npu", "ethos-u55-128", "--weights", "int8"],
         f"{npu}--weights int8 without --data",
     )
+    configurations = {
+        "absent.yaml": "--config: Expected a YAML file. Received: {}, which does not exist",
+        "table.csv": "--config: Expected a YAML file, .yaml or .yml. Received: {}",
+        "level.yaml": "--config: {}: Expected a configuration with some of the keys ['levels', "
+        "'regularizer', 'table', 'scale', 'bits', 'activation_bits']. Received unknown keys: 'level' "
+        "(did you mean 'levels'?)",
+        "bits.yaml": "Expected --config with levels, table, scale alone. Received: {} with bits",
+    }
+    for name, said in configurations.items():
+        yield [*compress, "--config", files / name], said.format(files / name)
     yield ["compress", model], "the following arguments are required: --out (see `keras-qareg "
     shapes = "Expected --input-shape with sizes such as 224x224x3, or a=8x8. Received: {}"
     for text in ("8x", "a=", "0x3", "a=8x8=4", "3.5"):
