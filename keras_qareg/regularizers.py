@@ -68,6 +68,8 @@ class QuantizationRegularizer(Described, keras.regularizers.Regularizer):
 
     def with_levels(self, levels: int) -> Any:
         """The same for another number of levels; a default strength becomes that of these."""
+        if levels == self.levels:
+            return self
         config = {**self.get_config(), "levels": levels}
         if self.strength == self.default_strength:
             config["strength"] = None

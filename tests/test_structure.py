@@ -38,6 +38,7 @@ FLOORS = {
         ["cloning"],
         ["selection"],
         ["reading"],
+        ["matching"],
         ["configuring"],
         ["wrapping", "converting", "stripping", "recalibrating"],
         ["clustered"],

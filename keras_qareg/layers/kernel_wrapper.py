@@ -175,6 +175,17 @@ class KernelWrapper(keras.layers.Wrapper):
             variables.append(self.add_weight(**{**kwargs, "name": label, "shape": shape}))
         return variables
 
+    def _check_count(self, levels: Any) -> None:
+        """Raises a `ValueError` where several levels are not one for each kernel."""
+        if isinstance(levels, list) and len(levels) != len(self.kernels):
+            raise ValueError(
+                f"Expected one of `levels` for each of {len(self.kernels)} kernels of layer "
+                f"'{self.layer.name}'. Received: levels={levels}"
+            )
+
+    def _place_of(self, kernel: keras.Variable) -> int:
+        return next(place for place, held in enumerate(self.kernels) if held is kernel)
+
     def used_kernels(self) -> list[Any]:
         """What the layer inside computes with in the place of its kernels: a list of tensors."""
         return [ops.convert_to_tensor(kernel) for kernel in self.kernels]

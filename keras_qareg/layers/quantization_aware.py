@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -49,10 +50,13 @@ class QuantizationAware(KernelWrapper):
             consecutive whole numbers times a step; `"float32"`, any. Learned centroids are rounded
             where the layer computes with them, gradients passing straight through, and the penalty
             knows nothing of it; fixed basins are moved to such values when they are placed.
+        levels: Integers from 2 to 256, one for each kernel, where these are not the regularizer's; its
+            default strength is then that of each. Defaults to `None`.
         **kwargs: `name`, `trainable`, `dtype`, as for every Keras layer.
 
     Attributes:
         centroids: List of weights of shape `(levels,)`, float32, one for each kernel.
+        kernel_regularizers: List of the regularizers of the kernels, which differ in their levels.
         strength: Non-trainable float32 scalar, what the penalty is multiplied with now.
         balance: Non-trainable float32 scalar, a second factor: more than 1 where a schedule balances
             small layers against large ones.
@@ -65,7 +69,8 @@ class QuantizationAware(KernelWrapper):
     Input and output shape: those of the layer inside.
 
     Raises:
-        ValueError: If there is no regularizer, `table` is unknown, or the layer has no kernel.
+        ValueError: If there is no regularizer, `table` is unknown, or the layer has no kernel, or not so
+            many as `levels`.
 
     Example:
 
@@ -81,6 +86,7 @@ class QuantizationAware(KernelWrapper):
         *,
         straight_through: bool = True,
         table: str = "int8",
+        levels: Sequence[int] | None = None,
         **kwargs: Any,
     ):
         super().__init__(layer, **kwargs)
@@ -93,25 +99,34 @@ class QuantizationAware(KernelWrapper):
         self.regularizer: regularizers.QuantizationRegularizer = found
         check_choice("table", table, TABLES)
         self.straight_through, self.table = straight_through, table
+        self.levels = None if levels is None else [clustering.check_levels(n) for n in levels]
         self._in_training = False
         # Whether a schedule, or `place_centroids`, has begun what training needs.
         self.scheduled = False
 
     def build(self, input_shape: Any = None) -> None:
         super().build(input_shape)
-        basins = self._allowed(self.regularizer.basins())
+        self._check_count(self.levels)
+        self.kernel_regularizers = [self.regularizer] * len(self.kernels)
+        if self.levels is not None:
+            self.kernel_regularizers = [self.regularizer.with_levels(n) for n in self.levels]
+
+        def start(shape: tuple[int, ...], dtype: Any = None) -> Any:
+            basins = self.regularizer.with_levels(shape[0]).basins()
+            return ops.convert_to_tensor(self._allowed(basins), dtype)
+
         self.centroids = self._add_per_kernel(
             "centroids",
-            shape=basins.shape,
-            initializer=lambda shape, dtype=None: ops.convert_to_tensor(basins, dtype),
+            shape=lambda kernel: (self.kernel_regularizers[self._place_of(kernel)].levels,),
+            initializer=start,
             dtype="float32",
             trainable=self.regularizer.learned,
         )
         self.strength = self._add_state("strength", self.regularizer.strength)
         self.balance = self._add_state("balance", 1.0)
         self.placed = self._add_state("placed", 0.0)
-        for kernel, centroids in zip(self.kernels, self.centroids, strict=True):
-            kernel.regularizer = _KernelPenalty(self, centroids, kernel.regularizer)
+        for place, kernel in enumerate(self.kernels):
+            kernel.regularizer = _KernelPenalty(self, place, kernel.regularizer)
 
     def _add_state(self, name: str, value: float) -> keras.Variable:
         return self.add_weight(
@@ -184,15 +199,15 @@ class QuantizationAware(KernelWrapper):
                 f"Expected `method` to be one of {sorted(clustering.METHODS)}. "
                 f"Received: method={method!r}"
             )
-        for kernel, path, centroids in zip(
-            self.kernels, self.kernel_paths, self.centroids, strict=True
+        for place, (path, regularizer) in enumerate(
+            zip(self.kernel_paths, self.kernel_regularizers, strict=True)
         ):
-            weights = ops.convert_to_numpy(kernel)
+            weights = ops.convert_to_numpy(self.kernels[place])
             try:
-                found = clustering.METHODS[method](weights, self.regularizer.levels)
+                found = clustering.METHODS[method](weights, regularizer.levels)
             except ValueError as error:
                 raise ValueError(f"Kernel '{path}': {error}") from error
-            centroids.assign(self._allowed(self.regularizer.fit_basins(found)))
+            self.centroids[place].assign(self._allowed(regularizer.fit_basins(found)))
         self.placed.assign(1.0)
         self.scheduled = True
 
@@ -202,14 +217,18 @@ class QuantizationAware(KernelWrapper):
 
     def penalties(self) -> list[float]:
         """The penalty of each kernel now, with its factors: a list of floats, for logging."""
-        factor = float(ops.convert_to_numpy(self._factor()))
         return [
-            factor * float(ops.convert_to_numpy(self.regularizer.penalty(kernel, centroids)))
-            for kernel, centroids in zip(self.kernels, self.centroids, strict=True)
+            float(ops.convert_to_numpy(self._penalty(place, kernel)))
+            for place, kernel in enumerate(self.kernels)
         ]
 
-    def _factor(self) -> Any:
-        return ops.convert_to_tensor(self.balance) * ops.convert_to_tensor(self.strength)
+    def _penalty(self, place: int, kernel: Any) -> Any:
+        """The penalty of a kernel now, with its factors."""
+        regularizer, strength = self.kernel_regularizers[place], self.regularizer.strength
+        factor = ops.convert_to_tensor(self.balance) * ops.convert_to_tensor(self.strength)
+        if self.levels is not None and strength:  # the strength of this kernel against the layer's
+            factor = factor * (regularizer.strength / strength)
+        return factor * regularizer.penalty(kernel, self.centroids[place])
 
     def get_config(self) -> dict[str, Any]:
         config = {
@@ -217,7 +236,8 @@ class QuantizationAware(KernelWrapper):
             "straight_through": self.straight_through,
             "table": self.table,
         }
-        return {**super().get_config(), **config}
+        given = {} if self.levels is None else {"levels": list(self.levels)}
+        return {**super().get_config(), **config, **given}
 
 
 def _quantized(placed: Any, kernel: keras.Variable, table: Any) -> Any:
@@ -237,8 +257,8 @@ class _KernelPenalty:
     out frozen variables; losses that are added in `call` would be counted at every call.
     """
 
-    def __init__(self, wrapper: QuantizationAware, centroids: keras.Variable, own: Any):
-        self.wrapper, self.centroids = wrapper, centroids
+    def __init__(self, wrapper: QuantizationAware, place: int, own: Any):
+        self.wrapper, self.place = wrapper, place
         # The wrapper takes the place of a regularizer of this package on the layer itself.
         self.own = None if isinstance(own, regularizers.QuantizationRegularizer) else own
 
@@ -247,6 +267,5 @@ class _KernelPenalty:
             ops.zeros((), "float32") if self.own is None else ops.cast(self.own(kernel), "float32")
         )
         if self.wrapper._in_training:
-            penalty = self.wrapper.regularizer.penalty(kernel, self.centroids)
-            loss = loss + self.wrapper._factor() * penalty
+            loss = loss + self.wrapper._penalty(self.place, kernel)
         return loss

@@ -97,11 +97,7 @@ class SharedWeights(KernelWrapper):
 
     def build(self, input_shape: Any = None) -> None:
         super().build(input_shape)
-        if isinstance(self.levels, list) and len(self.levels) != len(self.kernels):
-            raise ValueError(
-                f"Expected one of `levels` for each of {len(self.kernels)} kernels of layer "
-                f"'{self.layer.name}'. Received: levels={self.levels}"
-            )
+        self._check_count(self.levels)
         for kernel in self.kernels:
             kernel.trainable = False
         even, add = self.table == "even", self._add_per_kernel
@@ -250,8 +246,7 @@ class SharedWeights(KernelWrapper):
         return self._codes(place) / np.float32(self._unit(place))
 
     def _table_shape(self, kernel: keras.Variable) -> tuple[int, ...]:
-        place = next(i for i, held in enumerate(self.kernels) if held is kernel)
-        return (self.kernel_levels[place],)
+        return (self.kernel_levels[self._place_of(kernel)],)
 
     def _sizes_shape(self, kernel: keras.Variable) -> tuple[int, ...]:
         axes = channel_axes(self.layer, kernel) if self.table_scale == "channel" else 0

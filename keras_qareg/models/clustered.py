@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import NamedTuple
@@ -98,10 +98,20 @@ def regularizer_of(layer: Layer) -> regularizers.QuantizationRegularizer | None:
     return own_regularizer(layer)
 
 
-def has_centroids(layer: Layer, levels: Iterable[int], method: str) -> bool:
+def trained_levels(layer: Layer, weights: Weights) -> list[int]:
+    """How many values the regularizer of each kernel is for; none where a layer was trained without."""
+    if isinstance(layer, QuantizationAware):
+        return [regularizer.levels for regularizer in layer.kernel_regularizers]
+    regularizer = own_regularizer(layer)
+    return [] if regularizer is None else [regularizer.levels] * len(kernels(layer, weights))
+
+
+def has_centroids(layer: Layer, wanted: Wanted, way: Way) -> bool:
     """Whether a layer has so many trained or fixed centroids, and the method takes them."""
-    regularizer = regularizer_of(layer)
-    if method not in ("auto", "trained") or not regularizer or {regularizer.levels} != set(levels):
+    levels, regularizer = trained_levels(layer, way.weights), regularizer_of(layer)
+    if way.method not in ("auto", "trained") or regularizer is None:
+        return False
+    if any(n not in (None, own) for n, own in zip(wanted.levels, levels, strict=True)):
         return False
     return isinstance(layer, QuantizationAware) or not regularizer.learned
 
@@ -111,7 +121,7 @@ def _cluster(layer: Layer, wanted: Wanted, way: Way) -> list[tuple[Codebook, boo
     found = kernels(layer, way.weights)
     trained: Sequence[np.ndarray | None] = [None] * len(found)
     regularizer = regularizer_of(layer)
-    if regularizer is not None and has_centroids(layer, wanted.shared, way.method):
+    if regularizer is not None and has_centroids(layer, wanted, way):
         if isinstance(layer, QuantizationAware):
             trained = layer.tables()
         else:

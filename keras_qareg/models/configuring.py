@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import PurePath
 from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
@@ -18,16 +17,13 @@ from keras.layers import Layer
 from keras_qareg import regularizers, settings
 from keras_qareg.choices import check_choice
 from keras_qareg.layers import Weights
-from keras_qareg.layers.keras_private import children
-from keras_qareg.models.accounting import inner_layer, own_weights
+from keras_qareg.models.accounting import inner_layer
+from keras_qareg.models.matching import REST, Match, closest, matches
 from keras_qareg.models.reading import Kernel, every_kernel
-from keras_qareg.models.selection import inside_wrappers
-from keras_qareg.models.walking import scopes
 from keras_qareg.numerics.clustering import check_levels
 from keras_qareg.numerics.tables import SCALES, TABLES
 from keras_qareg.quantizers import MAX_ACTIVATION_BITS, MAX_WEIGHT_BITS, check_bits
 
-REST = "*"
 T = TypeVar("T")
 
 
@@ -198,19 +194,14 @@ def resolve(
             left out, or two keys of the same kind give a layer different values.
     """
     given = check_value(argument, setting)
-    kernels = every_kernel(model, weights, deep)
+    kernels, meant = every_kernel(model, weights, deep), {id(layer) for layer in wanted}
     if isinstance(given, dict) and not argument.is_value(given):
-        paths = _paths(model, kernels, deep)
-        found = [_matches(given, k, its) for k, its in zip(kernels, paths, strict=True)]
-        met = {
-            key: [k for k, its in zip(kernels, found, strict=True) if key in its] for key in given
-        }
-        _check_known(argument, met, model, kernels)
-        _check_wanted(argument, given, met, {id(x) for x in wanted}, left_out)
-        pairs = zip(kernels, found, strict=True)
-        chosen = [_by_keys(argument, given, kernel, list(its.values())) for kernel, its in pairs]
+        found = matches(model, kernels, given, argument.name, deep=deep)
+        pairs = list(zip(kernels, found, strict=True))
+        _check_wanted(argument, given, pairs, meant, left_out)
+        chosen = [_by_keys(argument, given, *pair, id(pair[0].layer) in meant) for pair in pairs]
     elif _is_function(argument, given):
-        chosen = _by_function(argument, given, kernels)
+        chosen = _by_function(argument, given, kernels, meant)
     else:
         chosen = [Choice(given, "for all")] * len(kernels)
     return Resolved(argument, list(zip(kernels, chosen, strict=True)))
@@ -242,105 +233,34 @@ def _checked(argument: Argument, owner: str, value: Any) -> Any:
         raise ValueError(f"{owner}: {error}") from error
 
 
-def _by_function(argument: Argument, function: Any, kernels: list[Kernel]) -> list[Choice]:
+def _by_function(
+    argument: Argument, function: Any, kernels: list[Kernel], wanted: set[int]
+) -> list[Choice]:
     known: dict[int, Choice] = {}
-    for kernel in kernels:
-        layer = kernel.layer
-        if id(layer) not in known:
+    for layer in (kernel.layer for kernel in kernels):
+        if id(layer) not in wanted:
+            known[id(layer)] = Choice(argument.default, "left out")
+        elif id(layer) not in known:
             value = _checked(argument, f"Layer '{layer.name}'", function(inner_layer(layer)))
             known[id(layer)] = Choice(value, "by the function")
     return [known[id(kernel.layer)] for kernel in kernels]
 
 
-class _Match(NamedTuple):
-    rank: int  # the lower, the closer
-    key: Any
-    what: str
-    kind: type | None = None
-
-
-def _paths(model: keras.Model, kernels: list[Kernel], deep: bool) -> list[set[str]]:
-    """The paths that each kernel may be called by.
-
-    Keras has names of models and wrappers before the paths of weights, until they are loaded: a path of
-    the names of all that the kernel is inside of holds before and after.
-    """
-    around = scopes(model, deep)
-    layers = {id(kernel.layer): kernel.layer for kernel in kernels}
-    inside = {x: _names_inside(inner_layer(layer), layer.name) for x, layer in layers.items()}
-    root, found = f"{model.name}/", []
-    for kernel in kernels:
-        scope, named = around[id(kernel.layer)], inside[id(kernel.layer)][id(kernel.variable)]
-        paths = {kernel.path.removeprefix(root), f"{scope}/{named}" if scope else named}
-        found.append(paths | {f"{root}{path}" for path in paths})
-    return found
-
-
-def _names_inside(layer: Layer, name: str) -> dict[int, str]:
-    """Of each weight of a layer, by its identity, the names of the layers that it is inside of."""
-    found: dict[int, str] = {}
-
-    def visit(part: Layer, path: str, above: list[Layer]) -> None:
-        for weight in own_weights(part):
-            found.setdefault(id(weight), f"{path}/{weight.name}")
-        for child in children(part):
-            if not any(child is layer for layer in above):
-                visit(child, f"{path}/{child.name}", [*above, child])
-
-    visit(layer, name, [layer])
-    return found
-
-
-def _matches(keys: Iterable[Any], kernel: Kernel, paths: set[str]) -> dict[Any, _Match]:
-    """The keys that mean a kernel, and how."""
-    found = {key: _match(key, kernel, paths) for key in keys}
-    return {key: match for key, match in found.items() if match is not None}
-
-
-def _match(key: Any, kernel: Kernel, paths: set[str]) -> _Match | None:
-    name = kernel.layer.name
-    if key in paths:
-        return _Match(0, key, f"path {key!r}")
-    if key == name:
-        return _Match(1, key, f"name {key!r}")
-    if key == REST:
-        return _Match(4, key, f"{key!r}")
-    if isinstance(key, str) and any(map(key.count, "*?[")):
-        fits = any(fnmatchcase(text, key) for text in (name, *paths))
-        return _Match(2, key, f"pattern {key!r}") if fits else None
-    for kind in _types(kernel.layer):
-        if key is kind or key == kind.__name__:
-            return _Match(3, key, f"type {kind.__name__}", kind)
-    return None
-
-
-def _types(layer: Layer) -> list[type]:
-    """The types that a layer counts as: its own and their bases, and those of what it wraps."""
-    return [
-        kind for part in inside_wrappers(inner_layer(layer)) for kind in type(part).__mro__[:-1]
-    ]
-
-
 def _by_keys(
-    argument: Argument, given: Mapping[Any, Any], kernel: Kernel, found: list[_Match]
+    argument: Argument,
+    given: Mapping[Any, Any],
+    kernel: Kernel,
+    found: dict[Any, Match],
+    is_wanted: bool,
 ) -> Choice:
     """What the closest of the keys that mean a kernel gives it."""
     if not found:
         left = "left as it is" if argument.default is None else "default"
         return Choice(argument.default, f"{left}: nothing matches")
-    closest = min(match.rank for match in found)
-    found = [match for match in found if match.rank == closest]
-    # A type comes before those that it is made from.
-    kinds = [match.kind for match in found if match.kind is not None]
-    found = [
-        match
-        for match in found
-        if not any(k is not match.kind and issubclass(k, match.kind or k) for k in kinds)
-    ]
-    first, *others = found
+    first, *others = closest(found.values())
     value = given[first.key]
     for other in others:
-        if not _same(value, given[other.key]):
+        if is_wanted and not _same(value, given[other.key]):
             raise ValueError(
                 f"Expected one value of `{argument.name}` for layer '{kernel.layer.name}'. Received: "
                 f"{value!r} by {first.what}, {given[other.key]!r} by {other.what}. Give the layer a "
@@ -349,36 +269,18 @@ def _by_keys(
     return Choice(value, first.what)
 
 
-def _check_known(
-    argument: Argument, met: dict[Any, list[Kernel]], model: keras.Model, kernels: list[Kernel]
-) -> None:
-    """Raises a `ValueError` where a key means no kernel."""
-    unknown = [key for key, found in met.items() if not found and key != REST]
-    if not unknown:
-        return
-    layers = list({id(kernel.layer): kernel.layer for kernel in kernels}.values())
-    types = [type(inside_wrappers(inner_layer(layer))[-1]).__name__ for layer in layers]
-    listed = [f"'{layer.name}' ({kind})" for layer, kind in zip(layers, types, strict=True)]
-    names = [*(layer.name for layer in layers), *(kernel.path for kernel in kernels)]
-    texts = [key if isinstance(key, str) else key.__name__ for key in unknown]
-    raise ValueError(
-        f"Expected the keys of `{argument.name}` to be names, paths or patterns of layers with "
-        f"kernels in model '{model.name}', or their types: {', '.join(listed)}. Received keys that "
-        f"match none: {settings.guessed(texts, [*names, *sorted(set(types))])}"
-    )
-
-
 def _check_wanted(
     argument: Argument,
     given: Mapping[Any, Any],
-    met: dict[Any, list[Kernel]],
+    pairs: list[tuple[Kernel, dict[Any, Match]]],
     wanted: set[int],
     left_out: str,
 ) -> None:
     """Raises a `ValueError` where a key would change layers that are left out, and no others."""
     idle = []
-    for key, found in met.items():
-        layers = {id(kernel.layer): kernel.layer.name for kernel in found}
+    for key in given:
+        met = [kernel.layer for kernel, found in pairs if key in found]
+        layers = {id(layer): layer.name for layer in met}
         if key != REST and given[key] is not None and not wanted & layers.keys():
             idle.append(f"{_label(key)} ({', '.join(map(repr, layers.values()))})")
     if idle:
@@ -397,5 +299,6 @@ def _label(key: Any) -> str:
 def _same(value: Any, other: Any) -> bool:
     """Whether two values are the same; of regularizers, whether their arguments are."""
     if isinstance(value, regularizers.QuantizationRegularizer):
-        return repr(value) == repr(other)
+        same = type(value) is type(other)
+        return same and bool(value.get_config() == other.get_config())
     return bool(value == other)

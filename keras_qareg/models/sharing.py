@@ -20,7 +20,7 @@ from keras_qareg.layers import (
 from keras_qareg.layers.keras_private import set_trainable_alone
 from keras_qareg.models.accounting import inner_layer, own_weights
 from keras_qareg.models.cloning import clone
-from keras_qareg.models.clustered import Wanted, Way, cluster_all, has_centroids, regularizer_of
+from keras_qareg.models.clustered import Wanted, Way, cluster_all, has_centroids, trained_levels
 from keras_qareg.models.configuring import LEVELS, SCALE, TABLE, Setting, resolve
 from keras_qareg.models.selection import (
     Layers,
@@ -132,8 +132,9 @@ def share_weights(
     _check_tables(wanted, method)
     warn_of_overlooked(model, layers, weights)
     _check_kernels(wanted, weights)
-    wanted = _with_scales(model, wanted, weights, method)
-    found = cluster_all(wanted, Way(weights, method, zero_centroid), verbose)
+    way = Way(weights, method, zero_centroid)
+    wanted = _with_scales(model, wanted, way)
+    found = cluster_all(wanted, way, verbose)
     made = []
 
     def leave(layer: Layer) -> Layer:
@@ -219,23 +220,20 @@ def _levels(
     found: dict[Layer, tuple[int | None, ...]] = {}
     given = None if levels is None else resolve(LEVELS, levels, model, chosen, weights=weights)
     for layer in chosen:
-        if given is None:
-            its = [_trained_levels(layer)] * len(kernels(layer, weights))
-        else:
-            its = given.kernel_values(layer)
+        its = given.kernel_values(layer) if given else _trained_levels(layer, weights)
         if any(n is not None for n in its) and large_enough(layer, its, weights):
             found[layer] = tuple(its)
     return found
 
 
-def _trained_levels(layer: Layer) -> int:
-    regularizer = regularizer_of(layer)
-    if regularizer is None:
+def _trained_levels(layer: Layer, weights: Weights) -> list[int]:
+    levels = trained_levels(layer, weights)
+    if not levels:
         raise ValueError(
             f"Expected `levels`, because layer '{layer.name}' has no regularizer of keras_qareg "
             "to take it from. Received: levels=None"
         )
-    return regularizer.levels
+    return levels
 
 
 def _check_tables(wanted: dict[Layer, Wanted], method: str) -> None:
@@ -247,18 +245,16 @@ def _check_tables(wanted: dict[Layer, Wanted], method: str) -> None:
         )
 
 
-def _with_scales(
-    model: keras.Model, wanted: dict[Layer, Wanted], weights: Weights, method: str
-) -> dict[Layer, Wanted]:
+def _with_scales(model: keras.Model, wanted: dict[Layer, Wanted], way: Way) -> dict[Layer, Wanted]:
     """The same with `"kernel"` or `"channel"` in the place of `"auto"`."""
     rounded = [x for x, its in wanted.items() if its.table == "int8" and its.scale == "auto"]
-    free = {id(layer) for layer in _nearly_free(model, rounded, weights)}
+    free = {id(layer) for layer in _nearly_free(model, rounded, way.weights)}
     found = {}
     for layer, its in wanted.items():
         is_free = its.table == "even" or (its.table == "int8" and id(layer) in free)
         channel = its.scale == "channel" or (its.scale == "auto" and is_free)
         # Trained centroids are in the units of the kernel itself.
-        own = its.table != "even" and has_centroids(layer, its.shared, method)
+        own = its.table != "even" and has_centroids(layer, its, way)
         found[layer] = its._replace(scale="channel" if channel and not own else "kernel")
     return found
 

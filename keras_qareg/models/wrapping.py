@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import keras
 from keras.layers import Layer
 
@@ -76,7 +78,7 @@ def quantization_aware(
     check_built(model)
     check_plain(model)
     candidates = select(model, layers, weights)
-    chosen = _regularizers(model, candidates, regularizer, levels, weights)
+    chosen = _wanted(model, candidates, regularizer, levels, weights)
     tables = resolve(TABLE, table, model, candidates, weights=weights)
     if not chosen:
         own = " of its own, and no regularizer was given" if regularizer is None else ""
@@ -88,13 +90,16 @@ def quantization_aware(
     made = []
 
     def wrap(layer: Layer) -> Layer:
+        its = chosen[id(layer)]
+        levels = [n for n in its.levels if n is not None]
         made.append(
             QuantizationAware(
                 fresh(layer, clean=True),
-                chosen[id(layer)],
+                its.regularizer,
                 straight_through=straight_through,
                 table=tables.value(layer),
-                kernel_names=names_of_kernels(layer, weights),
+                levels=levels if len(set(levels)) > 1 else None,
+                kernel_names=names_of_kernels(layer, weights, its.levels),
                 name=layer.name,
                 trainable=layer.trainable,
             )
@@ -110,14 +115,19 @@ def quantization_aware(
     return wrapped
 
 
-def _regularizers(
+class _Wrap(NamedTuple):
+    regularizer: regularizers.QuantizationRegularizer
+    levels: list[int | None]
+
+
+def _wanted(
     model: keras.Model,
     candidates: list[Layer],
     regularizer: Setting[regularizers.Identifier],
     levels: Setting[int] | None,
     weights: Weights,
-) -> dict[int, regularizers.QuantizationRegularizer]:
-    """The regularizers of the layers to wrap, by the identities of these."""
+) -> dict[int, _Wrap]:
+    """What the layers are wrapped with, by the identities of these."""
     given = sizes = None
     if regularizer is not None:
         given = resolve(REGULARIZER, regularizer, model, candidates, weights=weights)
@@ -126,10 +136,11 @@ def _regularizers(
     found = {}
     for layer in candidates:
         own = own_regularizer(layer) if given is None else given.value(layer)
-        if own is not None and sizes is not None:
-            size = sizes.value(layer)
-            own = None if size is None else own.with_levels(size)
-        count = len(kernels(layer, weights))
-        if own is not None and large_enough(layer, [own.levels] * count, weights):
-            found[id(layer)] = own
+        if own is None:
+            continue
+        its = sizes.kernel_values(layer) if sizes else [own.levels] * len(kernels(layer, weights))
+        several = {n for n in its if n is not None}
+        if several and large_enough(layer, its, weights):
+            same = len(several) == 1
+            found[id(layer)] = _Wrap(own.with_levels(*several) if same else own, its)
     return found

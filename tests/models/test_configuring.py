@@ -207,13 +207,34 @@ def test_kernels_of_one_layer_have_levels_of_their_own(tmp_path):
     lstm = keras.Sequential([keras.Input((5, 8)), layers.LSTM(12, name="rnn")])
     one = qareg.share_weights(lstm, {recurrent: 4})
     assert [row.levels for row in qareg.report.summary(one, lstm).rows] == [4]
-    assert error_of(qareg.quantization_aware, model, Sine(4), levels={kernel: 3, "*": 4}) == (
-        "Expected one value of `levels` for all kernels of layer 'rnn'. Received: 3 for "
-        f"'{kernel}', 4 for '{recurrent}'"
-    )
     assert error_of(SharedWeights(layers.LSTM(4), [2, 4, 8]).build, (None, 5, 8)) == (
         "Expected one of `levels` for each of 2 kernels of layer 'lstm'. Received: levels=[2, 4, 8]"
     )
+
+
+@pytest.mark.parametrize("kind", [Sine, NearestSquared])
+def test_kernels_of_one_layer_are_trained_under_levels_of_their_own(kind, tmp_path):
+    model = network()
+    kernel, recurrent = "rnn/lstm_cell/kernel", "rnn/lstm_cell/recurrent_kernel"
+    aware = qareg.quantization_aware(model, kind(16), levels={kernel: 3, recurrent: 7})
+    rnn = aware.get_layer("rnn")
+    assert [x.shape[0] for x in rnn.centroids] == [3, 7]
+    rnn.place_centroids()
+    # Each kernel pays what it would in a layer whose regularizer has its levels.
+    for place, levels in enumerate((3, 7)):
+        alone = qareg.quantization_aware(model, kind(levels), ["rnn"]).get_layer("rnn")
+        alone.place_centroids()
+        np.testing.assert_allclose(rnn.penalties()[place], alone.penalties()[place], rtol=1e-5)
+    aware.save(tmp_path / "m.keras")
+    loaded = keras.saving.load_model(tmp_path / "m.keras", custom_objects={"Wide": Wide})
+    assert loaded.get_layer("rnn").levels == [3, 7]
+    shared = qareg.share_weights(aware, layers=["rnn"], table="float32").get_layer("rnn")
+    assert distinct(shared) == [3, 7]
+    if kind is Sine:
+        for book, table in zip(shared.codebooks(), rnn.tables(), strict=True):
+            np.testing.assert_array_equal(book.centroids, table)
+    only = qareg.quantization_aware(model, kind(16), levels={recurrent: 7}).get_layer("rnn")
+    assert only.levels is None and only.regularizer.levels == 7 and len(only.centroids) == 1
 
 
 def test_regularizers_by_layer():
