@@ -121,14 +121,18 @@ class KernelWrapper(keras.layers.Wrapper):
 
         Some layers make theirs outside of their own scope: such a path does not begin with the layer's.
         """
+        return self.paths_of(self.kernels)
+
+    def paths_of(self, weights: list[keras.Variable]) -> list[str]:
+        """The paths that weights of the layer inside have in a model without the wrapper."""
         scope, _, _ = self.path.rpartition("/")
         owner = f"{scope}/{self.layer.name}" if scope else self.layer.name
         inside = f"{self.layer.path}/"
         return [
-            f"{owner}/{kernel.path.removeprefix(inside)}"
-            if kernel.path.startswith(inside)
-            else kernel.path
-            for kernel in self.kernels
+            f"{owner}/{weight.path.removeprefix(inside)}"
+            if weight.path.startswith(inside)
+            else weight.path
+            for weight in weights
         ]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

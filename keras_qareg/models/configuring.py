@@ -194,7 +194,7 @@ def resolve(
             left out, or two keys of the same kind give a layer different values.
     """
     given = check_value(argument, setting)
-    kernels, meant = every_kernel(model, weights, deep), {id(layer) for layer in wanted}
+    kernels, meant = every_kernel(model, weights, deep=deep), {id(layer) for layer in wanted}
     if isinstance(given, dict) and not argument.is_value(given):
         found = matches(model, kernels, given, argument.name, deep=deep)
         pairs = list(zip(kernels, found, strict=True))

@@ -54,6 +54,11 @@ def matches(
     paths = _paths(model, kernels, deep)
     found = [_matches(keys, kernel, its) for kernel, its in zip(kernels, paths, strict=True)]
     unknown = [key for key in keys if key != REST and not any(key in its for its in found)]
+    for key in [key for key in unknown if isinstance(key, str) and "/" in key]:
+        for known, its in zip(found, paths, strict=True):
+            if any(path.endswith(f"/{key}") for path in its):
+                known[key] = Match(0, key, f"path {key!r}")
+    unknown = [key for key in unknown if not any(key in its for its in found)]
     if unknown:
         raise _unknown(model, kernels, unknown, name)
     return found
@@ -75,8 +80,8 @@ def closest(found: Iterable[Match]) -> list[Match]:
 def _paths(model: keras.Model, kernels: list[Kernel], deep: bool) -> list[set[str]]:
     """The paths that each kernel may be called by.
 
-    Keras has names of models and wrappers before the paths of weights, until they are loaded: a path of
-    the names of all that the kernel is inside of holds before and after.
+    Keras has names of models and wrappers before the paths of weights, until they are copied or loaded:
+    a path of the names of all that the kernel is inside of holds before and after, and so do its ends.
     """
     around = scopes(model, deep)
     layers = {id(kernel.layer): kernel.layer for kernel in kernels}

@@ -19,6 +19,7 @@ from keras_qareg.layers import (
     channel_axes,
     kernels,
 )
+from keras_qareg.models.accounting import inner_layer
 from keras_qareg.models.selection import check_built
 from keras_qareg.models.walking import leaf_layers, scopes
 from keras_qareg.numerics.codebook import Codebook
@@ -31,13 +32,11 @@ class Kernel(NamedTuple):
         path: The path that it has in the plain model; no two kernels of a model have the same.
         variable: The kernel.
         layer: The layer that it is of, wrapped or not.
-        place: Which of the kernels of that layer it is.
     """
 
     path: str
     variable: keras.Variable
     layer: Layer
-    place: int
 
 
 def codebooks(model: keras.Model, weights: Weights = None) -> dict[str, Codebook]:
@@ -67,13 +66,18 @@ def kernel_codebooks(
     """Path, variable and codebook (or None) of every kernel of a built model, in order.
 
     In a shared model the variable holds the weights from before sharing, in a WNQ layer the latent ones.
+    Kernels that a wrapper leaves as they are, are among them.
     """
     check_built(model)
-    books: dict[int, list[Codebook | None]] = {}
-    for path, kernel, layer, place in every_kernel(model, weights):
-        if id(layer) not in books:
-            books = {id(layer): _layer_codebooks(layer, weights)}
-        yield path, kernel, books[id(layer)][place]
+    of, books = None, {}
+    for path, kernel, layer in every_kernel(model, weights, left=True):
+        if layer is not of:
+            of, books = layer, _layer_codebooks(layer)
+        if id(kernel) in books:
+            yield path, kernel, books[id(kernel)]
+        else:
+            axes = channel_axes(inner_layer(layer), kernel)
+            yield path, kernel, Codebook.exact(ops.convert_to_numpy(kernel), axes)
 
 
 def kernel_paths(model: keras.Model, weights: Weights = None) -> dict[int, str]:
@@ -107,23 +111,35 @@ def unique_names(
     return unique
 
 
-def every_kernel(model: keras.Model, weights: Weights = None, deep: bool = False) -> list[Kernel]:
-    """Every kernel of a built model, in order; `deep` enters layers that are made of layers."""
-    found: list[tuple[keras.Variable, Layer, int]] = []
+def every_kernel(
+    model: keras.Model, weights: Weights = None, *, deep: bool = False, left: bool = False
+) -> list[Kernel]:
+    """Every kernel of a built model, in order.
+
+    Args:
+        model: The model.
+        weights: Which weights are kernels; a wrapper has its own.
+        deep: Whether layers that are made of layers are entered.
+        left: Whether kernels that a wrapper leaves as they are count too.
+    """
+    found: list[tuple[keras.Variable, Layer]] = []
     paths: list[str] = []
     for layer in leaf_layers(model, deep):
         variables = kernels(layer, weights)
-        wrapped = isinstance(layer, KernelWrapper)
-        paths += layer.kernel_paths if wrapped else [kernel.path for kernel in variables]
-        found += [(kernel, layer, place) for place, kernel in enumerate(variables)]
-    unique = unique_names(model, [layer for _, layer, _ in found], paths, deep)
+        if isinstance(layer, KernelWrapper):
+            if left:
+                known = {id(kernel) for kernel in (*variables, *kernels(layer.layer, weights))}
+                variables = [weight for weight in layer.layer.weights if id(weight) in known]
+            paths += layer.paths_of(variables)
+        else:
+            paths += [kernel.path for kernel in variables]
+        found += [(kernel, layer) for kernel in variables]
+    unique = unique_names(model, [layer for _, layer in found], paths, deep)
     return [Kernel(path, *parts) for path, parts in zip(unique, found, strict=True)]
 
 
-def _layer_codebooks(layer: Layer, weights: Weights) -> list[Codebook | None]:
-    if isinstance(layer, QuantizationAware | SharedWeights | WeightNormalized):
-        return list(layer.codebooks())
-    return [
-        Codebook.exact(ops.convert_to_numpy(kernel), channel_axes(layer, kernel))
-        for kernel in kernels(layer, weights)
-    ]
+def _layer_codebooks(layer: Layer) -> dict[int, Codebook]:
+    """The codebooks of what a layer of this package quantizes, by the identities of the kernels."""
+    if not isinstance(layer, QuantizationAware | SharedWeights | WeightNormalized):
+        return {}
+    return {id(k): book for k, book in zip(kernels(layer), layer.codebooks(), strict=True)}

@@ -92,10 +92,12 @@ def test_functions_see_the_layers_inside_and_plans_are_dicts_of_paths():
 
 
 @pytest.mark.one_backend
-def test_paths_hold_after_loading(tmp_path):
-    """Keras leaves the names of models out of paths then."""
+def test_paths_hold_after_copying_and_loading(tmp_path):
+    """Keras leaves the names of models and wrappers out of paths then."""
     model = network()
     keys = dict.fromkeys(values(model, 2), 4)
+    copied = dict.fromkeys(qareg.codebooks(qareg.share_weights(model, 2)), 4)
+    assert {value for value, _ in values(model, copied).values()} == {4}
     model.save(tmp_path / "m.keras")
     loaded = keras.saving.load_model(tmp_path / "m.keras", custom_objects={"Wide": Wide})
     assert {value for value, _ in values(loaded, keys).values()} == {4}
@@ -204,9 +206,10 @@ def test_kernels_of_one_layer_have_levels_of_their_own(tmp_path):
     given = [ops.convert_to_numpy(w) for w in qareg.strip(one).get_layer("rnn").weights]
     np.testing.assert_array_equal(given[0], model.get_layer("rnn").weights[0])
     assert len(np.unique(given[1])) == 4
-    lstm = keras.Sequential([keras.Input((5, 8)), layers.LSTM(12, name="rnn")])
-    one = qareg.share_weights(lstm, {recurrent: 4})
-    assert [row.levels for row in qareg.report.summary(one, lstm).rows] == [4]
+    rows = qareg.report.summary(one, model).rows
+    assert [row.levels for row in rows] == [None, None, 4, None, None, None, None]
+    file = qareg.export.save_archive(one, tmp_path / "one.qareg")
+    assert "equal: all " in qareg.export.verify(one, file)
     assert error_of(SharedWeights(layers.LSTM(4), [2, 4, 8]).build, (None, 5, 8)) == (
         "Expected one of `levels` for each of 2 kernels of layer 'lstm'. Received: levels=[2, 4, 8]"
     )

@@ -9,7 +9,6 @@ import numpy as np
 from keras import ops
 
 from keras_qareg.layers import kernels
-from keras_qareg.models.accounting import inner_layer
 from keras_qareg.models.selection import quantized_layers
 from keras_qareg.models.stripping import used_kernels
 
@@ -26,8 +25,8 @@ def plain_weights(model: keras.Model) -> list[tuple[str, np.ndarray]]:
     added, used = set[int](), dict[int, np.ndarray]()
     for layer in quantized_layers(model):
         added |= {id(weight) for weight in layer.quantization_weights}
-        held = kernels(inner_layer(layer))
-        used |= {id(k): array for k, array in zip(held, used_kernels(layer), strict=True)}
+        pairs = zip(kernels(layer), used_kernels(layer), strict=True)
+        used |= {id(kernel): array for kernel, array in pairs}
     return [
         (weight.path, used[id(weight)] if id(weight) in used else ops.convert_to_numpy(weight))
         for weight in model.weights
