@@ -20,9 +20,12 @@ from keras_qareg.models.cloning import own_regularizer
 from keras_qareg.models.stripping import used_kernels
 from keras_qareg.numerics import clustering, grids, tables
 from keras_qareg.numerics.codebook import Codebook
+from keras_qareg.numerics.rate_distortion import assigned, rate_distortion
 
 # From so many weights on a bar is shown; and layers that are clustered at a time.
 _MANY_WEIGHTS, _WORKERS = 10_000_000, min(4, os.cpu_count() or 1)
+# What archives hold of a level beside its indices: its value, and its count in two bytes.
+_LEVEL_BITS = {"int8": 24, "float32": 48}
 # The share of exact zeros from which on they stay zeros.
 _MANY_ZEROS = 0.1
 
@@ -42,11 +45,13 @@ class Wanted(NamedTuple):
         levels: Of each kernel; `None` for one that stays as it is.
         table: As in `share_weights`.
         scale: `"kernel"` or `"channel"`.
+        rates: What a bit may cost in each kernel, for `"rate-distortion"`; empty for other methods.
     """
 
     levels: tuple[int | None, ...]
     table: str
     scale: str
+    rates: tuple[float, ...] = ()
 
     @property
     def shared(self) -> list[int]:
@@ -134,8 +139,9 @@ def _cluster(layer: Layer, wanted: Wanted, way: Way) -> list[tuple[Codebook, boo
         )
     means = regularizer is not None and regularizer.learned
     books = []
-    for kernel, levels, values, centroids in zip(
-        found, wanted.levels, used_kernels(layer, way.weights), trained, strict=True
+    rates = wanted.rates or [0.0] * len(found)
+    for kernel, levels, values, centroids, rate in zip(
+        found, wanted.levels, used_kernels(layer, way.weights), trained, rates, strict=True
     ):
         if levels is None:
             continue
@@ -154,7 +160,7 @@ def _cluster(layer: Layer, wanted: Wanted, way: Way) -> list[tuple[Codebook, boo
             elif centroids is not None:
                 book = _of_centroids(values, centroids, means, zero, wanted.table)
             else:
-                book = _found(values, levels, scaled, zero, way.method, wanted.table)
+                book = _found(values, levels, scaled, zero, way.method, wanted.table, rate)
             books.append((book, zero))
         except ValueError as error:
             raise ValueError(f"Kernel '{kernel.path}': {error}") from error
@@ -194,16 +200,23 @@ def _of_centroids(
 
 
 def _found(
-    values: np.ndarray, levels: int, axes: int, zero: bool, method: str, table: str
+    values: np.ndarray,
+    levels: int,
+    axes: int,
+    zero: bool,
+    method: str,
+    table: str,
+    rate: float,
 ) -> Codebook:
     """The codebook of a kernel by its weights alone, with a scale for each channel in its last axes."""
-    method = "kmeans" if method == "auto" else method
-    cluster = partial(_initial, levels=levels, method=method, zero_centroid=zero)
+    cluster = partial(
+        _initial, levels=levels, method=method, table=table, zero_centroid=zero, rate=rate
+    )
     if axes:
-        kept = _kept(values, levels, axes, table) if method == "kmeans" else None
-        return kept or tables.channel_table(values, axes, cluster, table == "int8")
-    book = Codebook.nearest(values, cluster(values))
-    return _rounded(values, book) if table == "int8" else book
+        kept = _kept(values, levels, axes, table) if method in ("auto", "kmeans") else None
+        return kept or tables.channel_table(values, axes, cluster, table == "int8", rate)
+    book = cluster(values)
+    return _rounded(values, book, rate) if table == "int8" else book
 
 
 def _kept(values: np.ndarray, levels: int, axes: int, table: str) -> Codebook | None:
@@ -223,12 +236,17 @@ def _kept(values: np.ndarray, levels: int, axes: int, table: str) -> Codebook | 
     return Codebook(centroids, np.searchsorted(codes, found[0]))
 
 
-def _rounded(values: np.ndarray, book: Codebook) -> Codebook:
+def _rounded(values: np.ndarray, book: Codebook, rate: float = 0.0) -> Codebook:
     """A codebook whose centroids are whole numbers times a step; the same where they are already."""
     codes, step = tables.int8_table(book.centroids, book.counts)
     table = codes.astype("float32") * step
-    same = np.array_equal(table, book.centroids)
-    return book if same else Codebook.nearest(values, table)
+    if np.array_equal(table, book.centroids):
+        return book
+    return (
+        assigned(values, Codebook(table, book.indices), rate)
+        if rate
+        else Codebook.nearest(values, table)
+    )
 
 
 def _initial(
@@ -237,12 +255,28 @@ def _initial(
     *,
     levels: int,
     method: str,
+    table: str,
     zero_centroid: bool,
-) -> np.ndarray:
-    if method in ("quantile", "uniform"):
+    rate: float,
+) -> Codebook:
+    method = "kmeans" if method == "auto" else method
+    if method == "rate-distortion":
+        return rate_distortion(
+            weights,
+            rate,
+            levels=levels,
+            zero_centroid=zero_centroid,
+            importance=importance,
+            level_bits=_LEVEL_BITS[table],
+        )
+    if method == "kmeans":
+        found = clustering.kmeans(
+            weights, levels, zero_centroid=zero_centroid, importance=importance
+        )
+    else:
         found = clustering.METHODS[method](weights, levels)
-        return _with_zero(found) if zero_centroid else found
-    return clustering.kmeans(weights, levels, zero_centroid=zero_centroid, importance=importance)
+        found = _with_zero(found) if zero_centroid else found
+    return Codebook.nearest(weights, found)
 
 
 def _with_zero(centroids: np.ndarray) -> np.ndarray:

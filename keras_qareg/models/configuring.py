@@ -21,6 +21,7 @@ from keras_qareg.models.accounting import inner_layer
 from keras_qareg.models.matching import REST, Match, closest, matches
 from keras_qareg.models.reading import Kernel, every_kernel
 from keras_qareg.numerics.clustering import check_levels
+from keras_qareg.numerics.rate_distortion import check_rate
 from keras_qareg.numerics.tables import SCALES, TABLES
 from keras_qareg.quantizers import MAX_ACTIVATION_BITS, MAX_WEIGHT_BITS, check_bits
 
@@ -84,15 +85,12 @@ def _is_regularizer(value: Any) -> bool:
     return isinstance(value, regularizers.QuantizationRegularizer)
 
 
-LEVELS = Argument("levels", check_levels)
+LEVELS, RATE = Argument("levels", check_levels), Argument("rate", check_rate)
 REGULARIZER = Argument("regularizer", regularizers.get, is_value=_is_regularizer)
 TABLE, SCALE = _choice("table", TABLES), _choice("scale", SCALES)
 BITS = _bits("bits", MAX_WEIGHT_BITS)
 ACTIVATION_BITS = _bits("activation_bits", MAX_ACTIVATION_BITS)
-ARGUMENTS = {
-    argument.name: argument
-    for argument in (LEVELS, REGULARIZER, TABLE, SCALE, BITS, ACTIVATION_BITS)
-}
+ARGUMENTS = {a.name: a for a in (LEVELS, REGULARIZER, TABLE, SCALE, BITS, ACTIVATION_BITS)}
 
 
 class Resolved:

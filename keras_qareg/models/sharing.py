@@ -21,7 +21,7 @@ from keras_qareg.layers.keras_private import set_trainable_alone
 from keras_qareg.models.accounting import inner_layer, own_weights
 from keras_qareg.models.cloning import clone
 from keras_qareg.models.clustered import Wanted, Way, cluster_all, has_centroids, trained_levels
-from keras_qareg.models.configuring import LEVELS, SCALE, TABLE, Setting, resolve
+from keras_qareg.models.configuring import LEVELS, RATE, SCALE, TABLE, Setting, resolve
 from keras_qareg.models.selection import (
     Layers,
     check_built,
@@ -36,8 +36,11 @@ from keras_qareg.models.selection import (
 from keras_qareg.models.stripping import plain
 from keras_qareg.models.surroundings import normalized_layers
 from keras_qareg.models.walking import containers
+from keras_qareg.numerics.clustering import MAX_LEVELS, MIN_LEVELS
+from keras_qareg.numerics.codebook import Codebook
 
-METHODS = ("auto", "trained", "kmeans", "quantile", "uniform")
+_BY_RATE = "rate-distortion"
+METHODS = ("auto", "trained", "kmeans", "quantile", "uniform", _BY_RATE)
 TRAINABLE = ("centroids", "centroids+rest")
 _LARGE_CHANNEL = 16  # weights
 
@@ -49,6 +52,7 @@ def share_weights(
     *,
     weights: Weights = None,
     method: str = "auto",
+    rate: Setting[float] | None = None,
     table: Setting[str] = "int8",
     scale: Setting[str] = "auto",
     zero_centroid: bool | str = "auto",
@@ -73,7 +77,12 @@ def share_weights(
         method: `"auto"` takes the trained centroids where a layer has them, each then moved to the
             mean of its members (arXiv 2602.03614), the basins of a `Sine` or `Cosine`, and exact
             k-means elsewhere. `"trained"` is the same, but an error where a layer has no centroids;
-            `"kmeans"`, `"quantile"` and `"uniform"` look at the weights alone.
+            `"kmeans"`, `"quantile"` and `"uniform"` look at the weights alone. `"rate-distortion"` is
+            for archives, whose indices are entropy-coded: least squared error and bits together, with
+            as many levels as that takes, at most `levels` (`None`: 256).
+        rate: With `"rate-distortion"`, what a bit may cost in squared weights, 0 or more: one number for
+            all kernels, or a setting, as `levels`.
+            `numerics.rate_distortion.rate_for_bits` finds one. `None` (default) with other methods.
         table: What values a kernel may have. `"int8"` (default): whole numbers from -127 to 127 times a
             step, the nearest to the best centroids: `.tflite` files hold these exactly in a byte a
             weight, which runs at float speed, or as a table with indices. `"even"`: consecutive whole
@@ -115,20 +124,18 @@ def share_weights(
     >>> [book.levels_used for book in qareg.codebooks(shared).values()]
     [4]
     """
-    _check_arguments(model, method, trainable, zero_centroid)
+    if method == "auto" and getattr(levels, "rates", None):  # a plan for an archive
+        method, rate = _BY_RATE, levels.rates  # type: ignore[union-attr]
+    _check_arguments(model, method, rate, trainable, zero_centroid)
     chosen = select(model, layers, weights)
-    sizes = _levels(model, chosen, levels, weights)
+    sizes = _levels(model, chosen, levels, weights, method)
     if not sizes:
         raise ValueError(
             f"Expected a layer to share the weights of in model '{model.name}'. "
             f"Received: layers={layers!r}, of which none has a kernel large enough"
             f"{no_kernel(model, weights)}"
         )
-    tables = resolve(TABLE, table, model, chosen, weights=weights)
-    scales = resolve(SCALE, scale, model, chosen, weights=weights)
-    wanted = {
-        layer: Wanted(its, tables.value(layer), scales.value(layer)) for layer, its in sizes.items()
-    }
+    wanted = _wanted(model, chosen, sizes, weights, (table, scale, rate))
     _check_tables(wanted, method)
     warn_of_overlooked(model, layers, weights)
     _check_kernels(wanted, weights)
@@ -145,7 +152,7 @@ def share_weights(
     def share(layer: Layer) -> Layer:
         wrapper = SharedWeights(
             leave(layer),
-            wanted[layer].shared,
+            _held(wanted[layer], found[layer]),
             zero_centroid=zero_centroid is True or any(zero for _, zero in found[layer]),
             table=wanted[layer].table,
             scale=wanted[layer].scale,
@@ -165,6 +172,7 @@ def share_weights(
 def _check_arguments(
     model: keras.Model,
     method: str,
+    rate: Setting[float] | None,
     trainable: str,
     zero_centroid: bool | str,
 ) -> None:
@@ -175,6 +183,11 @@ def _check_arguments(
         )
     check_float(model)
     check_choice("method", method, METHODS)
+    if (rate is not None) != (method == _BY_RATE):
+        raise ValueError(
+            "Expected `rate` with method='rate-distortion', and with no other. "
+            f"Received: method={method!r}, rate={rate!r}"
+        )
     check_choice("trainable", trainable, TRAINABLE)
     for layer in quantized_layers(model):
         if not isinstance(layer, QuantizationAware):
@@ -214,16 +227,57 @@ def _set_trainable(shared: keras.Model, trainable: str) -> None:
 
 
 def _levels(
-    model: keras.Model, chosen: list[Layer], levels: Setting[int] | None, weights: Weights
+    model: keras.Model,
+    chosen: list[Layer],
+    levels: Setting[int] | None,
+    weights: Weights,
+    method: str,
 ) -> dict[Layer, tuple[int | None, ...]]:
     """The levels of each kernel of the layers that are to be shared."""
+    by_rate = method == _BY_RATE
+    if by_rate and levels is None:
+        levels = MAX_LEVELS
     found: dict[Layer, tuple[int | None, ...]] = {}
     given = None if levels is None else resolve(LEVELS, levels, model, chosen, weights=weights)
     for layer in chosen:
         its = given.kernel_values(layer) if given else _trained_levels(layer, weights)
-        if any(n is not None for n in its) and large_enough(layer, its, weights):
+        # A rate makes no more levels than are of use.
+        least = [MIN_LEVELS if by_rate and n is not None else n for n in its]
+        if any(n is not None for n in its) and large_enough(layer, least, weights):
             found[layer] = tuple(its)
     return found
+
+
+def _wanted(
+    model: keras.Model,
+    chosen: list[Layer],
+    sizes: dict[Layer, tuple[int | None, ...]],
+    weights: Weights,
+    settings: tuple[Setting[str], Setting[str], Setting[float] | None],
+) -> dict[Layer, Wanted]:
+    """What the kernels of each layer are to become, by `table`, `scale` and `rate`."""
+    table, scale, rate = settings
+    tables = resolve(TABLE, table, model, chosen, weights=weights)
+    scales = resolve(SCALE, scale, model, chosen, weights=weights)
+    rates = None if rate is None else resolve(RATE, rate, model, chosen, weights=weights)
+    found = {}
+    for layer, its in sizes.items():
+        values = () if rates is None else tuple(rates.kernel_values(layer))
+        if any(n is not None and r is None for n, r in zip(its, values, strict=False)):
+            raise ValueError(
+                f"Expected `rate` for each kernel that is shared. Received: none for layer "
+                f"'{layer.name}'"
+            )
+        given = tuple(0.0 if value is None else value for value in values)
+        found[layer] = Wanted(its, tables.value(layer), scales.value(layer), given)
+    return found
+
+
+def _held(wanted: Wanted, found: list[tuple[Codebook, bool]]) -> list[int]:
+    """The levels of each kernel that is shared; a rate says itself how many there are."""
+    if not wanted.rates:
+        return wanted.shared
+    return [max(MIN_LEVELS, len(book.centroids)) for book, _ in found]
 
 
 def _trained_levels(layer: Layer, weights: Weights) -> list[int]:

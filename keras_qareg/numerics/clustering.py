@@ -11,18 +11,17 @@ that it found, in ever finer steps down to single weights.
 
 from __future__ import annotations
 
-import itertools
 import operator
 from typing import SupportsIndex
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from keras_qareg.numerics.intervals import Ordered
+
 MIN_LEVELS, MAX_LEVELS = 2, 256
 _DEAD = 1e-5
 BINS = 10_240
-# How many steps to either side a border may move at once, and how often at each size of step.
-_REACH, _MOVES = 16, 20
 
 
 def check_levels(levels: SupportsIndex) -> int:
@@ -127,28 +126,19 @@ def kmeans(
     >>> kmeans([1.0, 1.2, 5.0, 5.2], levels=2).tolist()
     [1.100000023841858, 5.099999904632568]
     """
-    levels, ordered, masses = check_levels(levels), flat(weights), None
-    if importance is None:
-        ordered = np.sort(ordered)
-    else:
-        order = np.argsort(ordered)
-        ordered, masses = ordered[order], np.zeros(ordered.size + 1)
-        masses[1:] = np.broadcast_to(importance, np.shape(weights)).reshape(-1)[order]
-    # Sums around the mean keep the digits of a tensor that is far from zero; a centroid held at
-    # zero needs the sums as they are.
-    origin = 0.0 if zero_centroid else float(ordered.mean(dtype="float64"))
-    sums = np.zeros(ordered.size + 1)
-    np.subtract(ordered, origin, out=sums[1:])
-    if masses is not None:
-        sums *= masses
-        np.cumsum(masses, out=masses)
-    np.cumsum(sums[1:], out=sums[1:])
-    starts = _bin_starts(ordered)
-    places = np.append(starts, ordered.size)
-    total = places if masses is None else masses[places]
-    ends, zero = _best_partition(total, sums[places], levels, zero_centroid)
-    borders = _refined(places[np.append(0, ends)], sums, masses, zero, int(np.diff(places).max()))
-    return _means(borders, ordered, sums, masses, zero, origin)
+    levels, values = check_levels(levels), flat(weights)
+    if importance is not None:
+        importance = np.broadcast_to(importance, np.shape(weights)).reshape(-1)
+    ordered = Ordered.of(values, importance, around_zero=zero_centroid)
+    places = ordered.places(BINS)
+    total, sums = ordered.total(places), ordered.sums[places]
+    ends, zero = _best_partition(total, sums, levels, zero_centroid)
+    borders = places[np.append(0, ends)]
+    borders = ordered.refined(borders, zero, int(np.diff(places).max()))
+    kept = np.diff(borders) > 0
+    if zero is not None:
+        kept[zero] = True
+    return np.unique(ordered.means(borders, zero)[kept])
 
 
 METHODS = {"kmeans": kmeans, "quantile": quantile, "uniform": uniform}
@@ -174,31 +164,6 @@ def check_finite(weights: np.ndarray) -> None:
             "Expected finite weights. Received: an array with NaN or infinite values. "
             "Train again with a lower learning rate, or restore an earlier checkpoint."
         )
-
-
-def _bin_starts(ordered: np.ndarray) -> np.ndarray:
-    """Index of the first weight of each bin of the sorted weights; equal weights share a bin."""
-    differs = ordered[1:] != ordered[:-1]
-    if np.count_nonzero(differs) < BINS:
-        return np.append(0, np.flatnonzero(differs) + 1)
-    # Ranks of edges, half of them at equal distances and half ever closer towards both ends, so that
-    # each of the outermost weights has a bin of its own.
-    half, last = BINS // 2, ordered.size - 1
-    towards = np.geomspace(1, last / 2, half // 4)
-    ranks = np.concatenate([np.linspace(0, last, half // 2), towards - 1, last + 1 - towards])
-    ranks = np.unique(ranks.astype("int64"))
-    counts, widths = np.diff(ranks), np.diff(ordered[ranks].astype("float64"))
-    # The best centroids of a density f are as dense as f^(1/3), so that between two edges there
-    # should be a share of width * (count / width)^(1/3) of the bins, and no more than weights:
-    # otherwise one outlier would take them all.
-    shares = widths ** (2 / 3) * counts ** (1 / 3)
-    for _ in range(10):
-        shares = np.minimum(shares, shares.sum() / half * counts)
-    filled = np.append(0.0, shares.cumsum() / shares.sum())
-    wanted = np.interp(np.linspace(0, 1, half), filled, ordered[ranks])
-    edges = np.concatenate([ordered[ranks], wanted.astype(ordered.dtype)])
-    # Edges between the same two neighbours start at the same weight.
-    return np.unique(np.searchsorted(ordered, edges, side="left").clip(0, ordered.size - 1))
 
 
 def _best_partition(
@@ -299,73 +264,3 @@ def _best_of_ranges(
     hits = np.flatnonzero(gain == np.repeat(best, lengths))
     first = hits[np.searchsorted(hits, offsets)]
     return best, place[first]
-
-
-def _refined(
-    borders: np.ndarray,
-    sums: np.ndarray,
-    masses: np.ndarray | None,
-    zero: int | None,
-    bin_size: int,
-) -> np.ndarray:
-    """The best borders near those found between bins, in ever finer steps down to one weight.
-
-    Each step is a dynamic program of its own, in which every border may move to any of the places
-    around it, all at once. Where every distinct weight had its bin there is nothing to move.
-    """
-    gain = -np.inf
-    stride = 4 ** int(np.ceil(np.log(4 * bin_size) / np.log(4)))
-    while stride >= 1:
-        for _ in range(_MOVES):
-            moved, moved_gain = _best_nearby(borders, sums, masses, zero, stride)
-            if not moved_gain > gain:
-                break
-            borders, gain = moved, moved_gain
-        stride //= 4
-    return borders
-
-
-def _best_nearby(
-    borders: np.ndarray,
-    sums: np.ndarray,
-    masses: np.ndarray | None,
-    zero: int | None,
-    stride: int,
-) -> tuple[np.ndarray, float]:
-    size = sums.size - 1
-    nearby = borders[1:-1, None] + stride * np.arange(-_REACH, _REACH + 1)
-    places = [np.zeros(1, "int64"), *nearby.clip(0, size), np.array([size])]
-    gain, choices = np.zeros(1), []
-    for j, (left, right) in enumerate(itertools.pairwise(places)):
-        count = right - left[:, None]
-        mass = np.maximum(count, 1) if masses is None else masses[right] - masses[left][:, None]
-        moment = sums[right] - sums[left][:, None]
-        fixed = 0.0 if j == zero else moment * moment / np.where(count > 0, mass, 1)
-        total = np.where(count >= 0, gain[:, None] + fixed, -np.inf)
-        choices.append(total.argmax(0))
-        gain = total.max(0)
-    at, moved = 0, [size]
-    for place, choice in zip(reversed(places[:-1]), reversed(choices), strict=True):
-        at = choice[at]
-        moved.append(place[at])
-    return np.array(moved[::-1]), float(gain[0])
-
-
-def _means(
-    borders: np.ndarray,
-    ordered: np.ndarray,
-    sums: np.ndarray,
-    masses: np.ndarray | None,
-    zero: int | None,
-    origin: float,
-) -> np.ndarray:
-    """Mean of each interval between borders that has weights, and the zero; ascending."""
-    counts = np.diff(borders)
-    total = counts if masses is None else np.diff(masses[borders])
-    means = np.diff(sums[borders]) / np.where(counts > 0, total, 1) + origin
-    # Equal weights are their own mean, to the bit: what had few values keeps them, and its zeros.
-    first, last = ordered[borders[:-1].clip(max=ordered.size - 1)], ordered[borders[1:] - 1]
-    means = np.where((counts > 0) & (first == last), first, means)
-    if zero is not None:
-        means[zero], counts[zero] = 0.0, 1
-    return np.unique(means[counts > 0].astype("float32"))

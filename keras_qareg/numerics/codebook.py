@@ -14,7 +14,7 @@ from keras_qareg.numerics.clustering import MAX_LEVELS
 from keras_qareg.numerics.compiled import Tensor, custom_gradient, segment_sums, take
 from keras_qareg.numerics.grids import integer_grid, integer_weights
 
-# Fewer midpoints than this are compared with, one after the other; so many weights at a time.
+# Fewer borders than this are compared with, one after the other; so many weights at a time.
 _COMPARED, _CHUNK = 32, 1 << 15
 # The share of the bytes of one table from which on tables of channels are worth their trouble.
 _WORTH = 0.75
@@ -82,15 +82,7 @@ class Codebook:
         weights = np.asarray(weights, "float32")
         centroids = np.unique(np.asarray(centroids, "float32"))
         midpoints = 0.5 * centroids[:-1] + 0.5 * centroids[1:]
-        if midpoints.size >= _COMPARED:
-            return cls(centroids, np.searchsorted(midpoints, weights, side="left"))
-        # Few comparisons of weights that stay in the cache beat a search.
-        flat, indices = weights.reshape(-1), np.zeros(weights.size, "uint8")
-        for start in range(0, flat.size, _CHUNK):
-            part, index = flat[start : start + _CHUNK], indices[start : start + _CHUNK]
-            for midpoint in midpoints:
-                index += part > midpoint
-        return cls(centroids, indices.reshape(weights.shape))
+        return cls(centroids, places_of(weights, midpoints))
 
     @classmethod
     def exact(cls, weights: ArrayLike, channel_axes: int = 0) -> Codebook | None:
@@ -259,6 +251,29 @@ class Codebook:
         weights = np.asarray(weights, "float64")
         error = float(np.square(weights - self.weights).sum())
         return error / (float(np.square(weights).sum()) or 1.0)
+
+
+def places_of(weights: np.ndarray, borders: np.ndarray) -> np.ndarray:
+    """Between which borders each weight lies: how many are below it.
+
+    Args:
+        weights: Array of any shape.
+        borders: At most 255 numbers of the dtype of the weights, ascending; a weight that is equal to
+            one lies below it.
+
+    Returns:
+        Uint8 array in the shape of the weights.
+    """
+    flat, places = weights.reshape(-1), np.zeros(weights.size, "uint8")
+    for start in range(0, flat.size, _CHUNK):
+        part, place = flat[start : start + _CHUNK], places[start : start + _CHUNK]
+        if borders.size >= _COMPARED:
+            place[:] = np.searchsorted(borders, part, side="left")
+            continue
+        # Few comparisons of weights that stay in the cache beat a search.
+        for border in borders:
+            place += part > border
+    return places.reshape(weights.shape)
 
 
 def lookup(centroids: Tensor, indices: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from keras_qareg.numerics.clustering import dead_channels
 from keras_qareg.numerics.codebook import Codebook
 from keras_qareg.numerics.compiled import Tensor, custom_gradient
 from keras_qareg.numerics.grids import grid_codes, integer_grid
+from keras_qareg.numerics.rate_distortion import assigned
 
 TABLES = ("int8", "even", "float32")
 SCALES = ("auto", "kernel", "channel")
@@ -73,8 +74,9 @@ def int8_table(
 def channel_table(
     weights: np.ndarray,
     channel_axes: int,
-    cluster: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    cluster: Callable[[np.ndarray, np.ndarray], Codebook],
     rounded: bool,
+    rate: float = 0.0,
 ) -> Codebook:
     """One table for all channels of a kernel, times a scale of each.
 
@@ -83,9 +85,11 @@ def channel_table(
             that is nearest to 0: make them zeros, and hold a level at 0.
         channel_axes: How many of the last axes count channels, 1 or more.
         cluster: From weights that are divided by the scales of their channels, and how much the squared
-            error of each counts, to centroids.
+            error of each counts (the square of the scale), to their codebook.
         rounded: Whether the table is whole numbers, as `int8_table`, and the scales its steps; else both
             are any float32 numbers.
+        rate: What a bit of the indices costs, in squared weights, as in `rate_distortion`; the zeros of
+            dead channels then count among them. Defaults to 0: all weights have their nearest level.
 
     Returns:
         A `Codebook` of centroids `(levels, *channels)`: the products, each rounded once.
@@ -93,33 +97,41 @@ def channel_table(
     channels = weights.shape[weights.ndim - channel_axes :]
     columns = np.asarray(weights, "float32").reshape(-1, int(np.prod(channels)))
     alive = ~dead_channels(columns, 1) & columns.any(axis=0)
+    if rate and alive.any():
+        alive[:] = True
     live = columns[:, alive] if alive.any() else np.ones((1, 1), "float32")
     scales = np.sqrt(np.square(live, dtype="float64").mean(axis=0)).astype("float32")
-    importance = np.square(scales / scales.max())
-    table = cluster(live / scales, np.broadcast_to(importance, live.shape)).astype("float32")
+    scales[scales == 0] = np.median(scales[scales > 0])
+    importance = np.square(scales, dtype="float64")
+    book = cluster(live / scales, np.broadcast_to(importance, live.shape))
     for _ in range(_ROUNDS):
-        indices = Codebook.nearest(live / scales, table).indices
-        table = _fitted_table(live, scales, indices, np.unique(table))
-        scales = _fitted_scales(live, table[indices], scales)
+        table = _fitted_table(live, scales, book)
+        scales = _fitted_scales(live, table[book.indices], scales)
+        book = _assigned(live, scales, Codebook(table, book.indices), rate)
     if rounded:
-        indices = Codebook.nearest(live / scales, table).indices
-        masses = np.bincount(
-            indices.reshape(-1),
-            np.broadcast_to(np.square(scales / scales.max()), live.shape).reshape(-1),
-            table.size,
-        )
-        codes, step = int8_table(table, masses)
-        table, scales = codes.astype("float32"), scales * step
-        indices = Codebook.nearest(live / scales, table).indices
-        table = np.unique(table)
-        scales = _fitted_scales(live, table[indices], scales)
+        masses = np.broadcast_to(np.square(scales / scales.max()), live.shape).reshape(-1)
+        masses = np.bincount(book.indices.reshape(-1), masses, book.centroids.size)
+        codes, step = int8_table(book.centroids, masses)
+        scales = scales * step
+        book = _assigned(live, scales, Codebook(codes, book.indices), rate)
+        scales = _fitted_scales(live, book.weights, scales)
     steps = np.full(columns.shape[1], np.median(scales), "float32")
     if alive.any():
         steps[alive] = scales
-    indices = np.full(columns.shape, np.abs(table).argmin(), "uint8")
-    indices[:, alive] = Codebook.nearest(columns[:, alive] / steps[alive], table).indices
-    tables = np.multiply.outer(table, steps).reshape(-1, *channels)
+        book = _assigned(live, scales, book, rate)
+    indices = np.full(columns.shape, np.abs(book.centroids).argmin(), "uint8")
+    if alive.any():
+        indices[:, alive] = book.indices
+    tables = np.multiply.outer(book.centroids, steps).reshape(-1, *channels)
     return Codebook(tables, indices.reshape(weights.shape))
+
+
+def _assigned(weights: np.ndarray, scales: np.ndarray, book: Codebook, rate: float) -> Codebook:
+    """The weights of channels with the levels that are nearest to them, or cost least."""
+    scaled = weights / scales
+    if not rate:
+        return Codebook.nearest(scaled, book.centroids)
+    return assigned(scaled, book, rate / np.square(scales, dtype="float64"))
 
 
 def rounded(centroids: Tensor, unit: Tensor) -> Tensor:
@@ -262,16 +274,13 @@ def float_parts(tables: np.ndarray) -> tuple[np.ndarray, np.ndarray, float] | No
     return (centroids, sizes, 1.0) if (error <= 1e-6 * np.abs(tables).max(axis=0)).all() else None
 
 
-def _fitted_table(
-    weights: np.ndarray, scales: np.ndarray, indices: np.ndarray, table: np.ndarray
-) -> np.ndarray:
+def _fitted_table(weights: np.ndarray, scales: np.ndarray, book: Codebook) -> np.ndarray:
     """The table with the least squared error for some scales; its zeros stay."""
     # Squares of large weights do not fit float32.
-    places, size, scales = indices.reshape(-1), table.size, scales.astype("float64")
-    sums = np.bincount(places, (weights * scales).reshape(-1), size)
-    squares = np.bincount(
-        places, np.broadcast_to(np.square(scales), weights.shape).reshape(-1), size
-    )
+    places, table, scales = book.indices.reshape(-1), book.centroids, scales.astype("float64")
+    sums = np.bincount(places, (weights * scales).reshape(-1), table.size)
+    squares = np.broadcast_to(np.square(scales), weights.shape).reshape(-1)
+    squares = np.bincount(places, squares, table.size)
     fitted = np.where(squares > 0, sums / np.where(squares > 0, squares, 1), table)
     fitted[table == 0] = 0.0
     return fitted.astype("float32")

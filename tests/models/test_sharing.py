@@ -7,8 +7,10 @@ from keras import layers
 
 import keras_qareg as qareg
 from keras_qareg.layers import SharedWeights
+from keras_qareg.models import kernel_codebooks
 from keras_qareg.numerics.codebook import Codebook
 from keras_qareg.numerics.grids import grid_codes
+from keras_qareg.numerics.rate_distortion import rate_for_bits
 from tests.helpers import BACKEND, compiled, digits, error_of, predict, small_cnn
 
 
@@ -152,3 +154,42 @@ def test_constraints_are_kept_or_refused():
             "(`layers`), or take the constraint off first: layer 'fc' can be made again without."
         )
         assert list(qareg.codebooks(qareg.share_weights(model, 4, ["out"])))
+
+
+@pytest.mark.one_backend
+@pytest.mark.parametrize("table, scale", [("int8", "auto"), ("float32", "kernel")])
+def test_a_rate_makes_archives_smaller_at_equal_error(table, scale):
+    model = small_cnn()
+    model.get_layer("fc").kernel.assign(np.random.default_rng(0).standard_t(3, (54, 16)) * 0.05)
+    kernels = {path: w for path, w, _ in kernel_codebooks(model)}
+    given = {"method": "rate-distortion", "table": table, "scale": scale}
+    by_means = qareg.codebooks(qareg.share_weights(model, 8, table=table, scale=scale))
+    rates = {
+        path: rate_for_bits(kernel, by_means[path].entropy) for path, kernel in kernels.items()
+    }
+    shared = qareg.share_weights(model, rate=rates, **given)
+    books = qareg.codebooks(shared)
+    for path, kernel in kernels.items():
+        assert books[path].entropy < by_means[path].entropy + 0.02
+        if path.startswith("fc"):
+            error = books[path].relative_error(kernel)
+            assert error < 0.9 * by_means[path].relative_error(kernel)
+    one = qareg.codebooks(qareg.share_weights(model, rate=1e9, **given))
+    assert all(book.entropy == 0 for book in one.values())
+    some = qareg.share_weights(model, 3, rate=1e-5, **given)
+    assert all(len(book.centroids) <= 3 for book in qareg.codebooks(some).values())
+
+
+@pytest.mark.one_backend
+def test_bad_rates():
+    model = small_cnn()
+    words = r"Expected `rate` with method='rate-distortion', and with no other\. Received: method="
+    with pytest.raises(ValueError, match=words + r"'kmeans', rate=0\.1"):
+        qareg.share_weights(model, 4, method="kmeans", rate=0.1)
+    with pytest.raises(ValueError, match=words + "'rate-distortion', rate=None"):
+        qareg.share_weights(model, method="rate-distortion")
+    words = "Expected `rate` for each kernel that is shared. Received: none for layer 'conv'"
+    with pytest.raises(ValueError, match=words):
+        qareg.share_weights(model, method="rate-distortion", rate={"fc/kernel": 0.1})
+    with pytest.raises(ValueError, match=r"Expected `rate` to be a number, 0 or more"):
+        qareg.share_weights(model, method="rate-distortion", rate=-1.0)

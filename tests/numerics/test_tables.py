@@ -73,7 +73,8 @@ def test_channels_share_a_table_times_a_step_each(rounding):
     weights[:, 5] *= 1e-8  # dead
 
     def cluster(values, importance):
-        return kmeans(values, 4, zero_centroid=True, importance=importance)
+        centroids = kmeans(values, 4, zero_centroid=True, importance=importance)
+        return Codebook.nearest(values, centroids)
 
     kernel = np.where(np.arange(12) == 5, 0, weights).astype("float32")
     book = channel_table(kernel.reshape(5, 10, 3, 4), 2, cluster, rounding)
