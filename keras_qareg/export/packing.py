@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 # The integers of each kind.
 CODE_RANGES = {"int2": (-2, 1), "int4": (-8, 7), "int8": (-128, 127)}
 # The bytes of the operators that put two digits together, about.
 _SPLIT = 500
+# The bytes of a second chain of shared operators, about: kernels of few levels join those of more where
+# that takes fewer.
+CHAIN_BYTES = 1200
 # Indices that are spread to bits at a time; a multiple of 8, so that bytes fill up.
 _CHUNK = 1 << 16
 
@@ -129,6 +134,32 @@ def words_bytes(levels: int, size: int, bits: int = 32) -> int:
 def _words_bytes(levels: int, size: int, base: int) -> int:
     parts = [levels] if base == 1 else [base, max(2, -(-levels // base))]
     return sum(4 * -(-size // indices_a_word(part)) for part in parts) + _SPLIT * (len(parts) - 1)
+
+
+def chains(kernels: Sequence[tuple[int, int]]) -> dict[int, list[int]]:
+    """The places of kernels that are decoded together, by the base of their words.
+
+    Args:
+        kernels: The levels of each kernel, and how many weights it has.
+
+    Example:
+
+    >>> chains([(4, 100), (3, 50_000), (4, 50_000)])
+    {3: [1], 4: [0, 2]}
+    """
+    by_levels: dict[int, list[int]] = {}
+    for place, (levels, _) in enumerate(kernels):
+        by_levels.setdefault(max(2, levels), []).append(place)
+    found: dict[int, list[int]] = {}
+    waiting: list[int] = []
+    bases = sorted(by_levels)
+    for levels, following in zip(bases, [*bases[1:], None], strict=False):
+        waiting = waiting + by_levels[levels]
+        size = sum(kernels[place][1] for place in waiting)
+        own, wider = (words_bytes(base, size) for base in (levels, following or levels))
+        if following is None or wider - own > CHAIN_BYTES:
+            found[levels], waiting = waiting, []
+    return found
 
 
 def packed_words(indices: np.ndarray, levels: int, bits: int = 32) -> np.ndarray:

@@ -97,12 +97,7 @@ def litert(
     check_built(model)
     path = check_target(path, ".tflite")
     check_choice("weights", weights, WEIGHTS)
-    if keras.backend.backend() != "tensorflow":
-        raise RuntimeError(
-            "Expected the TensorFlow backend, which LiteRT conversion needs. Received: "
-            f"'{keras.backend.backend()}'. Save the model as .keras and run "
-            "`KERAS_BACKEND=tensorflow keras-qareg export MODEL.keras --out FILE.tflite`."
-        )
+    _check_backend()
     _check_types(weights, representative_data, input_type, output_type)
     _check_npu(npu, weights, representative_data)
     # Plain layers do not quantize their inputs; those that do are exported as they stand.
@@ -126,6 +121,44 @@ def litert(
         complete.write_bytes(draft.content)
         complete.replace(path)
     return report
+
+
+def draft(
+    plain: keras.Model,
+    books: list[tuple[str, Codebook]],
+    weights: str,
+    representative_data: Any = None,
+) -> Draft:
+    """The file that `litert` would write, which nobody has run yet: to know its bytes.
+
+    Args:
+        plain: A plain, built model.
+        books: Paths and codebooks of its kernels.
+        weights: As in `litert`.
+        representative_data: As in `litert`.
+
+    Raises:
+        ValueError: As `litert`.
+        RuntimeError: If the Keras backend is not TensorFlow.
+    """
+    _check_backend()
+    data = users_data(plain, representative_data, CALIBRATION_SAMPLES)
+    signature = Signature.of(plain, data, None)
+    inputs = sample_inputs(plain, signature, data)
+    with tempfile.TemporaryDirectory() as folder, in_float32(plain):
+        source = Source.of(plain, signature, inputs, Path(folder), one=weights == "tflm")
+        calibration = None if data is None else signature.named(data)
+        options = {"data": calibration, "input_type": "float32", "output_type": "float32"}
+        return _written(source, books, weights, options, True)
+
+
+def _check_backend() -> None:
+    if keras.backend.backend() != "tensorflow":
+        raise RuntimeError(
+            "Expected the TensorFlow backend, which LiteRT conversion needs. Received: "
+            f"'{keras.backend.backend()}'. Save the model as .keras and run "
+            "`KERAS_BACKEND=tensorflow keras-qareg export MODEL.keras --out FILE.tflite`."
+        )
 
 
 def _check_types(weights: str, data: Any, input_type: str, output_type: str) -> None:

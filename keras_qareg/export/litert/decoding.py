@@ -27,16 +27,13 @@ import numpy as np
 from keras_qareg.export.litert.flatbuffer import Chain, Constant, add_graph
 from keras_qareg.export.litert.recognition import Recognized, along
 from keras_qareg.export.packing import (
+    chains,
     indices_a_word,
     lower_base,
     packed_words,
     unpacked_words,
-    words_bytes,
 )
 
-# The bytes of a second chain of shared operators, about: kernels of few levels join those of more where
-# that takes fewer.
-_CHAIN = 1200
 Kernel = tuple[Constant, Recognized]
 
 
@@ -171,7 +168,7 @@ class _Stream(NamedTuple):
 def _stream(chain: Chain, kernels: Sequence[Kernel]) -> _Stream:
     """All values, in one chain of operators for each number of levels that is worth its own."""
     tensors, order = [], []
-    for levels, members in _chains([found for _, found in kernels]).items():
+    for levels, members in chains([(len(found.tables), found.indices.size) for _, found in kernels]).items():
         founds = [kernels[place][1] for place in members]
         flat = np.concatenate([found.indices.reshape(-1) for found in founds])
         indices = _indices(chain, flat, levels, once=True)
@@ -181,23 +178,6 @@ def _stream(chain: Chain, kernels: Sequence[Kernel]) -> _Stream:
     if len(tensors) > 1:
         tensors = [chain.result("CONCATENATION", tensors, (size,), "float32", axis=0)]
     return _Stream(tensors[0], order, size)
-
-
-def _chains(founds: Sequence[Recognized]) -> dict[int, list[int]]:
-    """The places of the kernels that are decoded together, by the base of their words."""
-    by_levels: dict[int, list[int]] = {}
-    for place, found in enumerate(founds):
-        by_levels.setdefault(max(2, len(found.tables)), []).append(place)
-    chains: dict[int, list[int]] = {}
-    waiting: list[int] = []
-    bases = sorted(by_levels)
-    for levels, following in zip(bases, [*bases[1:], None], strict=True):
-        waiting = waiting + by_levels[levels]
-        size = sum(founds[place].indices.size for place in waiting)
-        own, wider = (words_bytes(base, size) for base in (levels, following or levels))
-        if following is None or wider - own > _CHAIN:
-            chains[levels], waiting = waiting, []
-    return chains
 
 
 class _Layout(NamedTuple):

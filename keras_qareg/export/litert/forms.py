@@ -32,10 +32,17 @@ _KINDS = ("int2", "int4", "int8")
 _AT_FLOAT_SPEED = {"FULLY_CONNECTED", "CONV_2D", "DEPTHWISE_CONV_2D"}
 # What a form adds to a file beside its values, about: operators and tensors, of codebooks that are
 # decoded alone, or with others.
-_OVERHEAD = {"int": 120, "alone": 700, "together": 130}
+OVERHEAD = {"int": 190, "alone": 700, "together": 130}
 # Kernels are decoded together up to so many weights, one and all: each takes some 60 bytes meanwhile.
 # They are copied apart in each run, which takes time where each weight is used once, as in dense layers.
 _SMALL, _SMALL_DENSE, _TOGETHER = 1 << 17, 1 << 13, 1 << 19
+
+
+
+
+def integer_overhead(steps: int) -> int:
+    """What integers of so many steps add to a file: each step has a zero beside it, of 64 bits."""
+    return OVERHEAD["int"] + 8 * steps
 
 
 @dataclass(frozen=True)
@@ -97,8 +104,8 @@ class _Option(NamedTuple):
     def added_bytes(self, together: bool) -> int:
         """Bytes in a file where codebooks are decoded together, or each alone."""
         if self.grid is not None:
-            return self.bytes + _OVERHEAD["int"]
-        return self.bytes + _OVERHEAD["together" if together else "alone"]
+            return self.bytes + integer_overhead(self.grid[1].size)
+        return self.bytes + OVERHEAD["together" if together else "alone"]
 
 
 class _Choice(NamedTuple):
@@ -181,13 +188,25 @@ def _plans(
 
 
 def _shared(choices: Sequence[_Choice]) -> set[tuple[int, int]]:
+    coded = [
+        choice.constant
+        for choice in choices
+        if choice.option is not None and choice.option.grid is None and choice.constant.graph == 0
+    ]
+    found = together([(c.values.size, "FULLY_CONNECTED" in c.consumers) for c in coded])
+    return {(coded[place].graph, coded[place].tensor) for place in found}
+
+
+def together(kernels: Sequence[tuple[int, bool]]) -> set[int]:
+    """The places of the codebooks that are decoded together, once.
+
+    Args:
+        kernels: How many weights each has, and whether a dense layer takes it.
+    """
     places, weights = set(), 0
-    for constant, _, option, _ in sorted(choices, key=lambda choice: choice.constant.values.size):
-        size, dense = constant.values.size, "FULLY_CONNECTED" in constant.consumers
-        if option is None or option.grid is not None or constant.graph != 0:
-            continue
+    for place, (size, dense) in sorted(enumerate(kernels), key=lambda kernel: kernel[1][0]):
         if size <= (_SMALL_DENSE if dense else _SMALL) and weights + size <= _TOGETHER:
-            places.add((constant.graph, constant.tensor))
+            places.add(place)
             weights += size
     return places
 

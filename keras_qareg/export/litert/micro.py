@@ -21,10 +21,10 @@ from keras_qareg.numerics.codebook import Codebook
 
 OPERATOR = b"TFLM_DECODE"
 MAX_LEVELS = 128
-_HEADER_BYTES = 16
+HEADER_BYTES = 16
 _ONE_TABLE = 15  # in place of an axis
 # The bytes of an operator and its tensors, about, and of one that multiplies after it.
-_DECODING, _MULTIPLYING = 200, 130
+DECODING_BYTES, _MULTIPLYING = 200, 130
 _NOTHING = 1e-15  # of the largest factor
 _FUSED = (0, 1, 2, 3)  # activations that MUL has too: none, ReLU, ReLU from -1 to 1, ReLU6
 # The operators that can be multiplied after, and the axis of their kernels that counts outputs.
@@ -170,7 +170,7 @@ def _form(found: Recognized) -> str:
 
 def _bytes(found: Recognized) -> int:
     """Bytes of the indices, the header and the tables."""
-    return -(-found.indices.size * _bits(found) // 8) + _HEADER_BYTES + found.tables.nbytes
+    return -(-found.indices.size * _bits(found) // 8) + HEADER_BYTES + found.tables.nbytes
 
 
 def _obstacle(constant: Constant, found: Recognized, factored: bool) -> str:
@@ -180,7 +180,7 @@ def _obstacle(constant: Constant, found: Recognized, factored: bool) -> str:
         return f"more than {MAX_LEVELS} values"
     if found.axis not in (None, 0, constant.values.ndim - 1):
         return f"its channels are on axis {found.axis}"
-    added = _DECODING + factored * _MULTIPLYING
+    added = DECODING_BYTES + factored * _MULTIPLYING
     smaller = _bytes(found) + added < constant.values.nbytes
     return "" if smaller else f"{_form(found)} would take more bytes"
 
@@ -221,7 +221,7 @@ def _encoded(model: Any, number: int, place: int, found: Recognized) -> list[int
     constant = model.subgraphs[number].tensors[place]
     chain = flatbuffer.Chain(model, number)
     bits, levels = _bits(found), len(found.tables)
-    header = np.zeros(_HEADER_BYTES, "uint8")
+    header = np.zeros(HEADER_BYTES, "uint8")
     # Later runtimes read the axis of the channels in the high bits, earlier ones from the tensor.
     axis = _ONE_TABLE if found.tables.shape[1] == 1 else (found.axis or 0)
     header[[1, 4, 5, 6]] = 1, 1, axis << 4 | bits, levels
@@ -278,7 +278,7 @@ def _decoded(tensor: Any, indices: np.ndarray, encoded: np.ndarray) -> np.ndarra
     kind = "float32" if tensor.type == TensorType.FLOAT32 else "int8"
     shape = tuple(tensor.shape)
     bits, levels = int(encoded[5]) & 7, int(encoded[6])
-    tables = np.frombuffer(encoded[_HEADER_BYTES:].tobytes(), kind).reshape(-1, levels)
+    tables = np.frombuffer(encoded[HEADER_BYTES:].tobytes(), kind).reshape(-1, levels)
     flat = unpacked_bits(indices, bits, int(np.prod(shape))).reshape(shape)
     if len(tables) == 1:
         return tables[0][flat]

@@ -1,0 +1,171 @@
+"""Levels by budget: from a trained model and a number of bytes to the levels of each kernel."""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import Any
+
+import keras
+
+from keras_qareg.allocation.files import TFLite
+from keras_qareg.allocation.network import PROBES, Network
+from keras_qareg.allocation.searching import EXCHANGES, POINTS, ROUNDS, STEPS, Search, Unmet
+from keras_qareg.config import check_choice
+from keras_qareg.models.selection import Layers, check_built
+from keras_qareg.plans import Plan
+
+FORMS = (
+    *("auto", "smallest", "codebook", "tflm", "int8-exact", "int4-exact", "int2-exact", "int8"),
+    "archive",
+)
+
+
+def allocate(
+    model: keras.Model,
+    *,
+    target_bytes: int | None = None,
+    target_ratio: float | None = None,
+    max_loss: float | None = None,
+    data: Any = None,
+    weights: str = "auto",
+    layers: Layers = "all",
+    table: str = "int8",
+    scale: str = "auto",
+    verbose: str | int = "auto",
+) -> Plan:
+    """Chooses how many values each kernel may have, so that a file of some bytes harms the outputs least.
+
+    Each layer is clustered alone to a few numbers of levels, batch normalization measured anew, and the
+    outputs compared with the float model's: no labels are needed. The levels of all layers come from a
+    multiple-choice knapsack over the real bytes of the file (indices, tables, alignment, operators). The
+    whole plan is then measured, each layer among the others, and mended by exchanges.
+
+    Args:
+        model: A built, trained model, plain or from `quantization_aware`. It stays as it is.
+        target_bytes: Positive integer: the most bytes of the whole file.
+        target_ratio: The same as a share of the float32 file's bytes (of the float32 weights', for
+            archives), from 0 to 1.
+        max_loss: Positive number: the most divergence of the outputs, for the fewest bytes: the mean
+            Kullback-Leibler divergence in nats where outputs are probabilities, else the mean squared
+            difference relative to the variance. One of these three is given.
+        data: Inputs like those that the model was trained on, in any form that `fit` takes; targets do
+            not count. Up to 512 of them are looked at.
+        weights: What file the plan is for, as in `export.litert`, or `"archive"`. `"auto"` (default): the
+            form `"auto"`, at float speed, where that meets the budget, else `"smallest"`; the plan's
+            `weights` says which.
+        layers: Which layers, as in `share_weights`; the others stay float, which counts.
+        table: What values a kernel may have, as in `share_weights`.
+        scale: Whether kernels have one step or one a channel, as in `share_weights`.
+        verbose: 0 shows nothing, 1 and `"auto"` (default) a bar with the time left.
+
+    Returns:
+        A `Plan`: pass it as `levels`.
+
+    Raises:
+        ValueError: If an argument is out of its range, none or several budgets are given, data do not
+            fit, the budget cannot be met (it says the least that can), or as `share_weights`.
+        RuntimeError: For `.tflite` files, if the Keras backend is not TensorFlow.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((16,)), keras.layers.Dense(64, name="fc")])
+    >>> x = np.random.default_rng(0).normal(size=(64, 16))
+    >>> plan = allocate(model, target_ratio=0.6, data=x, weights="archive", verbose=0)
+    >>> plan.bytes <= 0.6 * 4 * model.count_params()
+    True
+    """
+    _check(model, target_bytes, target_ratio, max_loss, data, weights)
+    network = Network(model, data, layers, table, scale)
+    bar = _Bar(network, verbose)
+    losses = network.losses(bar.done)
+    forms = ("auto", "smallest") if weights == "auto" else (weights,)
+    for form in forms:
+        search = Search(network, TFLite(network, form, data), losses, bar.done)
+        budget = target_bytes
+        if target_ratio is not None:
+            budget = int(target_ratio * search.file.float_bytes)
+        try:
+            if budget is None:
+                assert max_loss is not None
+                levels = search.under_loss(max_loss)
+            else:
+                levels = search.under_bytes(budget)
+        except Unmet as unmet:
+            if form == forms[-1]:
+                raise ValueError(_unmet(model, weights, budget, unmet.least)) from None
+            continue
+        break
+    size, loss = search.file.bytes(levels), search.loss(levels)
+    plan = Plan(
+        form,
+        size,
+        loss,
+        search.rows(levels),
+        tuple(search.curve(size)),
+        MappingProxyType(search.uniform()),
+    )
+    bar.end()
+    return plan
+
+
+class _Bar:
+    """Progress over measurements, of which there are fewer than are counted where a plan is found early."""
+
+    def __init__(self, network: Network, verbose: str | int):
+        count = len(network.layers)
+        parts = sum(len(network.probes(place)) for place in range(count))
+        self._all = parts + len(PROBES) + POINTS + ROUNDS * (count + 2) + EXCHANGES + STEPS
+        shown = 1 if verbose == "auto" else int(verbose)
+        self._bar = keras.utils.Progbar(self._all, verbose=shown, unit_name="measurement")
+        self._seen = 0
+
+    def done(self) -> None:
+        """One more."""
+        self._seen = min(self._seen + 1, self._all - 1)
+        self._bar.update(self._seen)
+
+    def end(self) -> None:
+        """All of them."""
+        self._bar.update(self._all, finalize=True)
+
+
+def _check(
+    model: keras.Model,
+    target_bytes: int | None,
+    target_ratio: float | None,
+    max_loss: float | None,
+    data: Any,
+    weights: str,
+) -> None:
+    check_built(model)
+    check_choice("weights", weights, FORMS)
+    given = {"target_bytes": target_bytes, "target_ratio": target_ratio, "max_loss": max_loss}
+    said = {name: value for name, value in given.items() if value is not None}
+    if len(said) != 1:
+        raise ValueError(
+            "Expected one of `target_bytes`, `target_ratio` and `max_loss`. "
+            f"Received: {said or 'none of them'}"
+        )
+    (name, value), ratio = next(iter(said.items())), target_ratio is not None
+    whole = name != "target_bytes" or (isinstance(value, int) and not isinstance(value, bool))
+    if not whole or not 0 < value <= (1 if ratio else float("inf")):
+        wanted = {
+            "target_bytes": "a positive integer",
+            "target_ratio": "a number above 0, up to 1",
+            "max_loss": "a positive number",
+        }[name]
+        raise ValueError(f"Expected `{name}` to be {wanted}. Received: {name}={value!r}")
+    if data is None:
+        raise ValueError(
+            "Expected `data`, inputs on which harm is measured (no labels are needed). Received: "
+            "data=None"
+        )
+
+
+def _unmet(model: keras.Model, weights: str, budget: int | None, least: int) -> str:
+    form = "smallest" if weights == "auto" else weights
+    smaller = "" if form in ("smallest", "tflm", "archive") else " weights='smallest' takes fewer."
+    return (
+        f"Expected target_bytes of at least {least:,}, which model '{model.name}' takes with two levels "
+        f"a kernel and weights='{form}'. Received: {budget:,} bytes.{smaller}"
+    )
