@@ -9,6 +9,7 @@ from . import plots as plots
 from . import quantizers as quantizers
 from . import regularizers as regularizers
 from . import report as report
+from .allocation import allocate as allocate
 from .models import codebooks as codebooks
 from .models import compress as compress
 from .models import quantization_aware as quantization_aware
@@ -17,5 +18,6 @@ from .models import share_weights as share_weights
 from .models import strip as strip
 from .models import wnq as wnq
 from .numerics.codebook import Codebook as Codebook
+from .plans import Plan as Plan
 
 __version__: str

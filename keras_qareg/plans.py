@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from keras_qareg.report import table
+from keras_qareg import settings
+from keras_qareg.report import table as text_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,9 +28,10 @@ class PlannedKernel:
         path: Its path in the plain model.
         weights: How many weights it has.
         levels: How many values it is to have, or `None`: it stays float.
-        bytes: Its bytes in the file, with tables.
-        loss: The divergence that it alone would cause; the first kernel of a layer has that of all.
-        rate: What a bit costs in squared error, for rate-distortion clustering; `None` for levels.
+        bytes: Its bytes in the file, with its table.
+        loss: The divergence that it causes, as predicted.
+        rate: What a bit may cost in squared weights, for rate-distortion clustering; `None`: its levels
+            are those of k-means.
     """
 
     path: str
@@ -54,8 +56,10 @@ class Plan:
         bytes: Bytes of the whole file.
         loss: Divergence of the outputs from the float model's, measured after recalibration.
         rows: A `PlannedKernel` each, in the order of the model.
-        curve: `(bytes, loss)` of the best plans for other budgets.
+        curve: `(bytes, loss)` of the plans for other budgets.
         uniform: `(bytes, loss)` of one number of levels for all kernels, by that number.
+        table: What values kernels are to have: pass it to `share_weights` too, if it is not `"int8"`.
+        scale: The same of `scale`, if it is not `"auto"`.
 
     Example:
 
@@ -76,6 +80,8 @@ class Plan:
     rows: tuple[PlannedKernel, ...]
     curve: tuple[Point, ...] = ()
     uniform: Mapping[int, Point] = field(default_factory=dict)
+    table: Any = "int8"
+    scale: Any = "auto"
 
     @property
     def levels(self) -> Mapping[str, int | None]:
@@ -100,7 +106,7 @@ class Plan:
         header = (*header, "bits/weight", "bytes", "loss")
         blank = [""] * (len(header) - 3)
         total = (f"whole file: {self.weights}", *blank, f"{self.bytes:,}", f"{self.loss:.1e}")
-        return table(header, [*lines, total])
+        return text_table(header, [*lines, total])
 
     def plot(self) -> Figure:
         """The loss against bytes; as `plots.plan`."""
@@ -109,17 +115,44 @@ class Plan:
         return plots.plan(self)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Writes the plan as YAML, to be read and changed by hand; returns the path of the file."""
-        path, yaml = Path(path), _yaml()
-        found = {
-            "weights": self.weights,
-            "bytes": self.bytes,
-            "loss": self.loss,
-            "kernels": {row.path: _entry(row) for row in self.rows},
-            "curve": [list(point) for point in self.curve],
-            "uniform": {levels: list(point) for levels, point in self.uniform.items()},
+        """Writes the plan as YAML, to be read and changed by hand: `levels` takes such a file too.
+
+        Args:
+            path: The file to write, ending in `.yaml` or `.yml`.
+
+        Returns:
+            The path of the file.
+
+        Raises:
+            ValueError: If it ends otherwise, or `table` or `scale` are functions.
+        """
+        import yaml
+
+        path = Path(path)
+        if path.suffix not in settings.SUFFIXES:
+            raise ValueError(f"Expected the name of a YAML file, .yaml or .yml. Received: {path}")
+        for name in ("table", "scale"):
+            if callable(getattr(self, name)):
+                raise ValueError(
+                    f"Expected `{name}` as a text or a dict, which a file can hold. Received: a function"
+                )
+        kernels = {row.path: _numbers_of(row) for row in self.rows}
+        content = {
+            "levels": {row.path: row.levels or "float" for row in self.rows},
+            "table": self.table,
+            "scale": self.scale,
+            settings.NOTES: {
+                "weights": self.weights,
+                "bytes": self.bytes,
+                "loss": self.loss,
+                "kernels": kernels,
+                "curve": [list(point) for point in self.curve],
+                "uniform": {levels: list(point) for levels, point in self.uniform.items()},
+            },
         }
-        path.write_text(yaml.safe_dump(found, sort_keys=False, default_flow_style=None, width=100))
+        path.write_text(
+            yaml.safe_dump(content, sort_keys=False, width=100, default_flow_style=None)
+        )
         return path
 
     @classmethod
@@ -133,92 +166,75 @@ class Plan:
             ValueError: If it is no such file, or has names or values that no plan has.
             FileNotFoundError: If there is no such file.
         """
-        yaml = _yaml()
         try:
-            found = yaml.safe_load(Path(path).read_text())
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ValueError(f"Expected a plan as YAML. Received: {error} (file '{path}')") from None
-        try:
-            return _plan(found)
+            return _plan(settings.parsed(Path(path).read_text(encoding="utf-8")))
         except ValueError as error:
-            raise ValueError(f"{error} (file '{path}')") from None
+            raise ValueError(f"{path}: {error}") from None
 
 
-_NUMBERS = ("weights", "levels", "bytes", "loss", "rate")
+_NAMES = ("levels", "table", "scale", settings.NOTES)
+_OF_PLAN = ("weights", "bytes", "loss", "kernels", "curve", "uniform")
+_OF_KERNEL = ("weights", "bytes", "loss")
 
 
-def _entry(row: PlannedKernel) -> dict[str, Any]:
-    found = {name: value for name, value in asdict(row).items() if name != "path"}
-    return found if row.rate is not None else {k: v for k, v in found.items() if k != "rate"}
+def _numbers_of(row: PlannedKernel) -> dict[str, Any]:
+    rate = {} if row.rate is None else {"rate": row.rate}
+    return {"weights": row.weights, "bytes": row.bytes, "loss": row.loss, **rate}
 
 
-def _plan(found: Any) -> Plan:
-    _check_names(found, [one.name for one in fields(Plan) if one.name != "rows"], "kernels")
-    kernels = found["kernels"]
-    if not isinstance(kernels, dict) or not kernels:
-        raise ValueError(f"Expected `kernels` by path. Received: {kernels!r}")
+def _plan(content: Any) -> Plan:
+    _check_names("a plan", content, _NAMES)
+    notes, levels = content[settings.NOTES], content["levels"]
+    _check_names(f"`{settings.NOTES}`", notes, _OF_PLAN)
+    kernels = notes["kernels"]
+    for name, part in (("levels", levels), ("kernels", kernels)):
+        if not isinstance(part, dict) or not part:
+            raise ValueError(f"Expected `{name}` by paths of kernels. Received: {part!r}")
+    _check_names("`levels`", levels, kernels)
     rows = []
-    for path, entry in kernels.items():
-        _check_names(entry, [name for name in _NUMBERS if name != "rate"], None, ("rate",), path)
-        levels = entry["levels"]
-        if levels is not None and not (_is_whole(levels) and 2 <= levels <= 256):
+    for path, numbers in kernels.items():
+        _check_names(f"'{path}'", numbers, _OF_KERNEL, ("rate",))
+        count = None if levels[path] in (None, "float") else levels[path]
+        whole = isinstance(count, int) and not isinstance(count, bool)
+        if count is not None and not (whole and 2 <= count <= 256):
             raise ValueError(
-                f"Expected `levels` of '{path}' from 2 to 256, or null for float. Received: {levels!r}"
+                f"Expected levels of '{path}' from 2 to 256, or float. Received: {count!r}"
             )
-        for name in ("weights", "bytes", "loss"):
-            _check_number(entry[name], f"`{name}` of '{path}'")
-        if entry.get("rate") is not None:
-            _check_number(entry["rate"], f"`rate` of '{path}'")
-        rows.append(PlannedKernel(path, **entry))
+        for name, value in numbers.items():
+            _check_number(f"`{name}` of '{path}'", value)
+        rows.append(PlannedKernel(path, levels=count, **numbers))
     for name in ("bytes", "loss"):
-        _check_number(found[name], f"`{name}`")
-    curve = tuple(_point(point) for point in found["curve"])
-    uniform = {levels: _point(point) for levels, point in dict(found["uniform"]).items()}
-    sizes = found["weights"], found["bytes"], found["loss"]
-    return Plan(*sizes, tuple(rows), curve, MappingProxyType(uniform))
+        _check_number(f"`{name}`", notes[name])
+    curve = tuple(_point(point) for point in notes["curve"])
+    uniform = {count: _point(point) for count, point in notes["uniform"].items()}
+    numbers = notes["weights"], notes["bytes"], notes["loss"]
+    return Plan(*numbers, tuple(rows), curve, uniform, content["table"], content["scale"])
 
 
-def _check_names(
-    found: Any, names: list[str], also: str | None, free: tuple[str, ...] = (), where: str = ""
-) -> None:
-    wanted = [*names, *([also] if also else [])]
-    said = f" of '{where}'" if where else ""
+def _check_names(where: str, found: Any, names: Iterable[str], free: tuple[str, ...] = ()) -> None:
+    known = [*names]
     if not isinstance(found, dict):
-        raise ValueError(f"Expected a plan with {wanted}{said}. Received: {found!r}"[:200])
-    unknown = [name for name in found if name not in (*wanted, *free)]
-    lacking = [name for name in wanted if name not in found]
-    if unknown or lacking:
+        raise ValueError(f"Expected {where} with {known}. Received: {found!r}")
+    unknown = [str(name) for name in found if name not in (*known, *free)]
+    if unknown:
         raise ValueError(
-            f"Expected a plan with {wanted}{said}. Received: "
-            + "; ".join(
-                f"{what} {names}"
-                for what, names in (("unknown names", unknown), ("none of", lacking))
-                if names
-            )
+            f"Expected {where} with {known}. Received unknown names: "
+            f"{settings.guessed(unknown, known)}"
         )
+    lacking = [name for name in known if name not in found]
+    if lacking:
+        raise ValueError(f"Expected {where} with {known}. Received: one without {lacking}")
 
 
 def _point(point: Any) -> Point:
     if not isinstance(point, list) or len(point) != 2:
         raise ValueError(f"Expected points of bytes and loss. Received: {point!r}")
     for number in point:
-        _check_number(number, "a point")
+        _check_number("a point", number)
     return point[0], point[1]
 
 
-def _check_number(value: Any, what: str) -> None:
+def _check_number(what: str, value: Any) -> None:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not math.isfinite(value) or value < 0:
         raise ValueError(f"Expected {what} to be a number, 0 or more. Received: {value!r}")
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _yaml() -> Any:
-    try:
-        import yaml
-    except ImportError as error:
-        raise ImportError("Plans as files need PyYAML: pip install pyyaml") from error
-    return yaml

@@ -1,4 +1,4 @@
-"""Figures: kernels with their centroids, the penalties, accuracy against size. Needs matplotlib."""
+"""Figures: kernels and their centroids, penalties, accuracy and loss against size. Needs matplotlib."""
 
 from __future__ import annotations
 
@@ -174,6 +174,38 @@ def accuracy_size(
     axis.set_xscale("log", base=2)
     axis.set_xlabel(size_label)
     axis.set_ylabel("accuracy")
+    axis.legend(fontsize=8)
+    return figure
+
+
+def plan(plan: Any) -> Figure:
+    """The loss of a plan against its bytes, beside other budgets and one number of levels for all.
+
+    Args:
+        plan: A `Plan`, of `allocate`.
+
+    Returns:
+        A `matplotlib.figure.Figure` with two logarithmic axes.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+    """
+    figure = _figure(6, 4)
+    axis = figure.subplots()
+    if plan.curve:
+        axis.plot(
+            *zip(*sorted(plan.curve), strict=True), "-", color=WEIGHTS, label="levels by budget"
+        )
+    if plan.uniform:
+        sizes, losses = zip(*plan.uniform.values(), strict=True)
+        axis.plot(sizes, losses, "o", color="#8a99a8", label="the same for all kernels")
+        for levels, point in plan.uniform.items():
+            axis.annotate(str(levels), point, xytext=(5, 4), textcoords="offset points", fontsize=7)
+    axis.plot([plan.bytes], [plan.loss], "D", color=CENTROIDS, label="this plan")
+    axis.set_xscale("log", base=2)
+    axis.set_yscale("log")
+    axis.set_xlabel(f"bytes of the file ({plan.weights})")
+    axis.set_ylabel("divergence from the float model")
     axis.legend(fontsize=8)
     return figure
 

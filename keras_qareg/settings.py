@@ -12,6 +12,8 @@ from typing import Any
 
 # The arguments that a configuration may hold, named as in the transforms.
 KEYS = ("levels", "regularizer", "table", "scale", "bits", "activation_bits")
+# What `Plan.save` writes beside these: where its levels come from, which no transform takes.
+NOTES = "plan"
 SUFFIXES = (".yaml", ".yml")
 
 
@@ -40,7 +42,9 @@ def read(path: str | PurePath) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"Expected a YAML file. Received: {path}, which does not exist")
     try:
-        config = _parsed(path.read_text(encoding="utf-8"))
+        config = parsed(path.read_text(encoding="utf-8"))
+        if isinstance(config, dict):
+            config.pop(NOTES, None)
         for name, setting in check_keys(config).items():
             if isinstance(setting, Mapping):
                 _check_texts(f"`{name}`", setting)
@@ -83,7 +87,8 @@ def _check_texts(where: str, mapping: Mapping[Any, Any]) -> None:
         )
 
 
-def _parsed(text: str) -> Any:
+def parsed(text: str) -> Any:
+    """What YAML says; raises a `ValueError` where it is none, or has a key twice."""
     import yaml
 
     class Loader(yaml.SafeLoader):

@@ -26,6 +26,8 @@ MODULES = [
 ]
 FUNCTIONS = [
     "Codebook",
+    "Plan",
+    "allocate",
     "codebooks",
     "compress",
     "quantization_aware",

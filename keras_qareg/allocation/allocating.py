@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import MappingProxyType
 from typing import Any
 
 import keras
@@ -10,7 +9,8 @@ import keras
 from keras_qareg.allocation.files import TFLite
 from keras_qareg.allocation.network import PROBES, Network
 from keras_qareg.allocation.searching import EXCHANGES, POINTS, ROUNDS, STEPS, Search, Unmet
-from keras_qareg.config import check_choice
+from keras_qareg.choices import check_choice
+from keras_qareg.models.configuring import Setting
 from keras_qareg.models.selection import Layers, check_built
 from keras_qareg.plans import Plan
 
@@ -29,16 +29,16 @@ def allocate(
     data: Any = None,
     weights: str = "auto",
     layers: Layers = "all",
-    table: str = "int8",
-    scale: str = "auto",
+    table: Setting[str] = "int8",
+    scale: Setting[str] = "auto",
     verbose: str | int = "auto",
 ) -> Plan:
-    """Chooses how many values each kernel may have, so that a file of some bytes harms the outputs least.
+    """Chooses how many values each kernel may have, for a file of some bytes and the least harm.
 
-    Each layer is clustered alone to a few numbers of levels, batch normalization measured anew, and the
-    outputs compared with the float model's: no labels are needed. The levels of all layers come from a
+    Each kernel is clustered alone to a few numbers of levels, batch normalization measured anew, and the
+    outputs compared with the float model's: no labels are needed. The levels of all kernels come from a
     multiple-choice knapsack over the real bytes of the file (indices, tables, alignment, operators). The
-    whole plan is then measured, each layer among the others, and mended by exchanges.
+    whole plan is then measured, each kernel among the others, and mended by exchanges.
 
     Args:
         model: A built, trained model, plain or from `quantization_aware`. It stays as it is.
@@ -50,9 +50,9 @@ def allocate(
             difference relative to the variance. One of these three is given.
         data: Inputs like those that the model was trained on, in any form that `fit` takes; targets do
             not count. Up to 512 of them are looked at.
-        weights: What file the plan is for, as in `export.litert`, or `"archive"`. `"auto"` (default): the
-            form `"auto"`, at float speed, where that meets the budget, else `"smallest"`; the plan's
-            `weights` says which.
+        weights: What file the plan is for, as in `export.litert`, or `"archive"`. `"auto"` (default):
+            the form `"auto"`, at float speed, where that meets the budget, else `"smallest"`; the
+            plan's `weights` says which.
         layers: Which layers, as in `share_weights`; the others stay float, which counts.
         table: What values a kernel may have, as in `share_weights`.
         scale: Whether kernels have one step or one a channel, as in `share_weights`.
@@ -102,17 +102,19 @@ def allocate(
         loss,
         search.rows(levels),
         tuple(search.curve(size)),
-        MappingProxyType(search.uniform()),
+        search.uniform(),
+        table,
+        scale,
     )
     bar.end()
     return plan
 
 
 class _Bar:
-    """Progress over measurements, of which there are fewer than are counted where a plan is found early."""
+    """Progress over measurements; there are fewer than are counted where a plan is found early."""
 
     def __init__(self, network: Network, verbose: str | int):
-        count = len(network.layers)
+        count = len(network.kernels)
         parts = sum(len(network.probes(place)) for place in range(count))
         self._all = parts + len(PROBES) + POINTS + ROUNDS * (count + 2) + EXCHANGES + STEPS
         shown = 1 if verbose == "auto" else int(verbose)

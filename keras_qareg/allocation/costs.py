@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from keras_qareg.export.litert.forms import OVERHEAD, KernelForm, integer_overhead, together
 from keras_qareg.export.litert.micro import DECODING_BYTES, HEADER_BYTES, MAX_LEVELS
 from keras_qareg.export.packing import (
@@ -33,6 +31,7 @@ class Kernel:
         size: How many weights it has.
         channels: How many output channels; 1 where these are not its last axes.
         dense: Whether a dense layer takes it.
+        table: What values its table holds, as in `share_weights`.
         tables: How many tables of float32 numbers a file has for it.
         factors: How many float32 factors, one a channel, beside the tables.
         fixed: Whether files hold it as float32 in any case.
@@ -42,6 +41,7 @@ class Kernel:
     size: int
     channels: int
     dense: bool
+    table: str = "int8"
     tables: int = 1
     factors: int = 0
     fixed: bool = False
@@ -56,22 +56,18 @@ class Costs:
 
     Args:
         form: A form.
-        table: What values tables hold, as in `share_weights`.
         kernels: The kernels.
     """
 
-    def __init__(self, form: str, table: str, kernels: Sequence[Kernel]):
-        self.form, self.table, self.kernels = form, table, list(kernels)
+    def __init__(self, form: str, kernels: Sequence[Kernel]):
+        self.form, self.kernels = form, list(kernels)
         sharing = [kernel for kernel in kernels if not kernel.fixed]
         places = together([(kernel.size, kernel.dense) for kernel in sharing])
         self._together = {sharing[place].path for place in places} if form in CODED else set()
 
-    def shares(self, kernels: Sequence[Kernel], levels: int | None) -> bool:
-        """Whether one of some kernels shares operators with those of as many levels."""
-        return any(
-            kernel.path in self._together and self._way(kernel, levels)[0] == "codebook"
-            for kernel in kernels
-        )
+    def shares(self, kernel: Kernel, levels: int | None) -> bool:
+        """Whether a kernel shares operators with others of as many levels."""
+        return kernel.path in self._together and self._way(kernel, levels)[0] == "codebook"
 
     def of(self, kernel: Kernel, levels: int | None) -> int:
         """Bytes of one kernel, if its indices are beside others of as many levels, or alone."""
@@ -110,8 +106,8 @@ class Costs:
                 stored = -(-kernel.size * bits // 8) + kernel.table_bytes(levels)
                 found["tflm"] = stored + HEADER_BYTES + DECODING_BYTES
             return found
-        if self.form != "codebook" and self.table != "float32":
-            kind = self._kind(levels)
+        if self.form != "codebook" and kernel.table != "float32":
+            kind = self._kind(kernel.table, levels)
             stored = -(-kernel.size * bits_of_kind(kind) // 8)
             scales = kernel.factors or kernel.tables
             found[kind] = stored + FLOAT_BYTES * scales + integer_overhead(scales)
@@ -121,10 +117,10 @@ class Costs:
             found["codebook"] = stored + OVERHEAD[shared]
         return found
 
-    def _kind(self, levels: int) -> str:
+    def _kind(self, table: str, levels: int) -> str:
         """The integers that hold a kernel of so many levels."""
         least = {"auto": 8, "smallest": 2}.get(self.form) or int(self.form[3])
-        if self.table == "even":
+        if table == "even":
             codes = grid_codes(levels)
             for kind, (low, high) in sorted(CODE_RANGES.items()):
                 if bits_of_kind(kind) >= least and low <= codes.min() and codes.max() <= high:

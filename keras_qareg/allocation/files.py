@@ -5,12 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from keras_qareg.allocation.costs import Costs, as_written
-from keras_qareg.allocation.network import Network
-from keras_qareg.allocation.solving import Levels
+from keras_qareg.allocation.network import FIRST, Levels, Network
 from keras_qareg.export.litert.convert import draft
-
-# The levels of the first file, which tells what there is beside the kernels.
-FIRST = 16
 
 
 class TFLite:
@@ -22,7 +18,6 @@ class TFLite:
         data: Inputs; they calibrate `"int8"`.
 
     Attributes:
-        layers: The kernels of each layer, as files hold them.
         costs: The bytes of kernels.
         float_bytes: Bytes of the float32 file.
 
@@ -36,15 +31,15 @@ class TFLite:
         self._sizes: dict[tuple[int | None, ...], int] = {}
         levels = network.uniform(FIRST)
         first = self._written(levels)
-        self.layers = [
-            [as_written(kernel, form, count or 0, first.kernels) for kernel in group]
-            for group, count in zip(network.kernels, levels, strict=True)
+        kernels = [
+            as_written(kernel, form, count or 0, first.kernels)
+            for kernel, count in zip(network.kernels, levels, strict=True)
         ]
-        self.costs = Costs(form, network.table, [k for group in self.layers for k in group])
+        self.costs = Costs(form, kernels)
         self.float_bytes = len(first.reference)
 
     def bytes(self, levels: Levels) -> int:
-        """Bytes of the file with so many levels in each layer, which is written to know."""
+        """Bytes of the file with so many levels of each kernel, which is written to know."""
         if tuple(levels) not in self._sizes:
             self._written(levels)
         return self._sizes[tuple(levels)]

@@ -7,23 +7,29 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
-import numpy as np
 from keras.layers import Layer
 
 from keras_qareg.allocation.costs import Kernel
 from keras_qareg.allocation.sensitivity import Probe
 from keras_qareg.layers import channel_axes, kernels
 from keras_qareg.models.accounting import inner_layer
-from keras_qareg.models.clustered import Way, cluster_all
+from keras_qareg.models.clustered import Wanted, Way, cluster_all
+from keras_qareg.models.configuring import Setting
 from keras_qareg.models.reading import kernel_paths
 from keras_qareg.models.selection import Layers, no_kernel, select
-from keras_qareg.models.sharing import check_sharing, scales_of
+from keras_qareg.models.sharing import check_sharing, wanted_of
 from keras_qareg.models.stripping import strip
 from keras_qareg.numerics.codebook import Codebook
 
-# Levels at which the harm of a layer is measured.
+# Levels at which the harm of a kernel is measured.
 PROBES = (2, 4, 8, 16, 64)
+# The levels of the first file, which tells what there is beside the kernels.
+FIRST = 16
 _MOST = 256
+_WAY = Way(None, "auto", "auto")
+
+# Levels of each kernel, in order; `None` is float.
+Levels = Sequence[int | None]
 
 
 class Network:
@@ -37,83 +43,86 @@ class Network:
         scale: As there.
 
     Attributes:
-        layers: The layers that get levels, those of the user's model.
-        kernels: The kernels of each.
+        kernels: The kernels that get levels.
         probe: The plain copy.
 
     Raises:
         ValueError: As `share_weights`, or if data do not fit the model.
     """
 
-    def __init__(self, model: keras.Model, data: Any, layers: Layers, table: str, scale: str):
-        check_sharing(model, "auto", "centroids", table, scale, "auto")
-        self.table = table
-        found = [x for x in select(model, layers) if _largest(x) > PROBES[0]]
-        if not found:
+    def __init__(
+        self,
+        model: keras.Model,
+        data: Any,
+        layers: Layers,
+        table: Setting[str],
+        scale: Setting[str],
+    ):
+        check_sharing(model, "auto", "centroids", "auto")
+        chosen, plain = select(model, layers), strip(model)
+        paths = kernel_paths(plain)
+        # Of each kernel: the user's layer, its place there, and its twin in the plain model.
+        self._homes = [
+            (layer, place, variable)
+            for layer, twin in zip(chosen, select(plain, layers), strict=True)
+            for place, variable in enumerate(kernels(twin))
+            if math.prod(variable.shape) > PROBES[0]
+        ]
+        if not self._homes:
             raise ValueError(
                 f"Expected a layer to choose the levels of in model '{model.name}'. Received: "
                 f"layers={layers!r}, of which none has a kernel large enough{no_kernel(model, None)}"
             )
-        self.layers = found
-        plain = strip(model)
-        twins = [x for x in select(plain, layers) if _largest(x) > PROBES[0]]
-        paths = kernel_paths(plain)
-        self.kernels = [_kernels_of(layer, paths) for layer in twins]
-        variables = {paths[id(k)]: k for layer in twins for k in kernels(layer)}
-        self.probe = Probe(plain, variables, data)
-        levels = {layer: min(16, _largest(layer) - 1) for layer in found}
-        self._scales = scales_of(model, levels, None, "auto", table, scale)
-        self._books: dict[tuple[int, int], list[Codebook]] = {}
-
-    @property
-    def all_kernels(self) -> list[Kernel]:
-        """The kernels of all layers, in order."""
-        return [kernel for group in self.kernels for kernel in group]
+        first: dict[Layer, tuple[int | None, ...]] = {}
+        for layer, place, variable in self._homes:
+            levels = min(FIRST, math.prod(variable.shape) - 1)
+            first[layer] = _set(first.get(layer), layer, place, levels)
+        self._wanted = wanted_of(model, chosen, first, _WAY, table, scale)
+        self.kernels = [
+            _kernel(paths[id(variable)], layer, variable, self._wanted[layer].table)
+            for layer, _, variable in self._homes
+        ]
+        self.probe = Probe(plain, {paths[id(v)]: v for _, _, v in self._homes}, data)
+        self._books: dict[tuple[int, int], Codebook] = {}
 
     def most_levels(self, place: int) -> int:
-        """The most levels that a layer may have: fewer than it has weights."""
-        return min(_MOST, max(kernel.size for kernel in self.kernels[place]) - 1)
+        """The most levels that a kernel may have: fewer than it has weights."""
+        return min(_MOST, self.kernels[place].size - 1)
 
-    def books(self, levels: Sequence[int | None]) -> dict[str, Codebook]:
-        """The codebook of each kernel by path, for so many levels of each layer; `None` is float."""
-        wanted = {
-            place: count
-            for place, count in enumerate(levels)
-            if count is not None and (place, count) not in self._books
-        }
-        if wanted:
-            way = Way(None, "auto", self.table, "auto")
-            sizes = {self.layers[place]: count for place, count in wanted.items()}
-            made = cluster_all(sizes, self._scales, way, 0)
-            for place, count in wanted.items():
-                found = made[self.layers[place]]
-                self._books[place, count] = [book for book, _ in found]
-        return {
-            kernel.path: book
-            for place, count in enumerate(levels)
-            if count is not None
-            for kernel, book in zip(self.kernels[place], self._books[place, count], strict=True)
-        }
+    def books(self, levels: Levels) -> dict[str, Codebook]:
+        """The codebook of each kernel by path, for so many levels of each; `None` is float."""
+        given = {place: count for place, count in enumerate(levels) if count is not None}
+        new = {place: n for place, n in given.items() if (place, n) not in self._books}
+        sizes: dict[Layer, tuple[int | None, ...]] = {}
+        for place, count in new.items():
+            layer, inside, _ = self._homes[place]
+            sizes[layer] = _set(sizes.get(layer), layer, inside, count)
+        wanted = {x: self._wanted[x]._replace(levels=its) for x, its in sizes.items()}
+        made = _clustered(wanted)
+        for place, count in new.items():
+            layer, inside, _ = self._homes[place]
+            self._books[place, count] = made[layer][inside]
+        return {self.kernels[place].path: self._books[place, n] for place, n in given.items()}
 
-    def loss(self, levels: Sequence[int | None]) -> float:
-        """The measured divergence with so many levels of each layer."""
+    def loss(self, levels: Levels) -> float:
+        """The measured divergence with so many levels of each kernel."""
         return self.probe.loss(self.books(levels))
 
     def uniform(self, levels: int) -> list[int | None]:
-        """So many levels for each layer, or as many as it can have."""
-        return [min(levels, self.most_levels(place)) for place in range(len(self.layers))]
+        """So many levels for each kernel, or as many as it can have."""
+        return [min(levels, self.most_levels(place)) for place in range(len(self.kernels))]
 
     def losses(self, done: Callable[[], None]) -> list[Mapping[int, float]]:
-        """The divergence where one layer alone has few levels: for each layer, by its levels.
+        """The divergence where one kernel alone has few levels: for each, by its levels.
 
         Args:
             done: Called after each measurement.
         """
         found: list[Mapping[int, float]] = []
-        for place in range(len(self.layers)):
+        for place in range(len(self.kernels)):
             row = {}
             for levels in self.probes(place):
-                alone: list[int | None] = [None] * len(self.layers)
+                alone: list[int | None] = [None] * len(self.kernels)
                 alone[place] = levels
                 row[levels] = self.loss(alone)
                 done()
@@ -121,12 +130,12 @@ class Network:
         return found
 
     def probes(self, place: int) -> list[int]:
-        """The levels at which a layer is measured: two or more."""
+        """The levels at which a kernel is measured: one or more."""
         most = self.most_levels(place)
-        return [levels for levels in PROBES if levels <= most] or [most]
+        return [levels for levels in PROBES if levels <= most]
 
-    def written(self, levels: Sequence[int | None], write: Callable[..., Any]) -> Any:
-        """What `write` makes of the plain model with such kernels, and the paths and codebooks of these."""
+    def written(self, levels: Levels, write: Callable[..., Any]) -> Any:
+        """What `write` makes of the plain model with such kernels, and of their paths and codebooks."""
         books = self.books(levels)
         try:
             self.probe.put(books)
@@ -135,16 +144,36 @@ class Network:
             self.probe.restore()
 
 
-def _largest(layer: Layer) -> int:
-    return max(math.prod(kernel.shape) for kernel in kernels(layer))
+def _set(
+    levels: tuple[int | None, ...] | None, layer: Layer, place: int, count: int
+) -> tuple[int | None, ...]:
+    """The levels of the kernels of a layer, with those of one of them."""
+    found: list[int | None] = [None] * len(kernels(layer)) if levels is None else [*levels]
+    found[place] = count
+    return tuple(found)
 
 
-def _kernels_of(layer: Layer, paths: Mapping[int, str]) -> list[Kernel]:
-    dense = isinstance(inner_layer(layer), keras.layers.Dense | keras.layers.EinsumDense)
-    found = []
-    for kernel in kernels(layer):
-        shape = tuple(kernel.shape)
-        axes = channel_axes(inner_layer(layer), kernel)
-        channels = int(np.prod(shape[len(shape) - axes :])) if axes else 1
-        found.append(Kernel(paths[id(kernel)], math.prod(shape), channels, dense))
-    return found
+def _clustered(wanted: dict[Layer, Wanted]) -> dict[Layer, dict[int, Codebook]]:
+    """The codebooks of the kernels of each layer, by their places in it."""
+    if not wanted:
+        return {}
+    found = cluster_all(wanted, _WAY, 0)
+    return {
+        layer: {
+            place: book
+            for place, (book, _) in zip(
+                [i for i, count in enumerate(its.levels) if count is not None],
+                found[layer],
+                strict=True,
+            )
+        }
+        for layer, its in wanted.items()
+    }
+
+
+def _kernel(path: str, layer: Layer, variable: keras.Variable, table: str) -> Kernel:
+    inner, shape = inner_layer(layer), tuple(variable.shape)
+    dense = isinstance(inner, keras.layers.Dense | keras.layers.EinsumDense)
+    axes = channel_axes(inner, variable)
+    channels = math.prod(shape[len(shape) - axes :]) if axes else 1
+    return Kernel(path, math.prod(shape), channels, dense, table)

@@ -1,4 +1,4 @@
-"""The search for levels: what the parts predict, what the file really takes, what the whole really does."""
+"""The search for levels: what parts predict, what the file takes, what the whole plan does."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from keras_qareg.allocation.files import TFLite
-from keras_qareg.allocation.network import PROBES, Network
-from keras_qareg.allocation.solving import Levels, Solver
+from keras_qareg.allocation.network import FIRST, PROBES, Levels, Network
+from keras_qareg.allocation.solving import Solver
 from keras_qareg.plans import PlannedKernel, Point
 
 # Files that are written for one budget; the share of it that is not worth another.
 _FILES, _NEAR = 4, 0.005
-# Rounds in which each layer is measured among the others, and exchanges that are tried.
+# Rounds in which each kernel is measured among the others, and exchanges that are tried.
 ROUNDS, EXCHANGES = 2, 8
 # Budgets of the curve, and steps of the bisection for a loss.
 POINTS, STEPS = 8, 10
-# How much more or less a layer may count among the others than alone.
+# How much more or less a kernel may count among the others than alone.
 _FURTHEST = 8.0
 
 
@@ -39,7 +39,7 @@ class Search:
     Args:
         network: The network.
         file: Its files.
-        losses: The divergence of each layer alone, by levels.
+        losses: The divergence of each kernel alone, by levels.
         done: Called after each measurement.
     """
 
@@ -51,8 +51,8 @@ class Search:
         done: Callable[[], None],
     ):
         self.network, self.file, self._done = network, file, done
-        self.solver = Solver(file.costs, file.layers, losses)
-        first = network.uniform(16)
+        self.solver = Solver(file.costs, losses)
+        first = network.uniform(FIRST)
         self.base = file.bytes(first) - self.solver.bytes(first)
         self._losses: dict[tuple[int | None, ...], float] = {}
 
@@ -60,7 +60,7 @@ class Search:
         """The measured divergence."""
         if tuple(levels) not in self._losses:
             self._losses[tuple(levels)] = self.network.loss(levels)
-        self._done()
+            self._done()
         return self._losses[tuple(levels)]
 
     def fit(self, budget: int) -> list[int | None]:
@@ -121,7 +121,7 @@ class Search:
     def under_loss(self, most: float) -> list[int | None]:
         """The levels of the fewest bytes, with no more divergence."""
         low, high = self.solver.bytes(self.solver.least()), self.solver.most()
-        best: list[int | None] = [None] * len(self.network.layers)
+        best: list[int | None] = [None] * len(self.network.kernels)
         for _ in range(STEPS):
             budget = (low + high) // 2
             levels = self.solver.solve(budget)
@@ -133,7 +133,7 @@ class Search:
         return best
 
     def curve(self, size: int) -> list[Point]:
-        """Bytes and measured divergence of plans for other budgets, from the least to four times `size`."""
+        """Bytes and measured divergence of plans for other budgets, to four times `size`."""
         least = self.base + self.solver.bytes(self.solver.least())
         most = min(self.base + self.solver.most(), 4 * size)
         points = []
@@ -144,7 +144,7 @@ class Search:
         return sorted(set(points))
 
     def uniform(self) -> dict[int, Point]:
-        """Bytes and measured divergence of one number of levels for all layers."""
+        """Bytes and measured divergence of one number of levels for all kernels."""
         found = {}
         for levels in PROBES:
             same = self.network.uniform(levels)
@@ -153,17 +153,17 @@ class Search:
 
     def rows(self, levels: Levels) -> tuple[PlannedKernel, ...]:
         """A row for each kernel."""
-        rows = []
-        harms = self.solver.harms(levels)
-        for group, count, harm in zip(self.file.layers, levels, harms, strict=True):
-            for place, kernel in enumerate(group):
-                size = self.file.costs.of(kernel, count)
-                loss = float(harm) if place == 0 else 0.0
-                rows.append(PlannedKernel(kernel.path, kernel.size, count, size, loss))
-        return tuple(rows)
+        return tuple(
+            PlannedKernel(
+                kernel.path, kernel.size, count, self.file.costs.of(kernel, count), float(harm)
+            )
+            for kernel, count, harm in zip(
+                self.file.costs.kernels, levels, self.solver.harms(levels), strict=True
+            )
+        )
 
     def _with_uniform(self, best: list[int | None], budget: int) -> list[int | None]:
-        """The largest number of levels for all layers that fits, if that is measured to be better."""
+        """The largest number of levels for all kernels that fits, if that is measured to be better."""
         fitting = [
             same
             for same in map(self.network.uniform, range(2, 257))
@@ -177,7 +177,7 @@ class Search:
         return best
 
     def _weigh(self, levels: list[int | None]) -> None:
-        """Measures what each layer does among the others: the divergence without it, as float."""
+        """Measures what each kernel does among the others: the divergence without it, as float."""
         whole, harms = self.loss(levels), self.solver.harms(levels)
         for place, harm in enumerate(harms):
             if levels[place] is not None and harm > 0:
@@ -188,7 +188,7 @@ class Search:
                 self.solver.scales[place] *= np.sqrt(scale)
 
     def _exchanged(self, best: list[int | None], budget: int) -> list[int | None]:
-        """Tries more levels for one layer and fewer for another, the most promising first."""
+        """Tries more levels for one kernel and fewer for another, the most promising first."""
         tried = {tuple(best)}
         for _ in range(EXCHANGES):
             found = self._most_promising(best, budget, tried)
@@ -202,13 +202,15 @@ class Search:
     def _most_promising(
         self, best: list[int | None], budget: int, tried: set[tuple[int | None, ...]]
     ) -> list[int | None] | None:
-        """Of all plans that differ in one or two layers by a step, the one that should harm least."""
+        """Of all plans that differ in one or two kernels by a step, the one that should harm least."""
         found: list[tuple[float, list[int | None]]] = []
         for place in range(len(best)):
             for up in self.solver.neighbours(place, best[place], 1):
                 raised = [*best[:place], up, *best[place + 1 :]]
                 for other in [None, *(i for i in range(len(best)) if i != place)]:
-                    downs = [None] if other is None else self.solver.neighbours(other, best[other], -1)
+                    downs = (
+                        [None] if other is None else self.solver.neighbours(other, best[other], -1)
+                    )
                     for down in downs:
                         changed = list(raised)
                         if other is not None:

@@ -111,8 +111,8 @@ def _activations(model: keras.Model, count: int) -> list[str | None]:
 def interpolated(levels: np.ndarray, probes: Sequence[int], losses: Sequence[float]) -> np.ndarray:
     """Losses at all levels from those at a few: straight lines between the logarithms of both.
 
-    Beyond the last one goes on as between the last two. A loss that rises with the levels, which is noise,
-    counts as that before it.
+    Beyond the last one goes on as between the last two. A loss that rises with the levels, which is
+    noise, counts as that before it.
 
     Args:
         levels: Integer array `(n,)`.

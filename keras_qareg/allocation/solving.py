@@ -1,4 +1,4 @@
-"""The levels of all layers that together harm least, in so many bytes."""
+"""The levels of all kernels that together harm least, in so many bytes."""
 
 from __future__ import annotations
 
@@ -9,18 +9,17 @@ from typing import NamedTuple
 import numpy as np
 
 from keras_qareg.allocation.costs import Costs, Kernel
+from keras_qareg.allocation.network import Levels
 from keras_qareg.allocation.sensitivity import interpolated
 from keras_qareg.export.packing import CHAIN_BYTES
 from keras_qareg.numerics.knapsack import choose
 
-# Levels of each layer; `None` is float.
-Levels = Sequence[int | None]
 # The steps of the budget where many menus are compared.
 _COARSE = 512
 
 
 class _Options(NamedTuple):
-    """What a layer may have: levels, bytes, and the base of its words where it shares operators."""
+    """What a kernel may have: levels, bytes, and the base of its words where it shares operators."""
 
     levels: list[int | None]
     costs: np.ndarray
@@ -33,40 +32,32 @@ class Solver:
 
     Args:
         costs: The bytes of kernels.
-        layers: The kernels of each layer.
-        losses: For each layer, the divergence at a few levels of it alone.
+        losses: For each kernel, the divergence at a few levels of it alone.
 
     Attributes:
-        scales: What the losses of each layer are multiplied by, `(layers,)`: 1, or what was found of
+        scales: What the losses of each kernel are multiplied by, `(kernels,)`: 1, or what was found of
             them among the others.
     """
 
     def __init__(
         self,
         costs: Costs,
-        layers: Sequence[Sequence[Kernel]],
         losses: Sequence[Mapping[int, float]],
     ):
-        self._costs, self._layers = costs, layers
-        self.scales = np.ones(len(layers))
+        self._costs = costs
+        self.scales = np.ones(len(losses))
         self._options = [
-            self._options_of(kernels, curve)
-            for kernels, curve in zip(layers, losses, strict=True)
+            self._options_of(kernel, curve)
+            for kernel, curve in zip(costs.kernels, losses, strict=True)
         ]
         self._losses = losses
 
     def bytes(self, levels: Levels) -> int:
-        """Bytes of all kernels, with so many levels in each layer."""
-        return self._costs.total(
-            [
-                count
-                for kernels, count in zip(self._layers, levels, strict=True)
-                for _ in kernels
-            ]
-        )
+        """Bytes of all kernels, with so many levels of each."""
+        return self._costs.total(levels)
 
     def harms(self, levels: Levels) -> np.ndarray:
-        """The divergence that each layer is to cause, `(layers,)`."""
+        """The divergence that each kernel is to cause, `(kernels,)`."""
         return np.array(
             [
                 0.0
@@ -77,7 +68,7 @@ class Solver:
         )
 
     def neighbours(self, place: int, levels: int | None, step: int) -> list[int | None]:
-        """The next levels that a layer may have: more, or fewer (`step` -1); none, one or two."""
+        """The next levels that a kernel may have: more, or fewer (`step` -1); none, one or two."""
         known = self._options[place].levels
         at = known.index(levels) if levels in known else -1
         if at < 0:  # as few others are worth their bytes
@@ -140,23 +131,18 @@ class Solver:
             for options, places, place in zip(self._options, allowed, found, strict=True)
         ]
 
-    def _options_of(self, kernels: Sequence[Kernel], curve: Mapping[int, float]) -> _Options:
-        """All numbers of levels that are worth their bytes: no more are to be had for the same."""
-        most = min(256, max(kernel.size for kernel in kernels) - 1)
-        every = np.arange(2, most + 1)
-        # The most levels for so many bits.
-        bare = [replace(kernel, tables=0, factors=0) for kernel in kernels]
-        bits = np.array([sum(self._costs.of(kernel, int(n)) for kernel in bare) for n in every])
-        kept = np.append(bits[1:] > bits[:-1], True)
-        levels: list[int | None] = [int(n) for n in every[kept]]
-        bases = [n if self._costs.shares(kernels, n) else None for n in levels]
-        costs = np.array([sum(self._costs.of(kernel, n) for kernel in kernels) for n in levels])
-        harms = interpolated(every[kept], *_ordered(curve))
+    def _options_of(self, kernel: Kernel, curve: Mapping[int, float]) -> _Options:
+        """All numbers of levels that are worth their bytes: no more are to be had for as many bits."""
+        every = np.arange(2, min(256, kernel.size - 1) + 1)
+        bare = replace(kernel, tables=0, factors=0)
+        bits = np.array([self._costs.of(bare, int(levels)) for levels in every])
+        kept = every[np.append(bits[1:] > bits[:-1], True)]
+        levels: list[int | None] = [int(count) for count in kept]
+        harms = interpolated(kept, *_ordered(curve))
         if self._costs.form != "int8":  # where nothing is float
-            whole = sum(self._costs.of(kernel, None) for kernel in kernels)
-            levels.append(None)
-            bases.append(None)
-            harms, costs = np.append(harms, 0.0), np.append(costs, whole)
+            levels, harms = [*levels, None], np.append(harms, 0.0)
+        costs = np.array([self._costs.of(kernel, count) for count in levels])
+        bases = [count if self._costs.shares(kernel, count) else None for count in levels]
         return _Options(levels, costs, harms, bases)
 
 

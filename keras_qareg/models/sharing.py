@@ -126,7 +126,7 @@ def share_weights(
     """
     if method == "auto" and getattr(levels, "rates", None):  # a plan for an archive
         method, rate = _BY_RATE, levels.rates  # type: ignore[union-attr]
-    _check_arguments(model, method, rate, trainable, zero_centroid)
+    check_sharing(model, method, rate, trainable, zero_centroid)
     chosen = select(model, layers, weights)
     sizes = _levels(model, chosen, levels, weights, method)
     if not sizes:
@@ -135,12 +135,9 @@ def share_weights(
             f"Received: layers={layers!r}, of which none has a kernel large enough"
             f"{no_kernel(model, weights)}"
         )
-    wanted = _wanted(model, chosen, sizes, weights, (table, scale, rate))
-    _check_tables(wanted, method)
-    warn_of_overlooked(model, layers, weights)
-    _check_kernels(wanted, weights)
     way = Way(weights, method, zero_centroid)
-    wanted = _with_scales(model, wanted, way)
+    wanted = wanted_of(model, chosen, sizes, way, (table, scale, rate))
+    warn_of_overlooked(model, layers, weights)
     found = cluster_all(wanted, way, verbose)
     made = []
 
@@ -169,13 +166,14 @@ def share_weights(
     return shared
 
 
-def _check_arguments(
+def check_sharing(
     model: keras.Model,
     method: str,
     rate: Setting[float] | None,
     trainable: str,
     zero_centroid: bool | str,
 ) -> None:
+    """Raises a `ValueError` where arguments of `share_weights` are out of their range."""
     check_built(model)
     if zero_centroid not in (True, False, "auto"):
         raise ValueError(
@@ -248,18 +246,29 @@ def _levels(
     return found
 
 
-def _wanted(
+def wanted_of(
     model: keras.Model,
     chosen: list[Layer],
     sizes: dict[Layer, tuple[int | None, ...]],
-    weights: Weights,
+    way: Way,
     settings: tuple[Setting[str], Setting[str], Setting[float] | None],
 ) -> dict[Layer, Wanted]:
-    """What the kernels of each layer are to become, by `table`, `scale` and `rate`."""
+    """What the kernels of each layer are to become.
+
+    Args:
+        model: A built model.
+        chosen: The layers that settings are for.
+        sizes: The levels of each kernel of the layers that are shared.
+        way: How kernels are clustered.
+        settings: `table`, `scale` and `rate`, as in `share_weights`.
+
+    Raises:
+        ValueError: As `share_weights`.
+    """
     table, scale, rate = settings
-    tables = resolve(TABLE, table, model, chosen, weights=weights)
-    scales = resolve(SCALE, scale, model, chosen, weights=weights)
-    rates = None if rate is None else resolve(RATE, rate, model, chosen, weights=weights)
+    tables = resolve(TABLE, table, model, chosen, weights=way.weights)
+    scales = resolve(SCALE, scale, model, chosen, weights=way.weights)
+    rates = None if rate is None else resolve(RATE, rate, model, chosen, weights=way.weights)
     found = {}
     for layer, its in sizes.items():
         values = () if rates is None else tuple(rates.kernel_values(layer))
@@ -270,7 +279,9 @@ def _wanted(
             )
         given = tuple(0.0 if value is None else value for value in values)
         found[layer] = Wanted(its, tables.value(layer), scales.value(layer), given)
-    return found
+    _check_tables(found, way.method)
+    _check_kernels(found, way.weights)
+    return _with_scales(model, found, way)
 
 
 def _held(wanted: Wanted, found: list[tuple[Codebook, bool]]) -> list[int]:

@@ -15,9 +15,9 @@ def divergence(reference: np.ndarray, outputs: np.ndarray, kind: str) -> float:
         reference: Array of any shape: the outputs that are right.
         outputs: Array of the same shape.
         kind: What they are. `"softmax"`: probabilities of classes along the last axis: the
-            Kullback-Leibler divergence in nats. `"sigmoid"`: a probability each: the same of two classes.
-            `"linear"`: any numbers: the mean squared difference, relative to the variance of the
-            reference (in each place of the last axis, the mean of these).
+            Kullback-Leibler divergence in nats. `"sigmoid"`: a probability each: the same of two
+            classes. `"linear"`: any numbers: the mean squared difference, relative to the variance of
+            the reference (the mean of that in each place of the last axis).
 
     Returns:
         A float, 0 where all are equal.
@@ -43,8 +43,8 @@ def divergence(reference: np.ndarray, outputs: np.ndarray, kind: str) -> float:
 def kind_of(outputs: np.ndarray, activation: str | None = None) -> str:
     """What the outputs of a network are, by their values and the name of the activation behind them.
 
-    Numbers from 0 to 1 that add up to 1 along the last axis, of two or more, are those of a softmax; where
-    the activation is a sigmoid, they are probabilities each; else any numbers.
+    Numbers that add up to 1 along the last axis, of two or more, are those of a softmax; where the
+    activation is a sigmoid, they are probabilities each; else any numbers.
     """
     values = np.asarray(outputs, "float64")
     if values.ndim and values.shape[-1] > 1 and values.min() >= 0:

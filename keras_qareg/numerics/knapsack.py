@@ -1,4 +1,4 @@
-"""Choices under a budget: one option of each item, of the least harm in all (multiple-choice knapsack)."""
+"""Choices under a budget: one option of each item, of the least harm together."""
 
 from __future__ import annotations
 
@@ -18,10 +18,13 @@ def choose(
 ) -> list[int] | None:
     """An option of each item, so that all together cost no more than a budget and harm least.
 
-    A dynamic program over what is spent, in so many steps of equal size (Dudzinski, Walukiewicz, "Exact
-    methods for the knapsack problem", 1987): exact where costs are whole numbers and the budget has no
-    more than `buckets` of them above the least cost. Else each cost counts as up to a step more, and
-    what that leaves of the budget is spent by exchanges of one option for a better one.
+    The multiple-choice knapsack problem, by a dynamic program over what is spent, in steps of one
+    size. It is exact where costs are whole numbers and the budget is no more than `buckets` above
+    the least cost. Else each cost counts as up to a step more, and what that leaves of the budget is spent by
+    exchanges of one option for a better one.
+
+    Source: Dudzinski, Walukiewicz, "Exact methods for the knapsack problem and its generalizations"
+    (European Journal of Operational Research, 1987).
 
     Args:
         costs: For each item an array `(options,)`, finite.

@@ -168,7 +168,9 @@ class _Stream(NamedTuple):
 def _stream(chain: Chain, kernels: Sequence[Kernel]) -> _Stream:
     """All values, in one chain of operators for each number of levels that is worth its own."""
     tensors, order = [], []
-    for levels, members in chains([(len(found.tables), found.indices.size) for _, found in kernels]).items():
+    for levels, members in chains(
+        [(len(found.tables), found.indices.size) for _, found in kernels]
+    ).items():
         founds = [kernels[place][1] for place in members]
         flat = np.concatenate([found.indices.reshape(-1) for found in founds])
         indices = _indices(chain, flat, levels, once=True)

@@ -38,8 +38,6 @@ OVERHEAD = {"int": 190, "alone": 700, "together": 130}
 _SMALL, _SMALL_DENSE, _TOGETHER = 1 << 17, 1 << 13, 1 << 19
 
 
-
-
 def integer_overhead(steps: int) -> int:
     """What integers of so many steps add to a file: each step has a zero beside it, of 64 bits."""
     return OVERHEAD["int"] + 8 * steps

@@ -1,0 +1,217 @@
+"""Levels by budget: what a plan promises is what files and outputs then are."""
+
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import keras_qareg as qareg
+from keras_qareg.allocation.network import Network
+from keras_qareg.numerics.divergence import divergence
+from tests.helpers import error_of, predict, tensorflow_only
+
+
+def uneven_model():
+    """A wide layer that matters little, before a narrow one whose every weight counts."""
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [
+            keras.Input((12,)),
+            layers.Dense(160, activation="relu", name="wide"),
+            layers.BatchNormalization(name="norm"),
+            layers.Dense(8, name="narrow"),
+            layers.Dense(40, activation="relu", name="middle"),
+            layers.Dense(6, activation="softmax", name="out"),
+        ],
+        name="uneven",
+    )
+    model.get_layer("out").kernel.assign(3 * model.get_layer("out").kernel)
+    return model
+
+
+@pytest.fixture(scope="module")
+def inputs():
+    return np.random.default_rng(0).normal(size=(300, 12)).astype("float32")
+
+
+def planned(model, inputs, **kwargs):
+    return qareg.allocate(model, data=inputs, verbose=0, **kwargs)
+
+
+@tensorflow_only
+def test_a_plan_meets_its_budget_and_beats_one_number_of_levels(inputs, tmp_path):
+    model = uneven_model()
+    before = [np.array(weight) for weight in model.weights]
+
+    def made(levels, name):
+        shared = qareg.share_weights(model, levels)
+        qareg.recalibrate(shared, inputs[:256])
+        report = qareg.export.litert(shared, tmp_path / f"{name}.tflite", "smallest")
+        return report.bytes, divergence(predict(model, inputs), predict(shared, inputs), "softmax")
+
+    size, loss = made(4, "uniform")
+    plan = planned(model, inputs, target_bytes=size, weights="smallest")
+    for weight, was in zip(model.weights, before, strict=True):
+        np.testing.assert_array_equal(weight, was)
+    assert plan.bytes <= size
+    assert plan.weights == "smallest"
+    assert [row.path for row in plan.rows] == [k.path for k in qareg.layers.kernels(model)]
+    assert made(plan, "plan")[0] <= size
+    assert made(plan, "plan")[1] < 0.8 * loss
+    assert plan.uniform[4][0] == pytest.approx(size, rel=0.03)
+    losses = [point[1] for point in sorted(plan.curve)]
+    assert losses[-1] < 0.1 * losses[0]
+    assert plan.plot().axes[0].get_xlabel() == "bytes of the file (smallest)"
+
+
+@tensorflow_only
+def test_the_fastest_form_that_meets_a_budget(inputs):
+    model = uneven_model()
+    fast = planned(model, inputs, target_ratio=0.6)
+    assert (fast.weights, set(fast.levels.values())) == ("auto", {256})
+    assert planned(model, inputs, target_bytes=fast.bytes - 1000).weights == "smallest"
+
+
+@tensorflow_only
+def test_the_fewest_bytes_for_a_loss(inputs):
+    model = uneven_model()
+    loose, tight = (
+        planned(model, inputs, max_loss=most, weights="smallest") for most in (0.1, 0.001)
+    )
+    assert loose.loss <= 0.1
+    assert tight.loss <= 0.001
+    assert loose.bytes < tight.bytes
+
+
+@tensorflow_only
+def test_a_budget_that_cannot_be_met(inputs):
+    model = uneven_model()
+    message = error_of(planned, model, inputs, target_bytes=1000)
+    least = int(message.split("at least ")[1].split(",")[0] + message.split(",")[1][:3])
+    assert message == (
+        f"Expected target_bytes of at least {least:,}, which model 'uneven' takes with two levels a "
+        "kernel and weights='smallest'. Received: 1,000 bytes."
+    )
+    plan = planned(model, inputs, target_bytes=least)
+    assert plan.bytes == least
+    assert set(plan.levels.values()) == {2}
+
+
+@pytest.mark.one_backend
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {},
+            "Expected one of `target_bytes`, `target_ratio` and `max_loss`. Received: none of them",
+        ),
+        (
+            {"target_bytes": 9, "max_loss": 0.1},
+            "Expected one of `target_bytes`, `target_ratio` and `max_loss`. Received: "
+            "{'target_bytes': 9, 'max_loss': 0.1}",
+        ),
+        (
+            {"target_bytes": 0.5},
+            "Expected `target_bytes` to be a positive integer. Received: target_bytes=0.5",
+        ),
+        (
+            {"target_ratio": 2},
+            "Expected `target_ratio` to be a number above 0, up to 1. Received: target_ratio=2",
+        ),
+        (
+            {"max_loss": -1},
+            "Expected `max_loss` to be a positive number. Received: max_loss=-1",
+        ),
+        (
+            {"max_loss": 1, "data": None},
+            "Expected `data`, inputs on which harm is measured (no labels are needed). Received: "
+            "data=None",
+        ),
+    ],
+)
+def test_arguments_that_make_no_sense(given, message):
+    assert (
+        error_of(qareg.allocate, uneven_model(), **{"data": np.ones((4, 12)), **given}) == message
+    )
+
+
+def test_harm_is_what_recalibration_leaves(inputs):
+    """One kernel alone, as by sharing it, measuring normalization anew, and comparing outputs."""
+    model = uneven_model()
+    network = Network(model, inputs[:256], "all", "int8", "auto")
+    qareg.recalibrate(model, inputs[:256])
+    shared = qareg.share_weights(model, 4, layers=["wide"])
+    qareg.recalibrate(shared, inputs[:256])
+    outputs = [predict(each, inputs[:256]) for each in (model, shared)]
+    got = network.loss([4, None, None, None])
+    assert got == pytest.approx(divergence(*outputs, "softmax"), rel=1e-3)
+    assert got > 1e-4
+    assert network.loss([None] * 4) == 0
+
+
+@pytest.fixture
+def plan():
+    rows = (
+        qareg.plans.PlannedKernel("wide/kernel", 1920, 4, 500, 0.25),
+        qareg.plans.PlannedKernel("narrow/kernel", 1280, None, 5120, 0.0),
+        qareg.plans.PlannedKernel("out/kernel", 240, 16, 200, 0.001, rate=1e-4),
+    )
+    uniform = {4: (7000, 0.5), 16: (8000, 0.125)}
+    return qareg.Plan("smallest", 7654, 0.251, rows, ((7000, 0.375),), uniform, "even")
+
+
+@pytest.mark.one_backend
+def test_a_plan_as_a_file(plan, tmp_path):
+    file = plan.save(tmp_path / "plan.yaml")
+    assert qareg.Plan.load(file) == plan
+    model = uneven_model()
+    by_file, by_plan = (
+        qareg.codebooks(qareg.share_weights(model, levels, table="even")) for levels in (file, plan)
+    )
+    assert list(by_file) == list(by_plan) == ["wide/kernel", "out/kernel"]
+    assert [book.levels_used for book in by_file.values()] == [4, 16]
+    assert "narrow/kernel     1,280   float        -" in str(plan)
+
+
+@pytest.mark.one_backend
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            "table: even",
+            "tables: even",
+            "Expected a plan with ['levels', 'table', 'scale', 'plan']. Received unknown names: "
+            "'tables' (did you mean 'table'?)",
+        ),
+        (
+            "wide/kernel: 4",
+            "wide/kernel: 400",
+            "Expected levels of 'wide/kernel' from 2 to 256, or float. Received: 400",
+        ),
+        (
+            "out/kernel: 16",
+            "uot/kernel: 16",
+            "Expected `levels` with ['wide/kernel', 'narrow/kernel', 'out/kernel']. Received unknown "
+            "names: 'uot/kernel' (did you mean 'out/kernel' or 'narrow/kernel' or 'wide/kernel'?)",
+        ),
+        (
+            "bytes: 7654",
+            "bytes: -1",
+            "Expected `bytes` to be a number, 0 or more. Received: -1",
+        ),
+    ],
+)
+def test_typos_in_a_file(plan, tmp_path, old, new, message):
+    file = plan.save(tmp_path / "plan.yaml")
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new))
+    assert error_of(qareg.Plan.load, file) == f"{file}: {message}"
+
+
+def test_names_of_files(plan):
+    assert error_of(plan.save, Path("plan.txt")) == (
+        "Expected the name of a YAML file, .yaml or .yml. Received: plan.txt"
+    )
