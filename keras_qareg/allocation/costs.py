@@ -13,6 +13,7 @@ from keras_qareg.export.packing import (
     bits_of,
     bits_of_kind,
     chains,
+    indices_a_word,
     words_bytes,
 )
 from keras_qareg.numerics.grids import grid_codes
@@ -20,6 +21,8 @@ from keras_qareg.numerics.grids import grid_codes
 FLOAT_BYTES = 4
 # Forms of which a kernel is held as packed indices and a table where that is less.
 CODED = ("smallest", "codebook")
+# What cuts off the end of a last word that is not full, about.
+_CUT_BYTES = 300
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,9 @@ class Costs:
                 size -= words_bytes(count, kernel.size)
                 coded.append((count, kernel.size))
         for base, places in chains(coded).items():
-            size += words_bytes(base, sum(coded[place][1] for place in places))
+            weights = sum(coded[place][1] for place in places)
+            size += words_bytes(base, weights)
+            size += _CUT_BYTES * (weights % indices_a_word(base) > 0)
         return size + CHAIN_BYTES * max(0, len(chains(coded)) - 1)
 
     def _way(self, kernel: Kernel, levels: int | None) -> tuple[str, int]:

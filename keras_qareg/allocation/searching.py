@@ -13,6 +13,8 @@ from keras_qareg.plans import PlannedKernel, Point
 
 # Files that are written for one budget; the share of it that is not worth another.
 _FILES, _NEAR = 4, 0.005
+# How much more than a budget a file may take by what is known, to be written in spite of it.
+_LIKELY = 1.05
 # Rounds in which each kernel is measured among the others, and exchanges that are tried.
 ROUNDS, EXCHANGES = 2, 8
 # Budgets of the curve, and steps of the bisection for a loss.
@@ -75,8 +77,7 @@ class Search:
             levels = self.solver.solve(aim - self.base)
             if levels is None:
                 break
-            size = self.file.bytes(levels)
-            self.base = size - self.solver.bytes(levels)
+            size = self._measured(levels)
             if size <= budget:
                 best = self._better(levels, best)
                 if budget - size < _NEAR * budget:
@@ -85,10 +86,15 @@ class Search:
                 aim -= size - budget
         return best or self._least(budget)
 
-    def _least(self, budget: int) -> list[int | None]:
-        levels = self.solver.least()
+    def _measured(self, levels: Levels) -> int:
+        """Bytes of a file that is written, which tell what there is beside the kernels."""
         size = self.file.bytes(levels)
         self.base = size - self.solver.bytes(levels)
+        return size
+
+    def _least(self, budget: int) -> list[int | None]:
+        levels = self.solver.least()
+        size = self._measured(levels)
         if size > budget:
             raise Unmet(size)
         return levels
@@ -115,7 +121,7 @@ class Search:
                 break
             best = found
         best = self._exchanged(best, budget)
-        self.base = self.file.bytes(best) - self.solver.bytes(best)
+        self._measured(best)
         return best
 
     def under_loss(self, most: float) -> list[int | None]:
@@ -164,16 +170,14 @@ class Search:
 
     def _with_uniform(self, best: list[int | None], budget: int) -> list[int | None]:
         """The largest number of levels for all kernels that fits, if that is measured to be better."""
-        fitting = [
+        likely = [
             same
-            for same in map(self.network.uniform, range(2, 257))
-            if self.base + self.solver.bytes(same) <= budget
+            for same in map(self.network.uniform, self.solver.bases)
+            if self.base + self.solver.bytes(same) <= _LIKELY * budget
         ]
-        if not fitting:
-            return best
-        same = fitting[-1]
-        if self.loss(same) < self.loss(best) and self.file.bytes(same) <= budget:
-            return same
+        for same in reversed(likely[-_FILES:]):
+            if self._measured(same) <= budget:
+                return min(same, best, key=self.loss)
         return best
 
     def _weigh(self, levels: list[int | None]) -> None:

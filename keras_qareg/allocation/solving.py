@@ -16,6 +16,8 @@ from keras_qareg.numerics.knapsack import choose
 
 # The steps of the budget where many menus are compared.
 _COARSE = 512
+# How often a choice is made anew that takes more bytes together than its parts.
+_TRIES = 3
 
 
 class _Options(NamedTuple):
@@ -75,6 +77,14 @@ class Solver:
             return []
         return [known[i] for i in (at + step, at + 2 * step) if 0 <= i < len(known)]
 
+    @property
+    def bases(self) -> list[int]:
+        """The levels that are worth their bytes in some kernel."""
+        found = {
+            count for options in self._options for count in options.levels if count is not None
+        }
+        return sorted(found)
+
     def least(self) -> list[int | None]:
         """The levels of the fewest bytes, all with one base."""
         return [options.levels[int(np.argmin(options.costs))] for options in self._options]
@@ -123,13 +133,19 @@ class Solver:
             for o, places, scale in zip(self._options, allowed, self.scales, strict=True)
         ]
         left = budget - CHAIN_BYTES * max(0, len(menu) - 1)
-        found = choose(costs, harms, left, **({} if buckets is None else {"buckets": buckets}))
-        if found is None:
-            return None
-        return [
-            options.levels[places[place]]
-            for options, places, place in zip(self._options, allowed, found, strict=True)
-        ]
+        for _ in range(_TRIES):
+            found = choose(costs, harms, left, **({} if buckets is None else {"buckets": buckets}))
+            if found is None:
+                break
+            levels = [
+                options.levels[places[place]]
+                for options, places, place in zip(self._options, allowed, found, strict=True)
+            ]
+            over = self.bytes(levels) - budget
+            if over <= 0:
+                return levels
+            left -= over  # what kernels share is not in the bytes of each
+        return None
 
     def _options_of(self, kernel: Kernel, curve: Mapping[int, float]) -> _Options:
         """All numbers of levels that are worth their bytes: no more are to be had for as many bits."""

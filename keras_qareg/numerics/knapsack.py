@@ -20,8 +20,8 @@ def choose(
 
     The multiple-choice knapsack problem, by a dynamic program over what is spent, in steps of one
     size. It is exact where costs are whole numbers and the budget is no more than `buckets` above
-    the least cost. Else each cost counts as up to a step more, and what that leaves of the budget is spent by
-    exchanges of one option for a better one.
+    the least cost. Else each cost counts as up to a step more, and what that leaves of the budget is
+    spent by exchanges of one option for a better one.
 
     Source: Dudzinski, Walukiewicz, "Exact methods for the knapsack problem and its generalizations"
     (European Journal of Operational Research, 1987).
