@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -64,7 +64,7 @@ class Plan:
     Example:
 
     >>> row = PlannedKernel("fc/kernel", weights=128, levels=4, bytes=48, loss=0.01)
-    >>> plan = Plan("smallest", 1500, 0.01, (row,))
+    >>> plan = Plan("smallest", 1500, 0.01, rows=(row,))
     >>> dict(plan.levels)
     {'fc/kernel': 4}
     >>> print(plan)
@@ -77,6 +77,7 @@ class Plan:
     weights: str
     bytes: int
     loss: float
+    _: KW_ONLY
     rows: tuple[PlannedKernel, ...]
     curve: tuple[Point, ...] = ()
     uniform: Mapping[int, Point] = field(default_factory=dict)
@@ -208,7 +209,8 @@ def _plan(content: Any) -> Plan:
     curve = tuple(_point(point) for point in notes["curve"])
     uniform = {count: _point(point) for count, point in notes["uniform"].items()}
     numbers = notes["weights"], notes["bytes"], notes["loss"]
-    return Plan(*numbers, tuple(rows), curve, uniform, content["table"], content["scale"])
+    settled = {"table": content["table"], "scale": content["scale"]}
+    return Plan(*numbers, rows=tuple(rows), curve=curve, uniform=uniform, **settled)
 
 
 def _check_names(where: str, found: Any, names: Iterable[str], free: tuple[str, ...] = ()) -> None:

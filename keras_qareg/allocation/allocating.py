@@ -100,11 +100,11 @@ def allocate(
         form,
         size,
         loss,
-        search.rows(levels),
-        tuple(search.curve(size)),
-        search.uniform(),
-        table,
-        scale,
+        rows=search.rows(levels),
+        curve=tuple(search.curve(size)),
+        uniform=search.uniform(),
+        table=table,
+        scale=scale,
     )
     bar.end()
     return plan
