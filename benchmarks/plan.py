@@ -1,0 +1,115 @@
+"""Levels by budget against one number of levels for all kernels, at equal bytes, before any training.
+
+    python -m benchmarks.plan --out results
+    python -m benchmarks.plan --model resnet8.keras --data train.npz --test test.npz --out results
+
+For each number of levels, a model is shared with it and measured: bytes of its file, divergence of its
+outputs from the float model's on inputs that the plan never saw, and accuracy where there are labels. Then
+`allocate` chooses for so many bytes, and its plan is measured the same way. Both are recalibrated on
+the same inputs. Without `--model`, a network for digits is trained first.
+"""
+
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+
+import keras
+import numpy as np
+
+import keras_qareg as qareg
+from benchmarks import results
+from examples import training
+from keras_qareg.cli.opening import load_model
+from keras_qareg.numerics.divergence import divergence, kind_of
+
+CALIBRATION, TEST = 2048, 10_000
+Data = tuple[np.ndarray, np.ndarray | None]
+
+
+def outputs(model: keras.Model, inputs: np.ndarray) -> np.ndarray:
+    """What a model says of inputs."""
+    return np.asarray(model.predict(inputs, batch_size=256, verbose=0))
+
+
+def measured(
+    model: keras.Model, levels: Any, form: str, data: np.ndarray, test: Data
+) -> dict[str, Any]:
+    """A row: the bytes, divergence and accuracy of a model that is shared and recalibrated."""
+    shared = qareg.strip(qareg.share_weights(model, levels))
+    qareg.recalibrate(shared, data[:CALIBRATION])
+    with tempfile.TemporaryDirectory() as folder:
+        size = qareg.export.litert(shared, Path(folder) / "m.tflite", form).bytes
+    right, got = outputs(model, test[0]), outputs(shared, test[0])
+    found = {"bytes": size, "divergence": divergence(right, got, kind_of(right))}
+    if test[1] is not None:
+        found["accuracy"] = 100 * float((got.argmax(-1) == test[1]).mean())
+    return found
+
+
+def digits() -> tuple[keras.Model, Data, Data]:
+    """A network for digits with probabilities as outputs, and its data."""
+    train, test = training.digits()
+    logits = training.digits_network()
+    training.fit(logits, train, training.EPOCHS, seed=0)
+    model = keras.Sequential([*logits.layers, keras.layers.Softmax()], name="digits")
+    model.build((None, *train[0].shape[1:]))
+    return model, train, test
+
+
+def opened(path: Path | None) -> Data | None:
+    """Inputs, and labels where there are any, of a `.npz`."""
+    if path is None:
+        return None
+    arrays = np.load(path)
+    inputs = arrays["x"][:TEST].astype("float32")
+    return inputs, arrays["y"][:TEST].reshape(-1) if "y" in arrays else None
+
+
+def main() -> None:
+    parser = results.parser(__doc__ or "")
+    parser.add_argument("--model", type=Path, help="a .keras or .h5 file; default: digits")
+    parser.add_argument("--data", type=Path, help="a .npz with x: inputs to plan with")
+    parser.add_argument("--test", type=Path, help="a .npz with x and perhaps y, to measure on")
+    parser.add_argument("--levels", type=int, nargs="+", default=[4, 8, 16])
+    parser.add_argument("--form", default="smallest")
+    given = parser.parse_args()
+    data, test = opened(given.data), opened(given.test)
+    if given.model is None:
+        model, data, test = digits()
+    else:
+        model = load_model(given.model)
+    if data is None or test is None:
+        parser.error("Expected --data and --test with --model.")
+    rows, name = [], f"plan_{model.name}"
+    for levels in given.levels:
+        uniform = measured(model, levels, given.form, data[0], test)
+        rows.append({"levels": str(levels), **uniform, "seconds": 0.0})
+        began = time.perf_counter()
+        plan = qareg.allocate(
+            model, target_bytes=uniform["bytes"], weights=given.form, data=data[0], verbose=0
+        )
+        took = time.perf_counter() - began
+        row = measured(model, plan, given.form, data[0], test)
+        rows.append({"levels": f"plan at {levels}", **row, "seconds": took})
+        print(rows[-2:], plan, sep="\n", flush=True)
+        given.out.mkdir(parents=True, exist_ok=True)
+        plan.plot().savefig(given.out / f"{name}_{levels}.png", dpi=120)
+    lines = [
+        (
+            row["levels"],
+            f"{row['bytes']:,}",
+            f"{row['divergence']:.4f}",
+            f"{row['accuracy']:.2f}" if "accuracy" in row else "-",
+            f"{row['seconds']:.0f}",
+        )
+        for row in rows
+    ]
+    results.save(given.out, name, rows, ("levels", "bytes", "divergence", "accuracy", "s"), lines)
+
+
+if __name__ == "__main__":
+    main()
