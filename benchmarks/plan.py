@@ -4,9 +4,9 @@
     python -m benchmarks.plan --model resnet8.keras --data train.npz --test test.npz --out results
 
 For each number of levels, a model is shared with it and measured: bytes of its file, divergence of its
-outputs from the float model's on inputs that the plan never saw, and accuracy where there are labels. Then
-`allocate` chooses for so many bytes, and its plan is measured the same way. Both are recalibrated on
-the same inputs. Without `--model`, a network for digits is trained first.
+outputs from the float model's on inputs that the plan never saw, and accuracy where there are labels.
+Then `allocate` chooses for so many bytes, and its plan is measured the same way. Both are recalibrated
+on the same inputs. Without `--model`, a network for digits is trained first.
 """
 
 import os

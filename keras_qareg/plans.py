@@ -116,7 +116,9 @@ class Plan:
         return plots.plan(self)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Writes the plan as YAML, to be read and changed by hand: `levels` takes such a file too.
+        """Writes the plan as YAML, to be read and changed by hand.
+
+        `levels` of the transforms takes such a file too, but for those with rates.
 
         Args:
             path: The file to write, ending in `.yaml` or `.yml`.
@@ -138,11 +140,14 @@ class Plan:
                     f"Expected `{name}` as a text or a dict, which a file can hold. Received: a function"
                 )
         kernels = {row.path: _numbers_of(row) for row in self.rows}
+        levels = {"levels": {row.path: row.levels or "float" for row in self.rows}}
         content = {
-            "levels": {row.path: row.levels or "float" for row in self.rows},
+            # Levels without their rates would be those of another plan: only `load` finds these.
+            **({} if self.rates else levels),
             "table": self.table,
             "scale": self.scale,
             settings.NOTES: {
+                **(levels if self.rates else {}),
                 "weights": self.weights,
                 "bytes": self.bytes,
                 "loss": self.loss,
@@ -173,7 +178,7 @@ class Plan:
             raise ValueError(f"{path}: {error}") from None
 
 
-_NAMES = ("levels", "table", "scale", settings.NOTES)
+_NAMES = ("table", "scale", settings.NOTES)
 _OF_PLAN = ("weights", "bytes", "loss", "kernels", "curve", "uniform")
 _OF_KERNEL = ("weights", "bytes", "loss")
 
@@ -184,10 +189,10 @@ def _numbers_of(row: PlannedKernel) -> dict[str, Any]:
 
 
 def _plan(content: Any) -> Plan:
-    _check_names("a plan", content, _NAMES)
-    notes, levels = content[settings.NOTES], content["levels"]
-    _check_names(f"`{settings.NOTES}`", notes, _OF_PLAN)
-    kernels = notes["kernels"]
+    _check_names("a plan", content, _NAMES, ("levels",))
+    notes = content[settings.NOTES]
+    _check_names(f"`{settings.NOTES}`", notes, _OF_PLAN, ("levels",))
+    levels, kernels = content.get("levels", notes.get("levels")), notes["kernels"]
     for name, part in (("levels", levels), ("kernels", kernels)):
         if not isinstance(part, dict) or not part:
             raise ValueError(f"Expected `{name}` by paths of kernels. Received: {part!r}")

@@ -60,6 +60,7 @@ FLOORS = {
         ["network"],
         ["solving", "files"],
         ["searching"],
+        ["rates"],
         ["allocating"],
         ["__init__"],
     ],

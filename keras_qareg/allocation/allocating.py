@@ -8,6 +8,7 @@ import keras
 
 from keras_qareg.allocation.files import TFLite
 from keras_qareg.allocation.network import PROBES, Network
+from keras_qareg.allocation.rates import RateSearch
 from keras_qareg.allocation.searching import EXCHANGES, POINTS, ROUNDS, STEPS, Search, Unmet
 from keras_qareg.choices import check_choice
 from keras_qareg.models.configuring import Setting
@@ -80,27 +81,32 @@ def allocate(
     losses = network.losses(bar.done)
     forms = ("auto", "smallest") if weights == "auto" else (weights,)
     for form in forms:
-        search = Search(network, TFLite(network, form, data), losses, bar.done)
+        search: Search | RateSearch
+        if form == "archive":
+            search = RateSearch(network, losses, bar.done)
+        else:
+            search = Search(network, TFLite(network, form, data), losses, bar.done)
         budget = target_bytes
         if target_ratio is not None:
-            budget = int(target_ratio * search.file.float_bytes)
+            budget = int(target_ratio * search.float_bytes)
         try:
+            found: Any
             if budget is None:
                 assert max_loss is not None
-                levels = search.under_loss(max_loss)
+                found = search.under_loss(max_loss)
             else:
-                levels = search.under_bytes(budget)
+                found = search.under_bytes(budget)
         except Unmet as unmet:
             if form == forms[-1]:
-                raise ValueError(_unmet(model, weights, budget, unmet.least)) from None
+                raise ValueError(_unmet(model, form, budget, unmet.least)) from None
             continue
         break
-    size, loss = search.file.bytes(levels), search.loss(levels)
+    size, loss = search.bytes(found), search.loss(found)
     plan = Plan(
         form,
         size,
         loss,
-        rows=search.rows(levels),
+        rows=search.rows(found),
         curve=tuple(search.curve(size)),
         uniform=search.uniform(),
         table=table,
@@ -164,10 +170,10 @@ def _check(
         )
 
 
-def _unmet(model: keras.Model, weights: str, budget: int | None, least: int) -> str:
-    form = "smallest" if weights == "auto" else weights
+def _unmet(model: keras.Model, form: str, budget: int | None, least: int) -> str:
+    said = "one value" if form == "archive" else "two levels"
     smaller = "" if form in ("smallest", "tflm", "archive") else " weights='smallest' takes fewer."
     return (
-        f"Expected target_bytes of at least {least:,}, which model '{model.name}' takes with two levels "
+        f"Expected target_bytes of at least {least:,}, which model '{model.name}' takes with {said} "
         f"a kernel and weights='{form}'. Received: {budget:,} bytes.{smaller}"
     )

@@ -46,8 +46,8 @@ class TFLite:
 
     def _written(self, levels: Levels) -> Any:
         def write(plain: Any, books: Any) -> Any:
-            return draft(plain, books, self._form, self._data)
+            return draft(plain, list(books.items()), self._form, self._data)
 
-        found = self._network.written(levels, write)
+        found = self._network.written(self._network.books(levels), write)
         self._sizes[tuple(levels)] = len(found.content)
         return found

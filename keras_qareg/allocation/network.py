@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 from keras.layers import Layer
 
 from keras_qareg.allocation.costs import Kernel
@@ -26,7 +27,7 @@ PROBES = (2, 4, 8, 16, 64)
 # The levels of the first file, which tells what there is beside the kernels.
 FIRST = 16
 _MOST = 256
-_WAY = Way(None, "auto", "auto")
+_WAY, _BY_RATE = Way(None, "auto", "auto"), Way(None, "rate-distortion", "auto")
 
 # Levels of each kernel, in order; `None` is float.
 Levels = Sequence[int | None]
@@ -58,7 +59,7 @@ class Network:
         table: Setting[str],
         scale: Setting[str],
     ):
-        check_sharing(model, "auto", "centroids", "auto")
+        check_sharing(model, "auto", None, "centroids", "auto")
         chosen, plain = select(model, layers), strip(model)
         paths = kernel_paths(plain)
         # Of each kernel: the user's layer, its place there, and its twin in the plain model.
@@ -77,7 +78,7 @@ class Network:
         for layer, place, variable in self._homes:
             levels = min(FIRST, math.prod(variable.shape) - 1)
             first[layer] = _set(first.get(layer), layer, place, levels)
-        self._wanted = wanted_of(model, chosen, first, _WAY, table, scale)
+        self._wanted = wanted_of(model, chosen, first, _WAY, (table, scale, None))
         self.kernels = [
             _kernel(paths[id(variable)], layer, variable, self._wanted[layer].table)
             for layer, _, variable in self._homes
@@ -98,11 +99,32 @@ class Network:
             layer, inside, _ = self._homes[place]
             sizes[layer] = _set(sizes.get(layer), layer, inside, count)
         wanted = {x: self._wanted[x]._replace(levels=its) for x, its in sizes.items()}
-        made = _clustered(wanted)
+        made = _clustered(wanted, _WAY)
         for place, count in new.items():
             layer, inside, _ = self._homes[place]
             self._books[place, count] = made[layer][inside]
         return {self.kernels[place].path: self._books[place, n] for place, n in given.items()}
+
+    def rated(self, rates: Sequence[float]) -> dict[str, Codebook]:
+        """The codebook of each kernel by path, where a bit may cost so much in each."""
+        wanted: dict[Layer, Wanted] = {}
+        for place, rate in enumerate(rates):
+            layer, inside, _ = self._homes[place]
+            its = wanted.get(layer, self._wanted[layer]._replace(levels=()))
+            levels = _set(its.levels or None, layer, inside, self.most_levels(place))
+            values = [*(its.rates or [0.0] * len(levels))]
+            values[inside] = rate
+            wanted[layer] = its._replace(levels=levels, rates=tuple(values))
+        made = _clustered(wanted, _BY_RATE)
+        return {
+            self.kernels[place].path: made[layer][inside]
+            for place, (layer, inside, _) in enumerate(self._homes)
+        }
+
+    def error(self, place: int, book: Codebook) -> float:
+        """The squared error of a kernel that becomes so."""
+        before = self.probe.weights[self.kernels[place].path].astype("float64")
+        return float(np.square(before - book.weights).sum())
 
     def loss(self, levels: Levels) -> float:
         """The measured divergence with so many levels of each kernel."""
@@ -134,12 +156,11 @@ class Network:
         most = self.most_levels(place)
         return [levels for levels in PROBES if levels <= most]
 
-    def written(self, levels: Levels, write: Callable[..., Any]) -> Any:
-        """What `write` makes of the plain model with such kernels, and of their paths and codebooks."""
-        books = self.books(levels)
+    def written(self, books: Mapping[str, Codebook], write: Callable[..., Any]) -> Any:
+        """What `write` makes of the plain model with such kernels."""
         try:
             self.probe.put(books)
-            return write(self.probe.model, list(books.items()))
+            return write(self.probe.model, books)
         finally:
             self.probe.restore()
 
@@ -153,11 +174,11 @@ def _set(
     return tuple(found)
 
 
-def _clustered(wanted: dict[Layer, Wanted]) -> dict[Layer, dict[int, Codebook]]:
+def _clustered(wanted: dict[Layer, Wanted], way: Way) -> dict[Layer, dict[int, Codebook]]:
     """The codebooks of the kernels of each layer, by their places in it."""
     if not wanted:
         return {}
-    found = cluster_all(wanted, _WAY, 0)
+    found = cluster_all(wanted, way, 0)
     return {
         layer: {
             place: book

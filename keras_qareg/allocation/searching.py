@@ -58,6 +58,15 @@ class Search:
         self.base = file.bytes(first) - self.solver.bytes(first)
         self._losses: dict[tuple[int | None, ...], float] = {}
 
+    @property
+    def float_bytes(self) -> int:
+        """Bytes of the float32 file."""
+        return self.file.float_bytes
+
+    def bytes(self, levels: Levels) -> int:
+        """Bytes of the file."""
+        return self.file.bytes(levels)
+
     def loss(self, levels: Levels) -> float:
         """The measured divergence."""
         if tuple(levels) not in self._losses:

@@ -69,6 +69,28 @@ def test_a_plan_meets_its_budget_and_beats_one_number_of_levels(inputs, tmp_path
     assert plan.plot().axes[0].get_xlabel() == "bytes of the file (smallest)"
 
 
+def test_rates_for_an_archive(inputs, tmp_path):
+    model, file = uneven_model(), tmp_path / "model.qareg"
+
+    def made(levels):
+        shared = qareg.share_weights(model, levels)
+        qareg.recalibrate(shared, inputs[:256])
+        qareg.export.save_archive(shared, file)
+        loss = divergence(predict(model, inputs), predict(shared, inputs), "softmax")
+        return file.stat().st_size, loss
+
+    size, loss = made(4)
+    plan = planned(model, inputs, target_bytes=size, weights="archive")
+    assert list(plan.rates) == list(plan.levels) == [k.path for k in qareg.layers.kernels(model)]
+    # The statistics of batch normalization are other numbers in the configuration's place.
+    assert made(plan)[0] == pytest.approx(plan.bytes, abs=64)
+    assert plan.bytes <= size
+    assert made(plan)[1] < 0.3 * loss
+    written = plan.save(tmp_path / "plan.yaml")
+    assert qareg.Plan.load(written) == plan
+    assert "levels" in error_of(qareg.share_weights, model, written)
+
+
 @tensorflow_only
 def test_the_fastest_form_that_meets_a_budget(inputs):
     model = uneven_model()

@@ -90,8 +90,25 @@ def save_archive(
     check_float(
         model, "float8"
     )  # a model from its configuration has these weights in another order
-    books = codebooks(model)
-    plain = unquantized(model)
+    content = content_of(unquantized(model), codebooks(model), float_dtype)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
+        draft = Path(folder) / path.name
+        draft.write_bytes(content)
+        compare(model, stored_tensors(draft), path, float_dtype)
+        draft.replace(path)
+    return path
+
+
+def content_of(
+    plain: keras.Model, books: Mapping[str, Codebook], float_dtype: str = "float32"
+) -> bytes:
+    """The content of an archive, which nobody has read again yet.
+
+    Args:
+        plain: A plain, built model.
+        books: The codebooks of its kernels by path.
+        float_dtype: As in `save_archive`.
+    """
     paths = kernel_paths(plain)
     sections: list[bytes] = []
     config = keras.saving.serialize_keras_object(plain)
@@ -108,12 +125,7 @@ def save_archive(
             for place, name, content in _assets(plain)
         ],
     }
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
-        draft = Path(folder) / path.name
-        draft.write_bytes(sealed(manifest, sections))
-        compare(model, stored_tensors(draft), path, float_dtype)
-        draft.replace(path)
-    return path
+    return sealed(manifest, sections)
 
 
 def load_archive(
