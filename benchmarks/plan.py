@@ -10,7 +10,6 @@ on the same inputs. Without `--model`, a network for digits is trained first.
 """
 
 import os
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ import keras_qareg as qareg
 from benchmarks import results
 from examples import training
 from keras_qareg.cli.opening import load_model
+from keras_qareg.export.litert.convert import draft
 from keras_qareg.numerics.divergence import divergence, kind_of
 
 CALIBRATION, TEST = 2048, 10_000
@@ -39,10 +39,11 @@ def measured(
     model: keras.Model, levels: Any, form: str, data: np.ndarray, test: Data
 ) -> dict[str, Any]:
     """A row: the bytes, divergence and accuracy of a model that is shared and recalibrated."""
-    shared = qareg.strip(qareg.share_weights(model, levels))
+    kept = qareg.share_weights(model, levels)
+    shared = qareg.strip(kept)
     qareg.recalibrate(shared, data[:CALIBRATION])
-    with tempfile.TemporaryDirectory() as folder:
-        size = qareg.export.litert(shared, Path(folder) / "m.tflite", form).bytes
+    books = [pair for each in (kept, shared) for pair in qareg.codebooks(each).items()]
+    size = len(draft(shared, books, form).content)
     right, got = outputs(model, test[0]), outputs(shared, test[0])
     found = {"bytes": size, "divergence": divergence(right, got, kind_of(right))}
     if test[1] is not None:
