@@ -12,6 +12,7 @@ from . import report as report
 from .allocation import allocate as allocate
 from .models import codebooks as codebooks
 from .models import compress as compress
+from .models import distill as distill
 from .models import quantization_aware as quantization_aware
 from .models import recalibrate as recalibrate
 from .models import share_weights as share_weights

@@ -87,18 +87,17 @@ class Data:
             for batch in self.source():
                 yield _unpacked(self.model, batch, self.name)
 
-    def some(self, count: int, batch_size: int) -> Iterator[Any]:
-        """Batches of about so many inputs: evenly taken from arrays, else the first ones."""
-        few = self
+    def some(self, count: int, batch_size: int) -> Data:
+        """About so many examples: evenly taken from arrays, else the first batches, which are kept."""
         if self.whole is not None:
             every = slice(None, None, max(1, _rows(self.whole[0]) // count))
-            few = replace(self, whole=_taken(self.whole, every))
-        seen = 0
-        for inputs, _, _ in few.batches(batch_size):
-            yield inputs
-            seen += _rows(inputs)
-            if seen >= count:
-                return
+            return replace(self, whole=_taken(self.whole, every), steps=None)
+        kept: list[Batch] = []
+        for batch in self.batches(batch_size):
+            kept.append(batch)
+            if sum(_rows(inputs) for inputs, _, _ in kept) >= count:
+                break
+        return replace(self, source=lambda: kept, steps=None, given=_Batches(kept))
 
     def repeatable(self) -> Data:
         """The same data where they can be read again; an iterator without `steps` is read and kept."""
@@ -107,21 +106,48 @@ class Data:
         kept = list(self.batches(1))
         return replace(self, source=lambda: kept, given=_Batches(kept))
 
+    def steps_an_epoch(self, batch_size: int) -> int | None:
+        """How many batches there are, where that is known beforehand."""
+        if self.whole is not None:
+            every = -(-_rows(self.whole[0]) // batch_size)
+            return every if self.steps is None else min(every, self.steps)
+        if self.steps is not None:
+            return self.steps
+        if isinstance(self.given, keras.utils.PyDataset):
+            return self.given.num_batches
+        if hasattr(self.given, "cardinality"):
+            count = int(self.given.cardinality())
+            return count if count > 0 else None  # negative where it is unknown
+        return len(self.given) if hasattr(self.given, "__len__") else None
+
     def fit_arguments(self, batch_size: int) -> dict[str, Any]:
         """What `keras.Model.fit` takes: the same examples in each epoch."""
+        return self._arguments(batch_size, "steps_per_epoch")
+
+    def evaluate_arguments(self, batch_size: int) -> dict[str, Any]:
+        """What `keras.Model.evaluate` takes."""
+        arguments = self._arguments(batch_size, "steps")
+        arguments.pop("shuffle", None)
+        return arguments
+
+    def _arguments(self, batch_size: int, steps: str) -> dict[str, Any]:
         if self.whole is not None and self.steps is None:
             names = ("x", "y", "sample_weight")
             return {**dict(zip(names, self.whole, strict=True)), "batch_size": batch_size}
         given = self.repeatable().given
-        if given is not None:
-            return {"x": given, "steps_per_epoch": self.steps}
-        return {"x": self._repeated(batch_size), "steps_per_epoch": self.steps, "shuffle": False}
+        # Keras takes a pair of inputs for inputs and targets.
+        if given is not None and (self.has_targets or isinstance(given, _Batches)):
+            return {"x": given, steps: self.steps}
+        if given is not None and len(keras.tree.flatten(expected_inputs(self.model))) < 2:
+            return {"x": given, steps: self.steps}
+        count = self.steps or self.steps_an_epoch(batch_size)
+        return {"x": self._repeated(batch_size), steps: count, "shuffle": False}
 
-    def _repeated(self, batch_size: int) -> Iterator[Batch]:
+    def _repeated(self, batch_size: int) -> Iterator[Any]:
         batch = None
         while True:
             for batch in itertools.islice(self._batches(batch_size), self.steps):
-                yield batch
+                yield _trimmed(batch)
             if batch is None:
                 return
             batch = None
@@ -138,8 +164,15 @@ class _Batches(keras.utils.PyDataset):
         return len(self.batches)
 
     def __getitem__(self, index: int) -> Any:
-        inputs, targets, weights = self.batches[index]
-        return (inputs, targets) if weights is None else (inputs, targets, weights)
+        return _trimmed(self.batches[index])
+
+
+def _trimmed(batch: Batch) -> tuple[Any, ...]:
+    """A batch as `fit` takes it: without what there is not."""
+    inputs, targets, weights = batch
+    if targets is None:
+        return (inputs,)
+    return (inputs, targets) if weights is None else batch
 
 
 def read(data: Any, model: keras.Model, *, steps: int | None = None, name: str = "data") -> Data:

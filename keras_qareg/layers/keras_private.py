@@ -154,6 +154,14 @@ def compile_arguments(model: keras.Model) -> dict[str, Any]:
     }
 
 
+def added_losses(model: keras.Model) -> Any:
+    """The sum of penalties and of losses that layers added, as `fit` counts them: a scalar.
+
+    `Trainer._aggregate_additional_loss` divides them by the number of replicas.
+    """
+    return sum(map(model._aggregate_additional_loss, model.losses), keras.ops.zeros(()))
+
+
 def of_class(bare: keras.Model, model: keras.Model) -> keras.Model:
     """A Sequential or Functional model as one of the class of another, without calling its `__init__`.
 

@@ -13,6 +13,8 @@ does not: the mathematics (`numerics`), files (`export`), and what is done to on
 from keras_qareg.models.compressing import compress, share_and_tune
 from keras_qareg.models.converting import wnq
 from keras_qareg.models.reading import codebooks, kernel_codebooks
+from keras_qareg.models.distilling import distill
+from keras_qareg.models.equalizing import equalize
 from keras_qareg.models.recalibrating import recalibrate
 from keras_qareg.models.sharing import share_weights
 from keras_qareg.models.stripping import quantizes_inputs, strip, unquantized
@@ -22,6 +24,8 @@ __all__ = [
     "codebooks",
     "compress",
     "kernel_codebooks",
+    "distill",
+    "equalize",
     "quantization_aware",
     "quantizes_inputs",
     "recalibrate",
