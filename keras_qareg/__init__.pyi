@@ -10,8 +10,8 @@ from . import quantizers as quantizers
 from . import regularizers as regularizers
 from . import report as report
 from .allocation import allocate as allocate
+from .compressing import compress as compress
 from .models import codebooks as codebooks
-from .models import compress as compress
 from .models import distill as distill
 from .models import quantization_aware as quantization_aware
 from .models import recalibrate as recalibrate

@@ -10,11 +10,9 @@ changed, and `selection` finds the layers that are meant; each transform is a fi
 does not: the mathematics (`numerics`), files (`export`), and what is done to one layer (`layers`).
 """
 
-from keras_qareg.models.compressing import compress, share_and_tune
 from keras_qareg.models.converting import wnq
 from keras_qareg.models.reading import codebooks, kernel_codebooks
 from keras_qareg.models.distilling import distill
-from keras_qareg.models.equalizing import equalize
 from keras_qareg.models.recalibrating import recalibrate
 from keras_qareg.models.sharing import share_weights
 from keras_qareg.models.stripping import quantizes_inputs, strip, unquantized
@@ -22,14 +20,12 @@ from keras_qareg.models.wrapping import quantization_aware
 
 __all__ = [
     "codebooks",
-    "compress",
+    
     "kernel_codebooks",
     "distill",
-    "equalize",
     "quantization_aware",
     "quantizes_inputs",
     "recalibrate",
-    "share_and_tune",
     "share_weights",
     "strip",
     "unquantized",

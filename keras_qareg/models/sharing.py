@@ -34,7 +34,7 @@ from keras_qareg.models.selection import (
     warn_of_overlooked,
 )
 from keras_qareg.models.stripping import plain
-from keras_qareg.models.surroundings import normalizations
+from keras_qareg.models.surroundings import normalized_layers
 from keras_qareg.models.walking import containers
 from keras_qareg.numerics.clustering import MAX_LEVELS, MIN_LEVELS
 from keras_qareg.numerics.codebook import Codebook
@@ -333,7 +333,7 @@ def _nearly_free(model: keras.Model, layers: Iterable[Layer], weights: Weights) 
         layer: sum(math.prod(kernel.shape) for kernel in kernels(layer, weights))
         for layer in layers
     }
-    normalized = list(normalizations(model, sizes))
+    normalized = normalized_layers(model, sizes)
     if 2 * sum(sizes[layer] for layer in normalized) < sum(sizes.values()):
         return normalized
     known = {id(layer) for layer in normalized}

@@ -108,8 +108,8 @@ def _turned(parents: dict[Any, list[Any]]) -> dict[Any, list[Any]]:
     return children
 
 
-def normalizations(model: keras.Model, layers: Iterable[Layer]) -> dict[Layer, Layer]:
-    """Of some linear layers, those whose outputs a batch normalization alone reads, and which.
+def normalized_layers(model: keras.Model, layers: Iterable[Layer]) -> list[Layer]:
+    """Of some linear layers, those whose outputs a batch normalization alone reads.
 
     Converters multiply the kernel of such a layer with what the normalization has for each channel, so
     that a factor of its own in each channel of the kernel costs nothing in a file.
@@ -119,9 +119,9 @@ def normalizations(model: keras.Model, layers: Iterable[Layer]) -> dict[Layer, L
         layers: Layers of it. Of a model without a graph, none is known to be such.
 
     Returns:
-        Dict from layers (`Dense`, convolutions and depthwise convolutions) to their normalizations.
+        List of layers: `Dense`, convolutions and depthwise convolutions.
     """
-    found: dict[int, Layer] = {}
+    found: set[int] = set()
     others: set[int] = set()
     for graph in filter(is_graph, layers_inside(model)):
         if (
@@ -133,15 +133,9 @@ def normalizations(model: keras.Model, layers: Iterable[Layer]) -> dict[Layer, L
         outputs = {id(tensor._keras_history.operation) for tensor in graph.outputs}
         for operation in parents:
             after = [] if id(operation) in outputs else children.get(operation, [])
-            if len(after) == 1 and _normalizes(after[0], operation):
-                found[id(operation)] = after[0]
-            else:
-                others.add(id(operation))
-    return {
-        layer: found[id(layer)]
-        for layer in layers
-        if id(layer) in found and id(layer) not in others
-    }
+            alone = len(after) == 1 and _normalizes(after[0], operation)
+            (found if alone else others).add(id(operation))
+    return [layer for layer in layers if id(layer) in found - others]
 
 
 def _normalizes(operation: Any, before: Any) -> bool:

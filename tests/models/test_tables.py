@@ -8,7 +8,7 @@ from keras import layers, ops
 import keras_qareg as qareg
 from keras_qareg.layers import SharedWeights
 from keras_qareg.models.selection import wrappers
-from keras_qareg.models.surroundings import normalizations
+from keras_qareg.models.surroundings import normalized_layers
 from keras_qareg.numerics.codebook import Codebook
 from keras_qareg.numerics.grids import grid_codes, integer_grid
 from keras_qareg.numerics.tables import float_parts, int8_table
@@ -138,13 +138,13 @@ def test_gradients_reach_centroids_and_sizes(table, scale):
 
 def test_where_steps_cost_nothing():
     model = net()
-    found = normalizations(model, model.layers)
+    found = normalized_layers(model, model.layers)
     assert {layer.name for layer in found} == NORMALIZED  # not `transposed`, which is no such layer
 
     def last(make):
         inputs = keras.Input((8, 8, 2))
         model = keras.Model(inputs, make(layers.Conv2D(4, 3, name="conv"), inputs))
-        return [layer.name for layer in normalizations(model, model.layers)]
+        return [layer.name for layer in normalized_layers(model, model.layers)]
 
     norm = layers.BatchNormalization
     assert last(lambda conv, x: norm()(conv(x))) == ["conv"]
@@ -158,11 +158,11 @@ def test_where_steps_cost_nothing():
     inner = keras.Sequential([keras.Input((6, 6, 4)), layers.Conv2D(4, 3, name="a"), norm()])
     outer = keras.Sequential([keras.Input((6, 6, 4)), inner])
     layer = inner.get_layer("a")
-    assert list(normalizations(outer, [layer])) == [layer]
+    assert normalized_layers(outer, [layer]) == [layer]
     reads_it_too = keras.Model(inner.inputs, [outer(inner.inputs[0]), layer.output])
-    assert list(normalizations(reads_it_too, [layer])) == []
+    assert normalized_layers(reads_it_too, [layer]) == []
     wrapped = qareg.quantization_aware(inner, qareg.regularizers.NearestSquared(4))
-    assert list(normalizations(wrapped, wrapped.layers)) == [wrapped.get_layer("a")]
+    assert normalized_layers(wrapped, wrapped.layers) == [wrapped.get_layer("a")]
 
 
 @pytest.mark.one_backend
