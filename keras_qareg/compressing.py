@@ -2,58 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import operator
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import keras
-import numpy as np
-from keras import ops
 
 from keras_qareg import regularizers
+from keras_qareg.allocation import allocate
 from keras_qareg.choices import check_choice
-from keras_qareg.data import Data, read
+from keras_qareg.data import read
 from keras_qareg.layers import QuantizationAware, Weights
-from keras_qareg.models import (
-    quantization_aware,
-    recalibrate,
-    share_weights,
-    strip,
-    wnq,
-)
-from keras_qareg.models.compiling import compile_like
+from keras_qareg.models import quantization_aware, share_weights, strip, wnq
 from keras_qareg.models.configuring import Setting
-from keras_qareg.models.distilling import TEMPERATURE, distill
+from keras_qareg.models.distilling import TEMPERATURE
 from keras_qareg.models.selection import Layers, check_built, wrappers
+from keras_qareg.models.training import Job, Stage
+from keras_qareg.plans import Plan
 from keras_qareg.report import table as text_table
 
 METHODS = (
     *("auto", "sine", "cosine", "nearest_squared", "nearest_exponential", "wnq"),
     "kmeans",
 )
-# Inputs without which the statistics of batch normalization are better left as they are, and about so
-# many, evenly taken, as are enough for them; and for a choice where there are no validation data.
-_FEWEST_INPUTS, _ENOUGH_INPUTS, _JUDGED = 256, 4096, 2048
-_CALIBRATION_BATCH = 256
-_DEFAULT_METHOD = "nearest_squared"
+_DEFAULT_METHOD, _LEVELS = "nearest_squared", 16
+# Examples to choose by where there are no validation data, and inputs that a plan looks at.
+_JUDGED, _PLANNED = 2048, 512
 # The share of the epochs that tune centroids at the end, and of the learning rate.
 _TUNING_EPOCHS, _TUNING_RATE = 0.2, 0.1
-
-
-@dataclass(frozen=True)
-class Stage:
-    """What a network was worth after a step of `compress`.
-
-    Attributes:
-        name: The step.
-        results: What `evaluate` gave: the divergence from the float model, its loss and metrics.
-        kept: Whether the step was kept, because it made the network no worse.
-    """
-
-    name: str
-    results: dict[str, float]
-    kept: bool = True
 
 
 @dataclass(frozen=True)
@@ -68,7 +44,7 @@ class Compressed:
 
     model: keras.Model
     stages: tuple[Stage, ...] = ()
-    plan: Any = None
+    plan: Plan | None = None
 
     def __str__(self) -> str:
         names = list(dict.fromkeys(name for stage in self.stages for name in stage.results))
@@ -82,155 +58,16 @@ class Compressed:
         return text_table(("step", *names), rows)
 
 
-@dataclass(frozen=True)
-class Job:
-    """How a network is trained and judged.
-
-    Attributes:
-        teacher: The float model.
-        data: What to train on.
-        judged: What to judge on, and choose by.
-        batch_size: Examples a step.
-        temperature: Of the teacher's probabilities.
-        distillation: The factor of the divergence from the teacher; 0: labels alone.
-        verbose: As in `fit`.
-    """
-
-    teacher: keras.Model
-    data: Data
-    judged: Data
-    batch_size: int
-    temperature: float
-    distillation: float
-    verbose: str | int
-
-    @property
-    def has_loss(self) -> bool:
-        """Whether the model says what its loss is."""
-        return bool(getattr(self.teacher, "compiled", False))
-
-    def trainer(self, network: keras.Model, optimizer: Any, labels: bool) -> keras.Model:
-        """What trains or judges a network: a distiller, or the network where it trains by itself."""
-        if type(self.teacher).train_step is not keras.Model.train_step:
-            if not network.compiled:
-                compile_like(network, self.teacher, optimizer=optimizer)
-            return network
-        trainer = distill(
-            network, self.teacher, temperature=self.temperature, weight=self.distillation
-        )
-        if labels:
-            compile_like(trainer, self.teacher, optimizer=optimizer)
-        else:
-            trainer.compile(optimizer)
-        return trainer
-
-    def judge(self, network: keras.Model) -> Callable[[], dict[str, float]]:
-        """What says, again and again, what a network is worth: results of `evaluate`, by name."""
-        labels = self.has_loss and self.judged.has_targets
-        trainer = self.trainer(network, "sgd", labels)
-        arguments = self.judged.evaluate_arguments(self.batch_size)
-
-        def results() -> dict[str, float]:
-            found = trainer.evaluate(**arguments, verbose=0, return_dict=True)
-            kept = {name: value for name, value in found.items() if name != "loss" or labels}
-            return {name: float(value) for name, value in kept.items()}
-
-        return results
-
-    def train(self, network: keras.Model, epochs: int, optimizer: Any) -> None:
-        """Trains a network, and leaves it as it was after its best epoch, or at the start."""
-        trainer = self.trainer(network, optimizer, self.has_loss and self.data.has_targets)
-        best = _BestEpoch(self, network)
-        trainer.fit(
-            **self.data.fit_arguments(self.batch_size),
-            epochs=epochs,
-            callbacks=[best],
-            verbose=self.verbose,
-        )
-        best.restore()
-
-    def recalibrate(self, network: keras.Model) -> bool:
-        """Measures batch normalization anew, where there are inputs enough; says whether."""
-        if not self.enough:
-            return False
-        some = self.data.some(_ENOUGH_INPUTS, _CALIBRATION_BATCH)
-        recalibrate(network, (inputs for inputs, _, _ in some.batches(_CALIBRATION_BATCH)))
-        return True
-
-    def recalibrated(self, network: keras.Model, name: str) -> Stage:
-        """The stage of measuring anew, which is undone where that is worse."""
-        judge, kept = self.judge(network), values_of(network)
-        before = judge()
-        if not self.recalibrate(network):
-            return Stage(name, before)
-        after = judge()
-        if badness(after) <= badness(before):
-            return Stage(name, after)
-        assign(network, kept)
-        return Stage(name, before, kept=False)
-
-    @cached_property
-    def enough(self) -> bool:
-        """Whether there are inputs enough for statistics."""
-        return self.data.has(_FEWEST_INPUTS)
-
-    def adam(self, rate: float, epochs: int) -> keras.optimizers.Optimizer:
-        """Adam, whose learning rate falls to nothing by a cosine, where the steps are known."""
-        steps = self.data.steps_an_epoch(self.batch_size)
-        if steps is None:
-            return keras.optimizers.Adam(rate)
-        decay = keras.optimizers.schedules.CosineDecay(rate, max(1, epochs * steps))
-        return keras.optimizers.Adam(decay)
-
-
-class _BestEpoch(keras.callbacks.Callback):
-    """Keeps the weights of the epoch after which a network was best, its start included."""
-
-    def __init__(self, job: Job, network: keras.Model):
-        super().__init__()
-        self.job, self.network, self.judge = job, network, job.judge(network)
-        self.least = float("inf")
-        self.note()
-
-    def note(self) -> None:
-        # Averages over steps in which weights jump are not those of the network that is kept.
-        self.job.recalibrate(self.network)
-        value = badness(self.judge())
-        if value < self.least:
-            self.least, self.weights = value, values_of(self.network)
-
-    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        self.note()
-
-    def restore(self) -> None:
-        """Gives the network the weights that it was best with."""
-        assign(self.network, self.weights)
-
-
-def values_of(network: keras.Model) -> list[np.ndarray]:
-    """Copies of all weights."""
-    return [ops.convert_to_numpy(weight).copy() for weight in network.weights]
-
-
-def assign(network: keras.Model, values: list[np.ndarray]) -> None:
-    """Sets all weights."""
-    for weight, value in zip(network.weights, values, strict=True):
-        weight.assign(value)
-
-
-def badness(results: dict[str, float]) -> float:
-    """The one number that networks are compared by: NaN is the worst."""
-    value = results.get("divergence", results.get("loss", 0.0))
-    return value if value == value else float("inf")
-
-
 def compress(
     model: keras.Model,
     x: Any = None,
     y: Any = None,
     validation_data: Any = None,
     *,
-    levels: Setting[int] = 16,
+    levels: Setting[int] | None = None,
+    target_bytes: int | None = None,
+    target_ratio: float | None = None,
+    form: str = "auto",
     layers: Layers = "all",
     weights: Weights = None,
     sample_weight: Any = None,
@@ -247,9 +84,69 @@ def compress(
     seed: int | None = None,
     verbose: str | int = "auto",
 ) -> keras.Model:
-    """TODO"""
+    """Makes a trained model small: the whole job in one call.
+
+    With a budget of bytes, `allocate` chooses the levels of each kernel first. The network then trains
+    on from the given weights, computing with its quantized kernels, with gradients straight through to
+    the weights. The float model teaches it, so that no labels are needed; with labels, the loss that
+    the model was compiled with counts too. At the end weights are shared, batch normalization is
+    measured anew, and the centroids are tuned. Each step starts from the best epoch of the one before,
+    by the divergence from the float model. docs/method.md says how the defaults were chosen.
+
+    Args:
+        model: A built, trained model. It stays as it is.
+        x: What to train on: inputs, or data in any other form that `fit` takes, with targets in it or
+            without. `None`: weights are shared, and nothing is trained.
+        y: Targets of the inputs, as `fit` takes them. `None` (default): there are none.
+        validation_data: What to choose epochs by, and to report on, in the forms of `x`, with targets
+            or without. By default up to 2,048 of the training examples.
+        levels: Integer from 2 to 256, values a kernel, or a setting, as in `share_weights`; a `Plan` is
+            one. Defaults to 16 where there is no budget.
+        target_bytes: Positive integer: the most bytes of the file; instead of `levels`.
+        target_ratio: The same as a share of the float32 file's bytes, from 0 to 1.
+        form: The form of file that the budget is for: `weights` of `allocate`. Defaults to `"auto"`.
+        layers: Which layers, as in `quantization_aware`.
+        weights: Which weights are kernels, as in `quantization_aware`.
+        sample_weight: Weights of the examples, as in `fit`, where `x` is arrays.
+        steps: Batches an epoch, which endless data need. `None`: all.
+        epochs: Positive integer. A fifth of them, one at least, tunes centroids at the end. Defaults
+            to 10.
+        batch_size: Examples a step, where `x` is arrays. Defaults to 64.
+        optimizer: A Keras optimizer for training. By default Adam, whose rate falls by a cosine.
+        learning_rate: Of that Adam, at the start. Tuning starts with a tenth. Defaults to 1e-3.
+        method: `"auto"` (default) is `"nearest_squared"`; it and `"nearest_exponential"` learn their
+            centroids, `"sine"` and `"cosine"` have evenly spaced ones; `"wnq"` learns levels of each
+            channel, 2, 4, 8 or 16; `"kmeans"` shares weights at once and tunes the centroids alone.
+        distillation: Float from 0 up, the factor of the divergence from the float model beside the loss
+            of labels; 0: labels alone. Defaults to 1.
+        temperature: What logits are divided by before probabilities are compared. Defaults to 2.
+        table: What values a kernel may have, as in `share_weights`. Defaults to `"int8"`.
+        scale: Whether kernels have one step or one a channel, as in `share_weights`. Defaults to `"auto"`.
+        seed: Integer: sets all random seeds, for the same result again. `None` (default): none is set.
+        verbose: 0 is silent; else there is the progress of `fit`, and a table at the end of what each
+            step was worth. Defaults to `"auto"`.
+
+    Returns:
+        An ordinary model (see `strip`) whose chosen kernels have few values. A model with a `train_step`
+        of its own trains by that, without a teacher.
+
+    Raises:
+        ValueError: If an argument is out of its range, `levels` and a budget are both given, a budget
+            cannot be met, data do not fit the model, or as `share_weights`.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((16,)), keras.layers.Dense(8, name="fc")])
+    >>> x = np.random.default_rng(0).normal(size=(64, 16))
+    >>> small = compress(model, x, levels=4, epochs=2, verbose=0)
+    >>> len(np.unique(small.get_layer("fc").kernel))
+    4
+    """
     options = Options(
         levels=levels,
+        target_bytes=target_bytes,
+        target_ratio=target_ratio,
+        form=form,
         layers=layers,
         weights=weights,
         steps=steps,
@@ -276,7 +173,10 @@ def compress(
 class Options:
     """The arguments of `compress`, beside the model and its data."""
 
-    levels: Setting[int] = 16
+    levels: Setting[int] | None = None
+    target_bytes: int | None = None
+    target_ratio: float | None = None
+    form: str = "auto"
     layers: Layers = "all"
     weights: Weights = None
     steps: int | None = None
@@ -299,31 +199,70 @@ def compressed(
     """What `compress` strips: the shared model, and what each step was worth."""
     options = options or Options()
     check_built(model)
-    check_choice("method", options.method, METHODS)
+    _check(options, data)
     if options.seed is not None:
         keras.utils.set_random_seed(options.seed)
     if data is None:
-        return Compressed(_shared(model, options, options.levels))
+        return Compressed(_shared(model, options, options.levels or _LEVELS))
     job = _job(model, data, validation_data, options)
+    plan = _planned(model, job, options)
+    levels = plan or options.levels or _LEVELS
     stages = [Stage("float", job.judge(model)())]
-    tuning = max(1, round(_TUNING_EPOCHS * options.epochs))
+    tuning = min(options.epochs - 1, max(1, round(_TUNING_EPOCHS * options.epochs)))
     if options.method == "kmeans":
-        network, tuning = _shared(model, options, options.levels), options.epochs
+        network, tuning = _shared(model, options, levels), options.epochs
         stages += [Stage("shared", job.judge(network)())]
     else:
-        student, tuning = _student(model, options), min(tuning, options.epochs - 1)
+        student = _student(model, options, levels)
+        tuning = 0 if options.method == "wnq" else tuning
         stages += [job.recalibrated(student, "quantized")]
         rate = options.optimizer or job.adam(options.learning_rate, options.epochs - tuning)
         job.train(student, options.epochs - tuning, rate)
         stages += [Stage("trained", job.judge(student)())]
         network = student if options.method == "wnq" else _shared(student, options, None)
-    if tuning and options.method != "wnq":
-        stages += [job.recalibrated(network, "recalibrated")]
-        kmeans = options.method == "kmeans"
-        rate = options.learning_rate * (1.0 if kmeans else _TUNING_RATE)
-        job.train(network, tuning, job.adam(rate, tuning))
+    stages += [job.recalibrated(network, "recalibrated")]
+    if tuning:
+        share = 1.0 if options.method == "kmeans" else _TUNING_RATE
+        job.train(network, tuning, job.adam(share * options.learning_rate, tuning))
         stages += [Stage("tuned", job.judge(network)())]
-    return Compressed(network, tuple(stages))
+    return Compressed(network, tuple(stages), plan)
+
+
+def _check(options: Options, data: Any) -> None:
+    check_choice("method", options.method, METHODS)
+    budgets = [options.levels, options.target_bytes, options.target_ratio]
+    if sum(given is not None for given in budgets) > 1:
+        raise ValueError(
+            "Expected one of `levels`, `target_bytes` and `target_ratio`. Received: "
+            f"levels={options.levels!r}, target_bytes={options.target_bytes!r}, "
+            f"target_ratio={options.target_ratio!r}"
+        )
+    if data is None and options.levels is None and any(n is not None for n in budgets):
+        raise ValueError(
+            "Expected inputs with a budget, on which the harm of few levels is measured. Received: "
+            "x=None"
+        )
+    for name in ("epochs", "batch_size"):
+        value = getattr(options, name)
+        if isinstance(value, bool) or not hasattr(value, "__index__") or operator.index(value) < 1:
+            raise ValueError(f"Expected `{name}` to be a positive integer. Received: {value!r}")
+
+
+def _planned(model: keras.Model, job: Job, options: Options) -> Plan | None:
+    if options.target_bytes is None and options.target_ratio is None:
+        return None
+    some = job.data.some(_PLANNED, options.batch_size)
+    return allocate(
+        model,
+        target_bytes=options.target_bytes,
+        target_ratio=options.target_ratio,
+        data=[inputs for inputs, _, _ in some.batches(options.batch_size)],
+        weights=options.form,
+        layers=options.layers,
+        table=options.table,
+        scale=options.scale,
+        verbose=options.verbose,
+    )
 
 
 def _job(model: keras.Model, data: Any, validation_data: Any, options: Options) -> Job:
@@ -343,26 +282,28 @@ def _job(model: keras.Model, data: Any, validation_data: Any, options: Options) 
 
 
 def _shared(model: keras.Model, options: Options, levels: Setting[int] | None) -> keras.Model:
+    """The model with shared weights; without levels, those of the layers that were trained for it."""
+    trained = {id(layer.layer) for layer in wrappers(model)}
     return share_weights(
         model,
         levels,
-        options.layers,
+        options.layers if levels is not None else lambda layer: id(layer) in trained,
         weights=options.weights,
         table=options.table,
         scale=options.scale,
     )
 
 
-def _student(model: keras.Model, options: Options) -> keras.Model:
+def _student(model: keras.Model, options: Options, levels: Any) -> keras.Model:
     """A copy that computes with its quantized kernels, and trains straight through."""
     if options.method == "wnq":
-        return wnq(model, _bits(options.levels), layers=options.layers, skip=())
+        return wnq(model, _bits(levels), layers=options.layers, skip=())
     kind = _DEFAULT_METHOD if options.method == "auto" else options.method
     student = quantization_aware(
         model,
         type(regularizers.get(kind))(strength=0.0),
         options.layers,
-        levels=options.levels,
+        levels=levels,
         weights=options.weights,
         table=options.table,
     )

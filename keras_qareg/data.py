@@ -168,11 +168,14 @@ class _Batches(keras.utils.PyDataset):
 
 
 def _trimmed(batch: Batch) -> tuple[Any, ...]:
-    """A batch as `fit` takes it: without what there is not."""
-    inputs, targets, weights = batch
+    """A batch as `fit` takes it: without what there is not, and without lists, which TensorFlow refuses."""
+    inputs, targets, weights = (
+        tuple(part) if isinstance(part, list) and len(part) > 1 else part for part in batch
+    )
+    inputs = inputs[0] if isinstance(inputs, list) else inputs
     if targets is None:
         return (inputs,)
-    return (inputs, targets) if weights is None else batch
+    return (inputs, targets) if weights is None else (inputs, targets, weights)
 
 
 def read(data: Any, model: keras.Model, *, steps: int | None = None, name: str = "data") -> Data:

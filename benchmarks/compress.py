@@ -1,0 +1,154 @@
+"""What `compress` keeps of a trained network: MLPerf Tiny's ResNet8 on CIFAR-10, all layers.
+
+    python -m benchmarks.compress --model resnet8.h5 --data-dir DATA --seeds 2 --out results
+
+The network is trained on for six epochs first, with flips and shifts, because our images are not quite
+those that it was trained on; that is *float*. Each cell then gets `--epochs` more, and so does the float
+control beside them: levels or a budget, with labels or from inputs alone. Rows are appended to
+`compress.jsonl`, one a cell; a run that was stopped goes on where it was.
+"""
+
+import argparse
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import numpy as np
+
+import keras_qareg as qareg
+from benchmarks import results
+from examples.data import Images, augmented, load
+from examples.study import Row, Study, written
+from keras_qareg.cli.opening import load_model
+from keras_qareg.compressing import Options, compressed
+from keras_qareg.report import table
+
+LOSS = "sparse_categorical_crossentropy"
+CONTROL = "float, as many epochs more"
+CELLS: dict[str, dict[str, Any]] = {
+    CONTROL: {},
+    "4 levels, inputs alone": {"levels": 4},
+    "4 levels": {"levels": 4},
+    "16 levels, inputs alone": {"levels": 16},
+    "16 levels": {"levels": 16},
+    "49 kB .tflite": {"target_bytes": 49_000},
+    "30 kB .tflite": {"target_bytes": 30_000},
+    "24 kB archive": {"target_bytes": 24_000, "form": "archive"},
+}
+ALONE = "inputs alone"
+
+
+class Batches(keras.utils.PyDataset):
+    """Shuffled batches of pixels from 0 to 255, turned over and moved at random; with labels or not."""
+
+    def __init__(self, data: Images, labels: bool, seed: int, batch_size: int = 64):
+        super().__init__()
+        self.data, self.labels, self.batch_size = data, labels, batch_size
+        self.random = np.random.default_rng(seed)
+        self.on_epoch_end()
+
+    def __len__(self) -> int:
+        return len(self.data.labels) // self.batch_size
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, ...]:
+        places = self.order[index * self.batch_size : (index + 1) * self.batch_size]
+        pixels = augmented(self.data.images[places].astype("float32"), self.random)
+        return (pixels, self.data.labels[places]) if self.labels else (pixels,)
+
+    def on_epoch_end(self) -> None:
+        self.order = self.random.permutation(len(self.data.labels))
+
+
+def trained(model: keras.Model, data: Images, epochs: int, rate: float, seed: int) -> keras.Model:
+    """A copy that was trained on with its labels, as any float network."""
+    keras.utils.set_random_seed(seed)
+    copied = qareg.strip(model)
+    batches = Batches(data, labels=True, seed=seed)
+    decay = keras.optimizers.schedules.CosineDecay(rate, epochs * len(batches))
+    copied.compile(keras.optimizers.Adam(decay), LOSS, metrics=["accuracy"])
+    copied.fit(batches, epochs=epochs, verbose=2)
+    return copied
+
+
+def accuracy(model: keras.Model, data: Images) -> float:
+    """Percent of the images that a network knows."""
+    outputs = model.predict(data.images.astype("float32"), batch_size=500, verbose=0)
+    return 100 * float(np.mean(outputs.argmax(axis=1) == data.labels))
+
+
+def row(name: str, model: keras.Model, parts: tuple[Images, Images], arguments: Any) -> Row:
+    """The figures of a cell."""
+    train, test = parts
+    seed, epochs = arguments.seed, arguments.epochs
+    if name == CONTROL:
+        found = trained(model, train, epochs, arguments.rate, seed)
+        return {"accuracy": accuracy(found, test)}
+    batches = Batches(train, labels=ALONE not in name, seed=seed)
+    options = Options(
+        **CELLS[name], epochs=epochs, learning_rate=arguments.rate, seed=seed, verbose=2
+    )
+    done = compressed(model, batches, options=options)
+    print(done, flush=True)
+    steps = {stage.name: stage.results.get("divergence") for stage in done.stages}
+    return {"accuracy": accuracy(done.model, test), "bytes": bytes_of(done), "steps": steps}
+
+
+def bytes_of(done: Any) -> dict[str, int]:
+    """Bytes of the smallest `.tflite`, and of the archive."""
+    with tempfile.TemporaryDirectory() as folder:
+        archive = qareg.export.save_archive(done.model, Path(folder) / "model.qareg")
+        found = {"archive": archive.stat().st_size}
+        file = Path(folder) / "model.tflite"
+        found["smallest"] = qareg.export.litert(done.model, file, "smallest").bytes
+    return found
+
+
+def tabulate(rows: list[Row]) -> str:
+    """A line a cell: means over seeds."""
+    lines = []
+    for name in CELLS:
+        same = [row for row in rows if row["cell"] == name]
+        if same:
+            sizes = [row.get("bytes") or {} for row in same]
+            cells = (written(same, "accuracy"), written(same, "float"), str(len(same)))
+            bytes_ = [
+                f"{max(size.get(form, 0) for size in sizes):,}" for form in ("smallest", "archive")
+            ]
+            lines.append((name, *cells, *bytes_))
+    return table(("", "test accuracy", "float", "seeds", ".tflite", "archive"), lines)
+
+
+def main() -> None:
+    parser = results.parser(__doc__)
+    parser.add_argument("--model", type=Path, required=True, help="ResNet8 as its authors gave it")
+    parser.add_argument("--float", type=Path, help="the same, trained on already; kept there")
+    parser.add_argument("--data-dir", type=Path, required=True, help="cifar10-train.zip, -test.zip")
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--cells", nargs="+", choices=[*CELLS], default=[*CELLS])
+    arguments = parser.parse_args()
+    parts = load("cifar10", arguments.data_dir)
+    start = arguments.float or arguments.out / "resnet8_float.keras"
+    if not start.exists():
+        trained(load_model(arguments.model), parts[0], 6, 3e-4, seed=0).save(start)
+    model = load_model(start)
+    model.compile("sgd", LOSS, metrics=["accuracy"])
+    known = accuracy(model, parts[1])
+
+    def compute(cell: Row) -> Row:
+        settings = argparse.Namespace(**{**vars(arguments), "seed": cell["seed"]})
+        return {"float": known, **row(cell["cell"], model, parts, settings)}
+
+    study = Study(arguments.out / "compress.jsonl", ("cell", "seed", "epochs", "rate"))
+    common = {"epochs": arguments.epochs, "rate": arguments.rate}
+    cells = [{"cell": name, "seed": s, **common} for s in arguments.seeds for name in arguments.cells]
+    study.tabulated(cells, compute, "accuracy", tabulate)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,178 @@
+"""How a network is trained, and judged, on the way from a float model to a small one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_qareg.data import Data
+from keras_qareg.models.compiling import compile_like
+from keras_qareg.models.distilling import distill
+from keras_qareg.models.recalibrating import recalibrate
+
+# Inputs without which the statistics of batch normalization are better left as they are, and about so
+# many, evenly taken, as are enough for them.
+_FEWEST_INPUTS, _ENOUGH_INPUTS, _CALIBRATION_BATCH = 256, 4096, 256
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a network was worth after a step of `compress`.
+
+    Attributes:
+        name: The step.
+        results: What `evaluate` gave: the divergence from the float model, its loss and metrics.
+        kept: Whether the step was kept, because it made the network no worse.
+    """
+
+    name: str
+    results: dict[str, float]
+    kept: bool = True
+
+
+@dataclass(frozen=True)
+class Job:
+    """How a network is trained and judged.
+
+    Attributes:
+        teacher: The float model.
+        data: What to train on.
+        judged: What to judge on, and choose by.
+        batch_size: Examples a step.
+        temperature: Of the teacher's probabilities.
+        distillation: The factor of the divergence from the teacher; 0: labels alone.
+        verbose: As in `fit`.
+    """
+
+    teacher: keras.Model
+    data: Data
+    judged: Data
+    batch_size: int
+    temperature: float
+    distillation: float
+    verbose: str | int
+
+    @property
+    def has_loss(self) -> bool:
+        """Whether the model says what its loss is."""
+        return bool(getattr(self.teacher, "compiled", False))
+
+    def trainer(self, network: keras.Model, optimizer: Any, labels: bool) -> keras.Model:
+        """What trains or judges a network: a distiller, or the network where it trains by itself."""
+        if type(self.teacher).train_step is not keras.Model.train_step:
+            if not network.compiled:
+                compile_like(network, self.teacher, optimizer=optimizer)
+            return network
+        trainer = distill(
+            network, self.teacher, temperature=self.temperature, weight=self.distillation
+        )
+        if labels:
+            compile_like(trainer, self.teacher, optimizer=optimizer)
+        else:
+            trainer.compile(optimizer)
+        return trainer
+
+    def judge(self, network: keras.Model) -> Callable[[], dict[str, float]]:
+        """What says, again and again, what a network is worth: results of `evaluate`, by name."""
+        labels = self.has_loss and self.judged.has_targets
+        trainer = self.trainer(network, "sgd", labels)
+        arguments = self.judged.evaluate_arguments(self.batch_size)
+
+        def results() -> dict[str, float]:
+            found = trainer.evaluate(**arguments, verbose=0, return_dict=True)
+            kept = {name: value for name, value in found.items() if name != "loss" or labels}
+            return {name: float(value) for name, value in kept.items()}
+
+        return results
+
+    def train(self, network: keras.Model, epochs: int, optimizer: Any) -> None:
+        """Trains a network, and leaves it as it was after its best epoch, or at the start."""
+        trainer = self.trainer(network, optimizer, self.has_loss and self.data.has_targets)
+        best = _BestEpoch(self, network)
+        trainer.fit(
+            **self.data.fit_arguments(self.batch_size),
+            epochs=epochs,
+            callbacks=[best],
+            verbose=self.verbose,
+        )
+        best.restore()
+
+    def recalibrate(self, network: keras.Model) -> bool:
+        """Measures batch normalization anew, where there are inputs enough; says whether."""
+        if not self.enough:
+            return False
+        some = self.data.some(_ENOUGH_INPUTS, _CALIBRATION_BATCH)
+        recalibrate(network, (inputs for inputs, _, _ in some.batches(_CALIBRATION_BATCH)))
+        return True
+
+    def recalibrated(self, network: keras.Model, name: str) -> Stage:
+        """The stage of measuring anew, which is undone where that is worse."""
+        judge, kept = self.judge(network), values_of(network)
+        before = judge()
+        if not self.recalibrate(network):
+            return Stage(name, before)
+        after = judge()
+        if badness(after) <= badness(before):
+            return Stage(name, after)
+        assign(network, kept)
+        return Stage(name, before, kept=False)
+
+    @cached_property
+    def enough(self) -> bool:
+        """Whether there are inputs enough for statistics."""
+        return self.data.has(_FEWEST_INPUTS)
+
+    def adam(self, rate: float, epochs: int) -> keras.optimizers.Optimizer:
+        """Adam, whose learning rate falls to nothing by a cosine, where the steps are known."""
+        steps = self.data.steps_an_epoch(self.batch_size)
+        if steps is None:
+            return keras.optimizers.Adam(rate)
+        decay = keras.optimizers.schedules.CosineDecay(rate, max(1, epochs * steps))
+        return keras.optimizers.Adam(decay)
+
+
+class _BestEpoch(keras.callbacks.Callback):
+    """Keeps the weights of the epoch after which a network was best, its start included."""
+
+    def __init__(self, job: Job, network: keras.Model):
+        super().__init__()
+        self.job, self.network, self.judge = job, network, job.judge(network)
+        self.least = float("inf")
+        self.note()
+
+    def note(self) -> None:
+        # Averages over steps in which weights jump are not those of the network that is kept.
+        self.job.recalibrate(self.network)
+        value = badness(self.judge())
+        if value < self.least:
+            self.least, self.weights = value, values_of(self.network)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        self.note()
+
+    def restore(self) -> None:
+        """Gives the network the weights that it was best with."""
+        assign(self.network, self.weights)
+
+
+def values_of(network: keras.Model) -> list[np.ndarray]:
+    """Copies of all weights."""
+    return [ops.convert_to_numpy(weight).copy() for weight in network.weights]
+
+
+def assign(network: keras.Model, values: list[np.ndarray]) -> None:
+    """Sets all weights."""
+    for weight, value in zip(network.weights, values, strict=True):
+        weight.assign(value)
+
+
+def badness(results: dict[str, float]) -> float:
+    """The one number that networks are compared by: NaN is the worst."""
+    value = results.get("divergence", results.get("loss", 0.0))
+    return value if value == value else float("inf")
