@@ -121,7 +121,8 @@ def compress(
             of labels; 0: labels alone. Defaults to 1.
         temperature: What logits are divided by before probabilities are compared. Defaults to 2.
         table: What values a kernel may have, as in `share_weights`. Defaults to `"int8"`.
-        scale: Whether kernels have one step or one a channel, as in `share_weights`. Defaults to `"auto"`.
+        scale: Whether kernels have one step or one a channel, as in `share_weights`. Defaults to
+            `"auto"`.
         seed: Integer: sets all random seeds, for the same result again. `None` (default): none is set.
         verbose: 0 is silent; else there is the progress of `fit`, and a table at the end of what each
             step was worth. Defaults to `"auto"`.
@@ -298,10 +299,11 @@ def _student(model: keras.Model, options: Options, levels: Any) -> keras.Model:
     """A copy that computes with its quantized kernels, and trains straight through."""
     if options.method == "wnq":
         return wnq(model, _bits(levels), layers=options.layers, skip=())
-    kind = _DEFAULT_METHOD if options.method == "auto" else options.method
+    found = regularizers.get(_DEFAULT_METHOD if options.method == "auto" else options.method)
+    assert found is not None
     student = quantization_aware(
         model,
-        type(regularizers.get(kind))(strength=0.0),
+        type(found)(strength=0.0),
         options.layers,
         levels=levels,
         weights=options.weights,

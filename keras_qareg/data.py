@@ -168,7 +168,7 @@ class _Batches(keras.utils.PyDataset):
 
 
 def _trimmed(batch: Batch) -> tuple[Any, ...]:
-    """A batch as `fit` takes it: without what there is not, and without lists, which TensorFlow refuses."""
+    """A batch as `fit` takes it: without what there is not, or lists, which TensorFlow refuses."""
     inputs, targets, weights = (
         tuple(part) if isinstance(part, list) and len(part) > 1 else part for part in batch
     )

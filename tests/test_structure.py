@@ -31,6 +31,7 @@ FLOORS = {
         ["callbacks", "config", "optimizers", "report", "plots", "plans"],
         ["export"],
         ["allocation"],
+        ["compressing"],
         ["cli"],
         ["__main__", "__init__"],
     ],
@@ -44,7 +45,8 @@ FLOORS = {
         ["wrapping", "converting", "stripping", "recalibrating"],
         ["clustered"],
         ["sharing"],
-        ["compressing"],
+        ["distilling"],
+        ["training"],
         ["__init__"],
     ],
     "cli": [
@@ -81,7 +83,7 @@ HEAVY = (
 )
 FILES = sorted(PACKAGE.rglob("*.py"))
 # What a folder of programs may import from the other one.
-SHARED = {"examples": set(), "benchmarks": {"examples.study", "examples.training"}}
+SHARED = {"examples": set(), "benchmarks": {"examples.data", "examples.study", "examples.training"}}
 PROGRAMS = [path for folder in SHARED for path in sorted(ROOT.glob(f"{folder}/*.py"))]
 
 

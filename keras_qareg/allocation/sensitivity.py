@@ -37,7 +37,8 @@ class Probe:
     def __init__(self, model: keras.Model, kernels: Mapping[str, keras.Variable], data: Any):
         self.model, self.kernels = model, kernels
         self.weights = {path: ops.convert_to_numpy(k).copy() for path, k in kernels.items()}
-        self.batches = list(read(data, model).some(INPUTS, BATCH))
+        some = read(data, model).some(INPUTS, BATCH)
+        self.batches = [inputs for inputs, _, _ in some.batches(BATCH)]
         self._normalizations = [
             layer for layer in layers_inside(model) if isinstance(layer, BatchNormalization)
         ]

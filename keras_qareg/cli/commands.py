@@ -42,8 +42,8 @@ def _compress(options: argparse.Namespace) -> None:
     check_model(options.source)
     check_backend(converts=True)
     with custom_objects(options.custom_objects):
+        from keras_qareg.compressing import Options, compressed
         from keras_qareg.config import explain
-        from keras_qareg.models import share_and_tune
         from keras_qareg.models.selection import check_built
         from keras_qareg.report import summary
 
@@ -60,15 +60,17 @@ def _compress(options: argparse.Namespace) -> None:
         many = isinstance(its["levels"], dict)
         most = "as said above" if many else f"at most {its['levels']} levels a kernel"
         say(f"Sharing weights, {most}{tuning}")
-        shared = share_and_tune(
-            model,
+        way = Options(
             layers=options.layers,
-            data=examples,
             epochs=options.epochs or _EPOCHS,
             **its,
             # A bar is drawn over and over, which in a file or a pipe is a mess.
             verbose="auto" if sys.stdout.isatty() else 2,
         )
+        done = compressed(model, examples, options=way)
+        if done.stages:
+            say(done)
+        shared = done.model
         say(summary(shared, model))
         say("Exporting and comparing with Keras")
         # The shared model, whose tables say how each kernel is held; not what strip makes of it.

@@ -11,8 +11,8 @@ does not: the mathematics (`numerics`), files (`export`), and what is done to on
 """
 
 from keras_qareg.models.converting import wnq
-from keras_qareg.models.reading import codebooks, kernel_codebooks
 from keras_qareg.models.distilling import distill
+from keras_qareg.models.reading import codebooks, kernel_codebooks
 from keras_qareg.models.recalibrating import recalibrate
 from keras_qareg.models.sharing import share_weights
 from keras_qareg.models.stripping import quantizes_inputs, strip, unquantized
@@ -20,9 +20,8 @@ from keras_qareg.models.wrapping import quantization_aware
 
 __all__ = [
     "codebooks",
-    
-    "kernel_codebooks",
     "distill",
+    "kernel_codebooks",
     "quantization_aware",
     "quantizes_inputs",
     "recalibrate",

@@ -125,7 +125,8 @@ def share_weights(
     [4]
     """
     if method == "auto" and getattr(levels, "rates", None):  # a plan for an archive
-        method, rate = _BY_RATE, levels.rates  # type: ignore[union-attr]
+        shared = [path for path, count in levels.levels.items() if count is not None]  # type: ignore
+        method, rate = _BY_RATE, {path: levels.rates.get(path, 0.0) for path in shared}  # type: ignore
     check_sharing(model, method, rate, trainable, zero_centroid)
     chosen = select(model, layers, weights)
     sizes = _levels(model, chosen, levels, weights, method)

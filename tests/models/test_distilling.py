@@ -12,7 +12,11 @@ from keras_qareg.models.distilling import kinds_of_outputs
 def net(activation=None, units=3, seed=0):
     keras.utils.set_random_seed(seed)
     return keras.Sequential(
-        [keras.Input((8,)), layers.Dense(16, "relu", name="a"), layers.Dense(units, activation, name="b")]
+        [
+            keras.Input((8,)),
+            layers.Dense(16, "relu", name="a"),
+            layers.Dense(units, activation, name="b"),
+        ]
     )
 
 
@@ -84,13 +88,17 @@ def test_labels_and_penalties_count_too(x):
         layer.place_centroids()
     y = np.arange(64) % 3
     trainer = qareg.distill(student, teacher)
-    trainer.compile(keras.optimizers.SGD(0.0), "sparse_categorical_crossentropy", metrics=["accuracy"])
+    trainer.compile(
+        keras.optimizers.SGD(0.0), "sparse_categorical_crossentropy", metrics=["accuracy"]
+    )
     history = trainer.fit(x, y, batch_size=64, verbose=0).history
     penalty = sum(sum(layer.penalties()) for layer in student.layers)
     own = keras.losses.sparse_categorical_crossentropy(y, student.predict(x, verbose=0))
     own = float(np.mean(ops.convert_to_numpy(own)))
     assert penalty > 0
-    np.testing.assert_allclose(history["loss"][0], history["divergence"][0] + own + penalty, rtol=1e-4)
+    np.testing.assert_allclose(
+        history["loss"][0], history["divergence"][0] + own + penalty, rtol=1e-4
+    )
     assert "accuracy" in history
 
 
@@ -104,12 +112,16 @@ def test_several_outputs_count_as_they_were_compiled(x):
     student.get_layer("q").set_weights(teacher.get_layer("q").get_weights())
     trainer = qareg.distill(student, teacher)
     trainer.compile("sgd")
-    assert trainer.evaluate(x, verbose=0, return_dict=True)["divergence"] == pytest.approx(0, abs=1e-6)
+    assert trainer.evaluate(x, verbose=0, return_dict=True)["divergence"] == pytest.approx(
+        0, abs=1e-6
+    )
 
 
 @pytest.mark.one_backend
 def test_what_is_refused():
-    with pytest.raises(ValueError, match=r"Expected a positive `temperature`. Received: temperature=0"):
+    with pytest.raises(
+        ValueError, match=r"Expected a positive `temperature`. Received: temperature=0"
+    ):
         qareg.distill(net(), net(), temperature=0)
     with pytest.raises(ValueError, match=r"Expected `weight` to be 0 or more. Received: weight=-1"):
         qareg.distill(net(), net(), weight=-1)
