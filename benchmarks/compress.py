@@ -146,7 +146,9 @@ def main() -> None:
 
     study = Study(arguments.out / "compress.jsonl", ("cell", "seed", "epochs", "rate"))
     common = {"epochs": arguments.epochs, "rate": arguments.rate}
-    cells = [{"cell": name, "seed": s, **common} for s in arguments.seeds for name in arguments.cells]
+    cells = [
+        {"cell": name, "seed": s, **common} for s in arguments.seeds for name in arguments.cells
+    ]
     study.tabulated(cells, compute, "accuracy", tabulate)
 
 
