@@ -17,6 +17,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 # themselves once they are imported; these here stand in until then.
 _SERIALIZABLE = {
     "layers": (
+        "HardSigmoid",
         "QuantizationAware",
         "SharedWeights",
         "WNQConv2D",

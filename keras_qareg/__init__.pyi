@@ -13,6 +13,7 @@ from .allocation import allocate as allocate
 from .compressing import compress as compress
 from .models import codebooks as codebooks
 from .models import distill as distill
+from .models import from_tf_keras as from_tf_keras
 from .models import quantization_aware as quantization_aware
 from .models import recalibrate as recalibrate
 from .models import share_weights as share_weights

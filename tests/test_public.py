@@ -30,6 +30,7 @@ FUNCTIONS = [
     "allocate",
     "codebooks",
     "compress",
+    "from_tf_keras",
     "quantization_aware",
     "recalibrate",
     "share_weights",

@@ -19,6 +19,7 @@ from keras_qareg.cli.paths import Kind, check_model
 _UNKNOWN = re.compile(
     r"Could not locate (?:class|function) '([^']+)'|Unknown [\w ]+: '([^']+)'"
     r"|Could not deserialize class '([^']+)' because its parent module"
+    r"|Expected layers that Keras 3 has\. Received: '[^']*' of class (\w+)"
 )
 _LAMBDA = re.compile(r"(?i)`?lambda`? .*safe_mode", re.DOTALL)
 
@@ -110,10 +111,10 @@ def _objects(module: ModuleType) -> dict[str, Any]:
 
 
 def load_model(path: Path, *, compiled: bool = False) -> Any:
-    """Opens a model of Keras 3, or one of Keras 2 in HDF5.
+    """Opens a model of Keras 3 or of Keras 2.
 
     Args:
-        path: The file.
+        path: The file, or the folder of a saved model.
         compiled: Whether to compile it as it was; else its loss may be one that is not known here.
 
     Raises:
@@ -124,17 +125,23 @@ def load_model(path: Path, *, compiled: bool = False) -> Any:
         _check_h5(path)
     import keras
 
-    import keras_qareg  # noqa: F401  (registers the layers that the file may name)
+    import keras_qareg  # (registers the layers that the file may name)
+    from keras_qareg.models.legacy import written_by_keras_2
 
+    old = kind is Kind.SAVED_MODEL or written_by_keras_2(path)
     try:
         with opening(path):
+            if old:
+                return keras_qareg.from_tf_keras(path, compile=compiled)
             if kind is Kind.KERAS:
                 return keras.saving.load_model(path, compile=compiled)
             return _load_h5(path, compiled)
     except CommandError:
         raise
     except Exception as error:
-        raise CommandError(_reason(path, kind, error)) from error
+        if old and str(error).startswith("Expected "):
+            raise CommandError(plain(error)) from error
+        raise CommandError(_reason(path, error)) from error
 
 
 def _check_h5(path: Path) -> None:
@@ -151,17 +158,12 @@ def _check_h5(path: Path) -> None:
 def _load_h5(path: Path, compiled: bool) -> Any:
     import keras
 
-    # Keras does not find these short names in such files. The layer is a function, as a subclass would
-    # be saved under its own name.
-    known = {
-        "mse": keras.losses.mean_squared_error,
-        "mae": keras.losses.mean_absolute_error,
-        "DepthwiseConv2D": _depthwise,
-    }
+    # Keras does not find these short names in such files.
+    known = {"mse": keras.losses.mean_squared_error, "mae": keras.losses.mean_absolute_error}
     if compiled:
         try:
             return keras.saving.load_model(path, custom_objects=known)
-        # Keras 2 wrote losses and optimizers that Keras 3 does not read; the model may be fine.
+        # Of a loss, say, that is unknown here; the model may be fine.
         except Exception as error:
             model = keras.saving.load_model(path, custom_objects=known, compile=False)
             warnings.warn(f"{path} is taken as not compiled: {plain(error)}", stacklevel=2)
@@ -169,34 +171,11 @@ def _load_h5(path: Path, compiled: bool) -> Any:
     return keras.saving.load_model(path, custom_objects=known, compile=False)
 
 
-def _depthwise(**config: Any) -> Any:
-    """A layer of Keras 2, which wrote an argument that Keras 3 does not have."""
-    import keras
-
-    config.pop("groups", None)
-    return keras.layers.DepthwiseConv2D(**config)
-
-
-def _reason(path: Path, kind: Kind, error: Exception) -> str:
+def _reason(path: Path, error: Exception) -> str:
     if _LAMBDA.search(str(error)):
         return (
             f"Expected a model without code in its file. Received: {path} with a Lambda layer, whose "
             "code would run here. If you trust it, open it in Python with "
             "keras.saving.load_model(path, safe_mode=False) and call keras_qareg there"
         )
-    written = _keras_version(path) if kind is Kind.HDF5 else ""
-    return f"Expected a readable Keras model file. Received: {path}{written} ({plain(error)})"
-
-
-def _keras_version(path: Path) -> str:
-    import h5py
-
-    with h5py.File(path) as file:
-        version = file.attrs.get("keras_version", "")
-    version = version.decode() if isinstance(version, bytes) else str(version)
-    if not version.startswith(("1.", "2.")):
-        return ""
-    return (
-        f", a file of Keras {version}, which Keras 3 cannot open. Save its model again with Keras 3, "
-        "after building it there and loading the weights"
-    )
+    return f"Expected a readable Keras model file. Received: {path} ({plain(error)})"

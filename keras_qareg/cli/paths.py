@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import zipfile
 from enum import Enum
@@ -33,8 +34,8 @@ _BEGINNINGS = {
 }
 _WHAT_TO_DO = {
     Kind.SAVED_MODEL: (
-        "which Keras 3 cannot open. If Keras 2 wrote it, pip install tf_keras, save it as .h5 with "
-        "tf_keras.models.load_model({path!r}).save('model.h5'), and pass that"
+        "which Keras 3 cannot open. If Keras 2 wrote it, tf_keras can: pip install "
+        "'keras-qareg[tf-keras]'"
     ),
     Kind.LITERT: (
         "from which no Keras model can be made. Pass the model that it was made from; `keras-qareg "
@@ -74,7 +75,7 @@ def _kind_of_zip(path: Path) -> Kind:
 
 
 def check_model(path: Path) -> Kind:
-    """What a model file is: `Kind.KERAS` or `Kind.HDF5`.
+    """What a model file is: `Kind.KERAS` or `Kind.HDF5`; `Kind.SAVED_MODEL` where tf_keras is installed.
 
     Raises:
         CommandError: If it is no model that Keras 3 may open, with what to do.
@@ -82,6 +83,8 @@ def check_model(path: Path) -> Kind:
     if not path.exists():
         raise CommandError(f"Expected a Keras model file. Received: {path}, which does not exist")
     kind = kind_of(path)
+    if kind is Kind.SAVED_MODEL and has_tf_keras():
+        return kind
     if kind not in (Kind.KERAS, Kind.HDF5):
         # The remedy of an archive is a sentence of its own.
         separator = ". " if kind is Kind.ARCHIVE else ", "
@@ -97,6 +100,11 @@ def check_model(path: Path) -> Kind:
             f"Received: {path}. Rename it"
         )
     return kind
+
+
+def has_tf_keras() -> bool:
+    """Whether what opens saved models is installed; it is not imported."""
+    return importlib.util.find_spec("tf_keras") is not None
 
 
 def check_output(path: Path, source: Path, *, force: bool, suffix: str | None = None) -> None:

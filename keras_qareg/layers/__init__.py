@@ -5,6 +5,7 @@ not: the formulas (`numerics`), what a user chooses (`regularizers`, `quantizers
 walks through a model (`models`).
 """
 
+from keras_qareg.layers.activations import HardSigmoid
 from keras_qareg.layers.kernel_wrapper import (
     KernelWrapper,
     Weights,
@@ -23,6 +24,7 @@ QUANTIZED = (KernelWrapper, WeightNormalized)
 __all__ = [
     "KEPT_CONSTRAINTS",
     "QUANTIZED",
+    "HardSigmoid",
     "KernelWrapper",
     "QuantizationAware",
     "SharedWeights",

@@ -193,6 +193,26 @@ def graph_parents(model: keras.Model) -> dict[Any, list[Any]]:
     }
 
 
+def name_apart(tensors: Any, taken: set[str]) -> None:
+    """Renames the operations, layers apart, behind symbolic tensors where others have their names.
+
+    Keras numbers operations by itself, and does not look at the names that a user gave to layers.
+    """
+    waiting, seen = keras.tree.flatten(tensors), set()
+    while waiting:
+        operation = waiting.pop()._keras_history.operation
+        if id(operation) in seen:
+            continue
+        seen.add(id(operation))
+        waiting += [tensor for node in operation._inbound_nodes for tensor in node.input_tensors]
+        if not isinstance(operation, Layer):
+            number, name = 0, operation.name
+            while operation.name in taken:
+                number += 1
+                operation.name = f"{name}_op{number}"
+            taken.add(operation.name)
+
+
 def replace_arguments(graph: keras.Model, change: Callable[[Any], Any]) -> None:
     """Changes what the operations of a graph are called with beside its tensors (`Node.arguments`)."""
     graph = getattr(graph, "_functional", None) or graph  # of a Sequential model

@@ -12,6 +12,7 @@ does not: the mathematics (`numerics`), files (`export`), and what is done to on
 
 from keras_qareg.models.converting import wnq
 from keras_qareg.models.distilling import distill
+from keras_qareg.models.legacy import from_tf_keras
 from keras_qareg.models.reading import codebooks, kernel_codebooks
 from keras_qareg.models.recalibrating import recalibrate
 from keras_qareg.models.sharing import share_weights
@@ -21,6 +22,7 @@ from keras_qareg.models.wrapping import quantization_aware
 __all__ = [
     "codebooks",
     "distill",
+    "from_tf_keras",
     "kernel_codebooks",
     "quantization_aware",
     "quantizes_inputs",

@@ -103,6 +103,15 @@ def test_normalization_by_batches_and_back():
     assert (layer.momentum, layer.trainable, "call" in vars(layer)) == (0.9, False, False)
 
 
+def test_operations_get_names_that_layers_have_not():
+    inputs = keras.Input((2,))
+    outputs = layers.Dense(1, name="add")(ops.square(inputs) + 1.0)
+    operation = outputs._keras_history.operation._inbound_nodes[0].input_tensors[0]
+    taken = operation._keras_history.operation.name
+    keras_private.name_apart(outputs, {taken})
+    assert keras.Model(inputs, outputs).get_layer(f"{taken}_op1").name == f"{taken}_op1"
+
+
 @pytest.mark.one_backend
 def test_private_names_are_used_in_this_module_alone():
     private = ("._flatten_layers", "._layers", "_run_through_graph", "._call_signature", ".call = ")
