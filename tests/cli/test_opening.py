@@ -118,7 +118,8 @@ def test_files_of_keras_2(legacy, run, refused):
     assert (status, errors) == (0, "") and "depth/kernel" in printed
     legacy(lambda layers: layers[1]["config"].update(unheard=1))
     assert refused("inspect", path) == (
-        "Expected settings that layers of Keras 3 have. Received: DepthwiseConv2D 'depth' with unheard=1."
+        "Expected settings that layers of Keras 3 have. Received: DepthwiseConv2D 'depth' with "
+        "unheard=1."
     )
     legacy(lambda layers: layers[1].update(class_name="Mine"))
     assert refused("inspect", path) == (
@@ -140,10 +141,12 @@ def test_a_loss_that_is_unknown_is_needed_for_tuning_alone(legacy, tmp_path, run
     status, _, errors = run(*words, "--force", "--data", tmp_path / "data.npz")
     first, second = errors.splitlines()
     assert status == 2 and first.startswith(
-        "keras-qareg: warning: 'sequential' is not compiled, because Keras 3 has not its optimizer, loss "
-        "or metrics (it has no Unheard)."
+        "keras-qareg: warning: 'sequential' is not compiled, because Keras 3 has not its optimizer, "
+        "loss or metrics (it has no Unheard)."
     )
     assert second.endswith("Name one, for example --loss sparse_categorical_crossentropy")
+    words += ["--force", "--data", tmp_path / "data.npz", "--epochs", 1, "--loss", "mse"]
+    assert run(*words)[0] == 0
 
 
 @pytest.mark.one_backend
@@ -157,8 +160,8 @@ def test_what_needs_tf_keras_says_so(tmp_path, monkeypatch, refused):
     monkeypatch.setattr(paths, "has_tf_keras", lambda: False)
     monkeypatch.setattr(objects, "tf_keras", lambda: None)
     assert refused("inspect", tmp_path / "saved") == (
-        f"Expected a Keras model file (.keras or .h5). Received: {tmp_path}/saved, which is a TensorFlow "
-        "SavedModel, which Keras 3 cannot open. If Keras 2 wrote it, tf_keras can: pip install "
+        f"Expected a Keras model file (.keras or .h5). Received: {tmp_path}/saved, which is a "
+        "TensorFlow SavedModel, which Keras 3 cannot open. If Keras 2 wrote it, tf_keras can: pip install "
         "'keras-qareg[tf-keras]'"
     )
     assert refused("inspect", tmp_path / "old.keras") == (
@@ -175,3 +178,22 @@ def test_what_tf_keras_wrote(tmp_path, run, name):
     model.save(tmp_path / name, save_format="tf" if name == "saved" else "keras")
     status, printed, errors = run("inspect", tmp_path / name)
     assert (status, errors) == (0, "") and "out/kernel" in printed
+
+
+@pytest.mark.one_backend
+def test_weights_alone_are_no_model(tmp_path, refused):
+    small_cnn().save_weights(tmp_path / "m.weights.h5")
+    assert refused("inspect", tmp_path / "m.weights.h5") == (
+        f"Expected a Keras model file (.keras or .h5). Received: {tmp_path}/m.weights.h5, which has "
+        "weights alone. Load them into the model and save that as .keras"
+    )
+
+
+@pytest.mark.one_backend
+def test_a_damaged_model_takes_one_line(saved, refused):
+    content = bytearray((saved / "model.keras").read_bytes())
+    content[3000:3100] = bytes(np.random.default_rng(0).integers(0, 256, 100, "uint8"))
+    (saved / "damaged.keras").write_bytes(content)
+    assert refused("inspect", saved / "damaged.keras").startswith(
+        f"Expected a readable Keras model file. Received: {saved}/damaged.keras ("
+    )
