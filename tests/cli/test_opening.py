@@ -97,7 +97,9 @@ def test_code_in_a_file_is_not_run(tmp_path, refused):
 def legacy(tmp_path):
     """An HDF5 file as Keras 2 wrote them, and a function that changes its configuration."""
     stack = [keras.Input((8, 8, 4)), keras.layers.DepthwiseConv2D(3, name="depth")]
-    model = keras.Sequential([*stack, keras.layers.Flatten(), keras.layers.Dense(3, name="out")])
+    model = keras.Sequential(
+        [*stack, keras.layers.Flatten(), keras.layers.Dense(3, name="out")], name="old"
+    )
     model.compile("sgd", "mse", metrics=["mae"])
     model.save(tmp_path / "old.h5")
 
@@ -141,7 +143,7 @@ def test_a_loss_that_is_unknown_is_needed_for_tuning_alone(legacy, tmp_path, run
     status, _, errors = run(*words, "--force", "--data", tmp_path / "data.npz")
     first, second = errors.splitlines()
     assert status == 2 and first.startswith(
-        "keras-qareg: warning: 'sequential' is not compiled, because Keras 3 has not its optimizer, "
+        "keras-qareg: warning: 'old' is not compiled, because Keras 3 has not its optimizer, "
         "loss or metrics (it has no Unheard)."
     )
     assert second.endswith("Name one, for example --loss sparse_categorical_crossentropy")
@@ -161,8 +163,8 @@ def test_what_needs_tf_keras_says_so(tmp_path, monkeypatch, refused):
     monkeypatch.setattr(objects, "tf_keras", lambda: None)
     assert refused("inspect", tmp_path / "saved") == (
         f"Expected a Keras model file (.keras or .h5). Received: {tmp_path}/saved, which is a "
-        "TensorFlow SavedModel, which Keras 3 cannot open. If Keras 2 wrote it, tf_keras can: pip install "
-        "'keras-qareg[tf-keras]'"
+        "TensorFlow SavedModel, which Keras 3 cannot open. If Keras 2 wrote it, tf_keras can: pip "
+        "install 'keras-qareg[tf-keras]'"
     )
     assert refused("inspect", tmp_path / "old.keras") == (
         f"Expected tf_keras, to open {tmp_path}/old.keras, which Keras 2 wrote. Received: none. Install "

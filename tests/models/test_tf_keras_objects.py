@@ -89,7 +89,7 @@ def perturbed(model):
     """The model with weights that tell places apart, where they are zeros and ones at first."""
     random = np.random.default_rng(1)
     for weight in model.weights:
-        if weight.trainable or "moving" in weight.name:
+        if getattr(weight, "trainable", False) or "moving" in getattr(weight, "name", ""):
             weight.assign(np.abs(weight + random.normal(size=weight.shape) / 5))
     return model
 
