@@ -108,7 +108,7 @@ def legacy(tmp_path):
             config = json.loads(file.attrs["model_config"])
             text(config["config"]["layers"])
             file.attrs["model_config"] = json.dumps(config)
-            file.attrs["keras_version"] = "2.4.0"
+            file.attrs.update(keras_version="2.4.0", backend="tensorflow")
         return tmp_path / "old.h5"
 
     return change
