@@ -123,9 +123,6 @@ def models(files, out):
         "was made from; `keras-qareg inspect` shows what is in it",
         "m.qareg": "an archive of keras-qareg. Make a model of it first: `keras-qareg unarchive {} "
         "--out MODEL.keras`",
-        "saved_model": "a TensorFlow SavedModel, which Keras 3 cannot open. If Keras 2 wrote it, pip "
-        "install tf_keras, save it as .h5 with tf_keras.models.load_model('{}').save('model.h5'), "
-        "and pass that",
         "broken.keras": "a file of another kind",
         "data.npz": "a .npz file",
         ".": "a folder",
