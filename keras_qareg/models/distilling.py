@@ -52,7 +52,7 @@ def distill(
     >>> trainer.compile("adam")
     >>> history = trainer.fit(np.ones((8, 4), "float32"), verbose=0)
     >>> sorted(history.history)
-    ['divergence', 'loss']
+    ['agreement', 'divergence', 'loss']
     """
     return Distiller(student, teacher, temperature=temperature, weight=weight)
 
