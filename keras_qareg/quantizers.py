@@ -25,7 +25,7 @@ from keras import ops
 
 from keras_qareg.choices import Described, deserialized, find
 from keras_qareg.numerics import replicas
-from keras_qareg.numerics.basis import Grid, best_change, grid_of, nearest
+from keras_qareg.numerics.basis import Grid, best_basis, best_change, grid_of, nearest
 from keras_qareg.numerics.codebook import Codebook
 from keras_qareg.numerics.compiled import Tensor, constant, custom_gradient
 
@@ -148,8 +148,11 @@ class WeightNormalizationQuantizer(_LearnedLevels):
         flat = self._flat(weights, basis)
         return basis + (1.0 - self.momentum) * self._correction(flat, basis)
 
-    def fit(self, weights: Tensor, channel_axes: int = 1) -> Tensor:
-        """A basis for a kernel: nearest levels and least squares in turn, 20 times.
+    def start(self, weights: Tensor, channel_axes: int = 1) -> Tensor:
+        """A basis for a new kernel: nearest levels and least squares in turn, 20 times.
+
+        From evenly spaced levels, by operations of the backend alone, which layers that are built in
+        the middle of a graph need.
 
         Args:
             weights: Tensor, the latent kernel.
@@ -169,6 +172,21 @@ class WeightNormalizationQuantizer(_LearnedLevels):
         return ops.fori_loop(
             0, ITERATIONS, lambda _, basis: basis + self._correction(flat, basis), basis
         )
+
+    def fit(self, weights: Tensor, channel_axes: int = 1) -> Tensor:
+        """The basis for a trained kernel, by least squares from several starts (`basis.best_basis`).
+
+        Args:
+            weights: Array or tensor, the latent kernel.
+            channel_axes: As in `basis_shape`.
+
+        Returns:
+            A float32 tensor of the shape `basis_shape(weights.shape, channel_axes)`.
+        """
+        shape = self.basis_shape(weights.shape, channel_axes)
+        normalized = ops.convert_to_numpy(self.normalized(weights)[0])
+        flat = normalized.reshape(-1, math.prod(shape[1:]))
+        return ops.convert_to_tensor(best_basis(flat, self.bits, self.uniform).reshape(shape))
 
     def codebook(self, weights: Tensor, basis: Tensor) -> Codebook:
         """The levels and indices of the quantized kernel: `codebook(w, v).weights == quantizer(w, v)`.

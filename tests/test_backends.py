@@ -148,7 +148,7 @@ def start_of(normalized):
     return 0.5 * 0.996 * np.outer([1.0, 2.0], np.sqrt(np.square(normalized).mean(axis=0)))
 
 
-def test_wnq_fits_and_updates_by_least_squares():
+def test_wnq_starts_and_updates_by_least_squares():
     quantizer = WeightNormalizationQuantizer(2, momentum=0.9)
     normalized = WEIGHTS.astype("float64") / np.abs(WEIGHTS).max()
     basis = start_of(normalized)
@@ -157,7 +157,7 @@ def test_wnq_fits_and_updates_by_least_squares():
     np.testing.assert_allclose(updated, expected, **EXACT)
     for _ in range(20):
         basis = fitted(normalized, basis)
-    np.testing.assert_allclose(*arrays(quantizer.fit(WEIGHTS)), basis, **EXACT)
+    np.testing.assert_allclose(*arrays(quantizer.start(WEIGHTS)), basis, **EXACT)
 
 
 @pytest.mark.parametrize("normalize", [True, False])

@@ -94,9 +94,7 @@ class WeightNormalized(keras.layers.Layer):
                 "Use fewer bits, or per_channel=False.",
                 stacklevel=2,
             )
-        self.basis = self._add_basis(
-            "basis", shape, lambda shape, dtype=None: self._fitted_basis(dtype)
-        )
+        self.basis = self._add_basis("basis", shape, self._first_basis)
         self.activation_basis = None
         if self.activation_quantizer is not None:
             self.activation_basis = self._add_basis(
@@ -114,11 +112,11 @@ class WeightNormalized(keras.layers.Layer):
             aggregation="only_first_replica",
         )
 
-    def _fitted_basis(self, dtype: Any = "float32") -> Any:
-        return ops.cast(self.quantizer.fit(self.kernel, self._channel_axes), dtype)
+    def _first_basis(self, shape: Any, dtype: Any = "float32") -> Any:
+        return ops.cast(self.quantizer.start(self.kernel, self._channel_axes), dtype)
 
     def fit_basis(self) -> None:
-        """Starts the basis anew from the kernel as it is: after the kernel was set by hand.
+        """Finds the best basis for the kernel as it is: after the kernel was set by hand.
 
         Raises:
             ValueError: If the kernel has NaN or infinite weights.
@@ -127,7 +125,7 @@ class WeightNormalized(keras.layers.Layer):
             check_finite(ops.convert_to_numpy(self.kernel))
         except ValueError as error:
             raise ValueError(f"Kernel of layer '{self.name}': {error}") from error
-        self.basis.assign(self._fitted_basis())
+        self.basis.assign(self.quantizer.fit(self.kernel, self._channel_axes))
 
     @property
     def quantized_kernel(self) -> Any:
