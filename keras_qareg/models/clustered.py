@@ -19,6 +19,7 @@ from keras_qareg.models.accounting import inner_layer
 from keras_qareg.models.cloning import own_regularizer
 from keras_qareg.models.stripping import used_kernels
 from keras_qareg.numerics import clustering, grids, tables
+from keras_qareg.numerics.balancing import balanced
 from keras_qareg.numerics.codebook import Codebook
 from keras_qareg.numerics.rate_distortion import assigned, rate_distortion
 
@@ -161,6 +162,8 @@ def _cluster(layer: Layer, wanted: Wanted, way: Way) -> list[tuple[Codebook, boo
                 book = _of_centroids(values, centroids, means, zero, wanted.table)
             else:
                 book = _found(values, levels, scaled, zero, way.method, wanted.table, rate)
+            if axes and centroids is None and way.method == "auto":
+                book = balanced(values, book, axes)
             books.append((book, zero))
         except ValueError as error:
             raise ValueError(f"Kernel '{kernel.path}': {error}") from error

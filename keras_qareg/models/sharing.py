@@ -76,7 +76,9 @@ def share_weights(
         weights: Which weights are kernels, as in `quantization_aware`.
         method: `"auto"` takes the trained centroids where a layer has them, each then moved to the
             mean of its members (arXiv 2602.03614), the basins of a `Sine` or `Cosine`, and exact
-            k-means elsewhere. `"trained"` is the same, but an error where a layer has no centroids;
+            k-means elsewhere, where a few weights then take the level on their other side, so that
+            the errors of a channel do not add up (`numerics.balancing`). `"trained"` is the same, but
+            an error where a layer has no centroids;
             `"kmeans"`, `"quantile"` and `"uniform"` look at the weights alone. `"rate-distortion"` is
             for archives, whose indices are entropy-coded: least squared error and bits together, with
             as many levels as that takes, at most `levels` (`None`: 256).
