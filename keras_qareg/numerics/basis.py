@@ -137,9 +137,9 @@ def best_basis(values: np.ndarray, bits: int, evenly: bool = False) -> np.ndarra
 
     Example:
 
-    >>> weights = np.random.default_rng(0).normal(size=(1000, 1))
-    >>> best_basis(weights, bits=2).round(1).tolist()
-    [[0.5], [1.0]]
+    >>> weights = np.array([[-3.0], [-1.0], [1.0], [3.0]])
+    >>> best_basis(weights, bits=2).round(3).tolist()
+    [[1.0], [2.0]]
     """
     starts = _starts(bits, evenly)
     direction = 2.0 ** np.arange(bits) if evenly else None
