@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -12,13 +15,14 @@ from keras_qareg import regularizers
 from keras_qareg.allocation import allocate
 from keras_qareg.choices import check_choice
 from keras_qareg.data import read
+from keras_qareg.export import save_archive
 from keras_qareg.layers import QuantizationAware, Weights
 from keras_qareg.models import quantization_aware, share_weights, strip, wnq
 from keras_qareg.models.configuring import Setting
 from keras_qareg.models.distilling import TEMPERATURE
 from keras_qareg.models.selection import Layers, check_built, wrappers
 from keras_qareg.models.training import Job, Stage
-from keras_qareg.plans import Plan
+from keras_qareg.plans import Plan, PlannedKernel
 from keras_qareg.report import table as text_table
 
 METHODS = (
@@ -30,6 +34,8 @@ _DEFAULT_METHOD, _LEVELS = "nearest_squared", 16
 _JUDGED, _PLANNED = 2048, 512
 # The share of the epochs that tune centroids at the end, and of the learning rate.
 _TUNING_EPOCHS, _TUNING_RATE = 0.2, 0.1
+# How far rates may be from the planned ones after training, and how often that range is halved.
+_WIDEST, _HALVINGS = 16.0, 8
 
 
 @dataclass(frozen=True)
@@ -220,7 +226,7 @@ def compressed(
         rate = options.optimizer or job.adam(options.learning_rate, options.epochs - tuning)
         job.train(student, options.epochs - tuning, rate)
         stages += [Stage("trained", job.judge(student)())]
-        network = student if options.method == "wnq" else _shared(student, options, None)
+        network = _after_training(student, options, plan)
     stages += [job.recalibrated(network, "recalibrated")]
     if tuning:
         share = 1.0 if options.method == "kmeans" else _TUNING_RATE
@@ -313,6 +319,53 @@ def _student(model: keras.Model, options: Options, levels: Any) -> keras.Model:
         if isinstance(layer, QuantizationAware):
             layer.place_centroids()
     return student
+
+
+def _after_training(student: keras.Model, options: Options, plan: Plan | None) -> keras.Model:
+    """What is tuned: the trained kernels with shared weights."""
+    if options.method == "wnq":
+        return student
+    if plan is None or not plan.rates:
+        return _shared(student, options, None)
+    for layer in wrappers(student):  # kernels were free to move: they are coded anew
+        layer.placed.assign(0.0)
+    return fitting(
+        lambda factor: _shared(
+            student,
+            options,
+            replace(plan, rows=tuple(_cheaper(row, factor) for row in plan.rows)),
+        ),
+        plan.bytes,
+    )
+
+
+def _cheaper(row: PlannedKernel, factor: float) -> PlannedKernel:
+    """A kernel of a plan of which a bit may cost so many times as much."""
+    return row if row.rate is None else replace(row, rate=row.rate * factor)
+
+
+def fitting(shared: Callable[[float], keras.Model], most: int) -> keras.Model:
+    """The largest model whose archive has no more bytes, by what its bits may cost.
+
+    Args:
+        shared: Makes it from a factor of the rates.
+        most: Bytes.
+    """
+    low, high, best = 1 / _WIDEST, _WIDEST, None
+    for _ in range(_HALVINGS):
+        factor = (low * high) ** 0.5
+        found = shared(factor)
+        if archive_bytes(found) <= most:
+            best, high = found, factor
+        else:
+            low = factor
+    return shared(high) if best is None else best
+
+
+def archive_bytes(model: keras.Model) -> int:
+    """The size of the archive of a model."""
+    with tempfile.TemporaryDirectory() as folder:
+        return save_archive(model, Path(folder) / "model.qareg").stat().st_size
 
 
 def _bits(levels: Any) -> Any:

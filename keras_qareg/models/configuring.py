@@ -93,6 +93,13 @@ ACTIVATION_BITS = _bits("activation_bits", MAX_ACTIVATION_BITS)
 ARGUMENTS = {a.name: a for a in (LEVELS, REGULARIZER, TABLE, SCALE, BITS, ACTIVATION_BITS)}
 
 
+def planned_rates(levels: Any) -> dict[str, float]:
+    """What a bit of each kernel may cost by a plan for an archive; of any other setting, nothing."""
+    rates = getattr(levels, "rates", None) or {}
+    shared = [path for path, count in levels.levels.items() if count is not None] if rates else []
+    return {path: rates.get(path, 0.0) for path in shared}
+
+
 class Resolved:
     """What each layer gets of an argument.
 

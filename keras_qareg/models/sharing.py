@@ -21,7 +21,15 @@ from keras_qareg.layers.keras_private import set_trainable_alone
 from keras_qareg.models.accounting import inner_layer, own_weights
 from keras_qareg.models.cloning import clone
 from keras_qareg.models.clustered import Wanted, Way, cluster_all, has_centroids, trained_levels
-from keras_qareg.models.configuring import LEVELS, RATE, SCALE, TABLE, Setting, resolve
+from keras_qareg.models.configuring import (
+    LEVELS,
+    RATE,
+    SCALE,
+    TABLE,
+    Setting,
+    planned_rates,
+    resolve,
+)
 from keras_qareg.models.selection import (
     Layers,
     check_built,
@@ -126,9 +134,8 @@ def share_weights(
     >>> [book.levels_used for book in qareg.codebooks(shared).values()]
     [4]
     """
-    if method == "auto" and getattr(levels, "rates", None):  # a plan for an archive
-        shared = [path for path, count in levels.levels.items() if count is not None]  # type: ignore
-        method, rate = _BY_RATE, {path: levels.rates.get(path, 0.0) for path in shared}  # type: ignore
+    if method == "auto" and planned_rates(levels):
+        method, rate = _BY_RATE, planned_rates(levels)
     check_sharing(model, method, rate, trainable, zero_centroid)
     chosen = select(model, layers, weights)
     sizes = _levels(model, chosen, levels, weights, method)

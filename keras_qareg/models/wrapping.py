@@ -10,7 +10,15 @@ from keras.layers import Layer
 from keras_qareg import regularizers
 from keras_qareg.layers import QuantizationAware, Weights, kernels
 from keras_qareg.models.cloning import clone, fresh, own_regularizer
-from keras_qareg.models.configuring import LEVELS, REGULARIZER, TABLE, Setting, resolve
+from keras_qareg.models.configuring import (
+    LEVELS,
+    RATE,
+    REGULARIZER,
+    TABLE,
+    Setting,
+    planned_rates,
+    resolve,
+)
 from keras_qareg.models.selection import (
     Layers,
     check_built,
@@ -99,6 +107,7 @@ def quantization_aware(
                 straight_through=straight_through,
                 table=tables.value(layer),
                 levels=levels if len(set(levels)) > 1 else None,
+                rates=its.rates or None,
                 kernel_names=names_of_kernels(layer, weights, its.levels),
                 name=layer.name,
                 trainable=layer.trainable,
@@ -118,6 +127,7 @@ def quantization_aware(
 class _Wrap(NamedTuple):
     regularizer: regularizers.QuantizationRegularizer
     levels: list[int | None]
+    rates: list[float]
 
 
 def _wanted(
@@ -133,6 +143,8 @@ def _wanted(
         given = resolve(REGULARIZER, regularizer, model, candidates, weights=weights)
     if levels is not None:
         sizes = resolve(LEVELS, levels, model, candidates, weights=weights)
+    rates = planned_rates(levels)
+    costs = resolve(RATE, rates, model, candidates, weights=weights) if rates else None
     found = {}
     for layer in candidates:
         own = own_regularizer(layer) if given is None else given.value(layer)
@@ -141,6 +153,7 @@ def _wanted(
         its = sizes.kernel_values(layer) if sizes else [own.levels] * len(kernels(layer, weights))
         several = {n for n in its if n is not None}
         if several and large_enough(layer, its, weights):
-            same = len(several) == 1
-            found[id(layer)] = _Wrap(own.with_levels(*several) if same else own, its)
+            own = own.with_levels(*several) if len(several) == 1 else own
+            pairs = zip(its, costs.kernel_values(layer), strict=True) if costs else []
+            found[id(layer)] = _Wrap(own, its, [rate for n, rate in pairs if n is not None])
     return found
