@@ -53,7 +53,7 @@ class QuantizationAware(KernelWrapper):
             knows nothing of it; fixed basins are moved to such values when they are placed.
         levels: Integers from 2 to 256, one for each kernel, where these are not the regularizer's; its
             default strength is then that of each. Defaults to `None`.
-        rates: What a bit of each kernel may cost, in squared weights, where kernels are to be entropy-coded:
+        rates: What a bit of each kernel may cost, in squared weights, where they will be entropy-coded:
             centroids and the borders between them are then placed by `numerics.rate_distortion`, and
             borders stay. For learned centroids. Defaults to `None`: borders are in the middle.
         **kwargs: `name`, `trainable`, `dtype`, as for every Keras layer.
