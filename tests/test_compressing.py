@@ -1,0 +1,176 @@
+"""The whole job: what is trained, what is chosen, what is kept of the model, and what is refused."""
+
+import re
+
+import keras
+import numpy as np
+import pytest
+from keras import layers, ops
+
+import keras_qareg as qareg
+from keras_qareg.compressing import Options, archive_bytes, compressed
+from tests.helpers import BACKEND
+
+
+@pytest.fixture(scope="module")
+def task():
+    """A network that was trained on a task of three classes, and the task."""
+    keras.utils.set_random_seed(0)
+    x = np.random.default_rng(0).normal(size=(768, 8)).astype("float32")
+    y = np.abs(x[:, :3]).argmax(axis=1)
+    model = keras.Sequential(
+        [
+            keras.Input((8,)),
+            layers.Dense(48, name="a"),
+            layers.BatchNormalization(name="n"),
+            layers.ReLU(),
+            layers.Dense(24, "relu", name="b"),
+            layers.Dense(3, "softmax", name="c"),
+        ]
+    )
+    model.compile(
+        keras.optimizers.Adam(0.01), "sparse_categorical_crossentropy", metrics=["accuracy"]
+    )
+    model.fit(x, y, epochs=15, verbose=0)
+    return model, x, y
+
+
+def values_of(model):
+    return [ops.convert_to_numpy(weight).copy() for weight in model.weights]
+
+
+def distinct(model):
+    kernels = [model.get_layer(name).kernel for name in "abc"]
+    return [len(np.unique(ops.convert_to_numpy(kernel))) for kernel in kernels]
+
+
+def test_inputs_alone_are_enough(task):
+    model, x, y = task
+    before = values_of(model)
+    done = compressed(model, x, (x, y), Options(levels=4, epochs=4, seed=1, verbose=0))
+    names = [stage.name for stage in done.stages]
+    assert names == ["float", "quantized", "trained", "recalibrated", "tuned"]
+    first, *_, last = done.stages
+    assert first.results["divergence"] == pytest.approx(0, abs=1e-6)
+    assert first.results["accuracy"] == pytest.approx(
+        model.evaluate(x, y, verbose=0, return_dict=True)["accuracy"]
+    )
+    assert last.results["divergence"] < 0.8 * done.stages[1].results["divergence"]
+    assert last.results["accuracy"] > done.stages[1].results["accuracy"]
+    plain = qareg.strip(done.model)
+    assert max(distinct(plain)) <= 4
+    assert [type(layer) for layer in plain.layers] == [type(layer) for layer in model.layers]
+    for weight, value in zip(model.weights, before, strict=True):
+        np.testing.assert_array_equal(ops.convert_to_numpy(weight), value)
+    table = str(done).splitlines()
+    assert table[0].split() == ["step", "accuracy", "agreement", "divergence", "loss"]
+
+
+@pytest.mark.one_backend
+def test_a_seed_gives_the_same_model_and_labels_another(task):
+    model, x, y = task
+    options = {"levels": 4, "epochs": 1, "seed": 3, "verbose": 0}
+    one, same = (qareg.compress(model, x, **options) for _ in range(2))
+    other = qareg.compress(model, x, y, **options)
+    for a, b in zip(one.weights, same.weights, strict=True):
+        np.testing.assert_array_equal(ops.convert_to_numpy(a), ops.convert_to_numpy(b))
+    assert any(
+        not np.array_equal(ops.convert_to_numpy(a), ops.convert_to_numpy(b))
+        for a, b in zip(one.weights, other.weights, strict=True)
+    )
+
+
+@pytest.mark.one_backend
+@pytest.mark.parametrize("method", ["wnq", "kmeans"])
+def test_other_methods(task, method):
+    model, x, y = task
+    batches = [(x[i : i + 64], y[i : i + 64]) for i in range(0, 512, 64)]
+    done = compressed(model, batches, None, Options(4, epochs=2, method=method, verbose=0))
+    first, *_, last = done.stages
+    assert last.results["divergence"] < 1.0 and first.name == "float"
+    books = qareg.codebooks(done.model)
+    assert all(len(np.unique(book.indices)) <= 4 for book in books.values())
+
+
+@pytest.mark.one_backend
+def test_each_layer_may_have_levels_of_its_own(task):
+    model, x, _ = task
+    small = qareg.compress(model, x, levels={"a": 8, "b": 2}, epochs=1, verbose=0)
+    assert distinct(small)[:2] == [8, 2] and distinct(small)[2] > 16
+
+
+@pytest.mark.one_backend
+def test_an_archive_stays_in_its_budget(task):
+    model, x, y = task
+    options = Options(target_bytes=3600, form="archive", epochs=2, seed=0, verbose=0)
+    done = compressed(model, (x, y), options=options)
+    assert 3300 < archive_bytes(done.model) <= 3600
+    assert done.plan.weights == "archive" and done.plan.rates
+
+
+@pytest.mark.one_backend
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="LiteRT export needs the TensorFlow backend")
+def test_a_tflite_stays_in_its_budget(task, tmp_path):
+    model, x, _ = task
+    done = compressed(model, x, options=Options(target_bytes=4800, epochs=1, verbose=0))
+    report = qareg.export.litert(done.model, tmp_path / "m.tflite", done.plan.weights)
+    assert report.bytes <= 4800
+
+
+@pytest.mark.one_backend
+def test_a_step_of_ones_own_and_no_data(task):
+    model, x, y = task
+
+    class Own(keras.Model):
+        seen = 0
+
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            self.inner = layers.Dense(3, name="inner")
+
+        def call(self, inputs):
+            return self.inner(inputs)
+
+        def train_step(self, *args):
+            Own.seen += 1
+            return super().train_step(*args)
+
+    own = Own()
+    own.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    own(x[:1])
+    done = compressed(own, (x, y), options=Options(4, epochs=2, verbose=0))
+    assert Own.seen and "divergence" not in done.stages[-1].results
+    assert compressed(model, None, options=Options(4)).stages == ()
+
+
+@pytest.mark.one_backend
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"levels": 4, "target_bytes": 100},
+            "Expected one of `levels`, `target_bytes` and `target_ratio`. Received: levels=4, "
+            "target_bytes=100, target_ratio=None",
+        ),
+        (
+            {"x": None, "target_bytes": 100},
+            "Expected inputs with a budget, on which the harm of few levels is measured. Received: "
+            "x=None",
+        ),
+        ({"epochs": 0}, "Expected `epochs` to be a positive integer. Received: 0"),
+        ({"batch_size": 2.5}, "Expected `batch_size` to be a positive integer. Received: 2.5"),
+        (
+            {"levels": 5, "method": "wnq"},
+            "Expected `levels` of 2, 4, 8 or 16 with method='wnq'. Received: levels=5",
+        ),
+        ({"x": np.zeros((4, 3))}, "Expected `x` to have inputs of shape (None, 8)"),
+        (
+            {"validation_data": np.zeros((4, 3))},
+            "Expected `validation_data` to have inputs of shape (None, 8)",
+        ),
+    ],
+)
+def test_what_is_refused(task, arguments, message):
+    model, x, _ = task
+    with pytest.raises(ValueError, match="^" + re.escape(message)):
+        qareg.compress(model, **{"x": x, "verbose": 0, **arguments})
