@@ -56,7 +56,7 @@ class Batches(keras.utils.PyDataset):
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, ...]:
         places = self.order[index * self.batch_size : (index + 1) * self.batch_size]
-        pixels = augmented(self.data.images[places].astype("float32"), self.random)
+        pixels = augmented(self.data.images[places].astype("float32"), self.random, 1 / 16)
         return (pixels, self.data.labels[places]) if self.labels else (pixels,)
 
     def on_epoch_end(self) -> None:

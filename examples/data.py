@@ -179,10 +179,10 @@ class _Batches(keras.utils.PyDataset):
         self.on_epoch_end()
 
 
-def augmented(pixels: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """Each image turned over with probability 1/2, and moved by up to an eighth, zeros coming in."""
+def augmented(pixels: np.ndarray, random: np.random.Generator, share: float = 1 / 8) -> np.ndarray:
+    """Each image turned over with probability 1/2, and moved by up to a share, zeros coming in."""
     count, height, width = pixels.shape[:3]
-    tall, wide = height // 8, width // 8
+    tall, wide = int(height * share), int(width * share)
     padded = np.pad(pixels, ((0, 0), (tall, tall), (wide, wide), (0, 0)))
     rows = random.integers(0, 2 * tall + 1, count)[:, None] + np.arange(height)
     columns = random.integers(0, 2 * wide + 1, count)[:, None] + np.arange(width)

@@ -13,12 +13,13 @@ import keras
 
 from keras_qareg import regularizers
 from keras_qareg.allocation import allocate
+from keras_qareg.callbacks import PenaltySchedule
 from keras_qareg.choices import check_choice
 from keras_qareg.data import read
 from keras_qareg.export import save_archive
 from keras_qareg.layers import QuantizationAware, Weights
 from keras_qareg.models import quantization_aware, share_weights, strip, wnq
-from keras_qareg.models.configuring import Setting
+from keras_qareg.models.configuring import Setting, planned_rates
 from keras_qareg.models.distilling import TEMPERATURE
 from keras_qareg.models.selection import Layers, check_built, wrappers
 from keras_qareg.models.training import Job, Stage
@@ -29,7 +30,7 @@ METHODS = (
     *("auto", "sine", "cosine", "nearest_squared", "nearest_exponential", "wnq"),
     "kmeans",
 )
-_DEFAULT_METHOD, _LEVELS = "nearest_squared", 16
+_FOR_LEVELS, _FOR_ARCHIVES, _LEVELS = "sine", "nearest_squared", 16
 # Examples to choose by where there are no validation data, and inputs that a plan looks at.
 _JUDGED, _PLANNED = 2048, 512
 # The share of the epochs that tune centroids at the end, and of the learning rate.
@@ -120,9 +121,10 @@ def compress(
         batch_size: Examples a step, where `x` is arrays. Defaults to 64.
         optimizer: A Keras optimizer for training. By default Adam, whose rate falls by a cosine.
         learning_rate: Of that Adam, at the start. Tuning starts with a tenth. Defaults to 1e-3.
-        method: `"auto"` (default) is `"nearest_squared"`; it and `"nearest_exponential"` learn their
-            centroids, `"sine"` and `"cosine"` have evenly spaced ones; `"wnq"` learns levels of each
-            channel, 2, 4, 8 or 16; `"kmeans"` shares weights at once and tunes the centroids alone.
+        method: `"sine"` and `"cosine"` train under a penalty with evenly spaced levels,
+            `"nearest_squared"` and `"nearest_exponential"` with learned ones; `"wnq"` learns 2, 4, 8
+            or 16 levels a channel; `"kmeans"` shares weights at once and tunes the centroids alone.
+            `"auto"` (default) is `"sine"`, and for archives `"nearest_squared"`, without a penalty.
         distillation: Float from 0 up, the factor of the divergence from the float model beside the loss
             of labels; 0: labels alone. Defaults to 1.
         temperature: What logits are divided by before probabilities are compared. Defaults to 2.
@@ -224,7 +226,7 @@ def compressed(
         tuning = 0 if options.method == "wnq" else tuning
         stages += [job.recalibrated(student, "quantized")]
         rate = options.optimizer or job.adam(options.learning_rate, options.epochs - tuning)
-        job.train(student, options.epochs - tuning, rate)
+        job.train(student, options.epochs - tuning, rate, _schedules(student))
         stages += [Stage("trained", job.judge(student)())]
         network = _after_training(student, options, plan)
     stages += [job.recalibrated(network, "recalibrated")]
@@ -305,11 +307,14 @@ def _student(model: keras.Model, options: Options, levels: Any) -> keras.Model:
     """A copy that computes with its quantized kernels, and trains straight through."""
     if options.method == "wnq":
         return wnq(model, _bits(levels), layers=options.layers, skip=())
-    found = regularizers.get(_DEFAULT_METHOD if options.method == "auto" else options.method)
+    by_rate = bool(planned_rates(levels))
+    kinds = {"auto": _FOR_ARCHIVES if by_rate else _FOR_LEVELS}
+    found = regularizers.get(kinds.get(options.method, options.method))
     assert found is not None
     student = quantization_aware(
         model,
-        type(found)(strength=0.0),
+        # A penalty pulls to the nearest level, which is not the one that a rate gives a weight.
+        type(found)(strength=0.0) if by_rate else type(found)(),
         options.layers,
         levels=levels,
         weights=options.weights,
@@ -319,6 +324,15 @@ def _student(model: keras.Model, options: Options, levels: Any) -> keras.Model:
         if isinstance(layer, QuantizationAware):
             layer.place_centroids()
     return student
+
+
+def _schedules(student: keras.Model) -> list[keras.callbacks.Callback]:
+    """The penalty rises from the start: the weights were trained without one already."""
+    penalized = any(
+        isinstance(layer, QuantizationAware) and layer.regularizer.strength
+        for layer in wrappers(student)
+    )
+    return [PenaltySchedule(warmup_epochs=0)] if penalized else []
 
 
 def _after_training(student: keras.Model, options: Options, plan: Plan | None) -> keras.Model:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -91,14 +91,20 @@ class Job:
 
         return results
 
-    def train(self, network: keras.Model, epochs: int, optimizer: Any) -> None:
+    def train(
+        self,
+        network: keras.Model,
+        epochs: int,
+        optimizer: Any,
+        callbacks: Sequence[keras.callbacks.Callback] = (),
+    ) -> None:
         """Trains a network, and leaves it as it was after its best epoch, or at the start."""
         trainer = self.trainer(network, optimizer, self.has_loss and self.data.has_targets)
         best = _BestEpoch(self, network)
         trainer.fit(
             **self.data.fit_arguments(self.batch_size),
             epochs=epochs,
-            callbacks=[best],
+            callbacks=[*callbacks, best],
             verbose=self.verbose,
         )
         best.restore()
