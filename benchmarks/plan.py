@@ -24,7 +24,7 @@ from benchmarks import results
 from examples import training
 from keras_qareg.cli.opening import load_model
 from keras_qareg.export.litert.convert import draft
-from keras_qareg.numerics.divergence import divergence, kind_of
+from keras_qareg.numerics.divergence import add_up, divergence
 
 CALIBRATION, TEST = 2048, 10_000
 Data = tuple[np.ndarray, np.ndarray | None]
@@ -45,7 +45,10 @@ def measured(
     books = [pair for each in (kept, shared) for pair in qareg.codebooks(each).items()]
     size = len(draft(shared, books, form).content)
     right, got = outputs(model, test[0]), outputs(shared, test[0])
-    found = {"bytes": size, "divergence": divergence(right, got, kind_of(right))}
+    found = {
+        "bytes": size,
+        "divergence": divergence(right, got, "probabilities" if add_up(right) else "values"),
+    }
     if test[1] is not None:
         found["accuracy"] = 100 * float((got.argmax(-1) == test[1]).mean())
     return found

@@ -12,8 +12,9 @@ from keras.layers import BatchNormalization
 
 from keras_qareg.data import read
 from keras_qareg.layers.keras_private import layers_inside, normalizing_by_batches
+from keras_qareg.models.distilling import kinds_of_outputs
 from keras_qareg.numerics.codebook import Codebook
-from keras_qareg.numerics.divergence import divergence, kind_of
+from keras_qareg.numerics.divergence import add_up, divergence
 
 # Inputs that are looked at, and so many at a time, whose statistics normalize them.
 INPUTS, BATCH = 512, 256
@@ -59,11 +60,12 @@ class Probe:
         """
         if self._reference is None:
             self._reference = self._outputs()
+            kinds = kinds_of_outputs(self.model)
+            if len(kinds) != len(self._reference):  # a model without a graph
+                kinds = ["values"] * len(self._reference)
             self._kinds = [
-                kind_of(output, name)
-                for output, name in zip(
-                    self._reference, _activations(self.model, len(self._reference)), strict=True
-                )
+                "probabilities" if kind == "values" and add_up(output) else kind
+                for kind, output in zip(kinds, self._reference, strict=True)
             ]
         try:
             self.put(books)
@@ -97,16 +99,6 @@ class Probe:
                 outputs = keras.tree.flatten(self.model.predict_on_batch(batch))
                 found.append([np.asarray(output, "float32") for output in outputs])
         return [np.concatenate(parts) for parts in zip(*found, strict=True)]
-
-
-def _activations(model: keras.Model, count: int) -> list[str | None]:
-    """The name of the activation of the layer that makes each output, where that is known."""
-    try:
-        makers = [tensor._keras_history.operation for tensor in keras.tree.flatten(model.outputs)]
-    except AttributeError:  # a model without a graph
-        makers = [layer for layer in model.layers[-1:] if count == 1]
-    names = [getattr(getattr(x, "activation", None), "__name__", None) for x in makers]
-    return names if len(names) == count else [None] * count
 
 
 def interpolated(levels: np.ndarray, probes: Sequence[int], losses: Sequence[float]) -> np.ndarray:

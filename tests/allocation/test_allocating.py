@@ -52,7 +52,9 @@ def test_a_plan_meets_its_budget_and_beats_one_number_of_levels(inputs, tmp_path
         shared = qareg.share_weights(model, levels)
         qareg.recalibrate(shared, inputs[:256])
         report = qareg.export.litert(shared, tmp_path / f"{name}.tflite", "smallest")
-        return report.bytes, divergence(predict(model, inputs), predict(shared, inputs), "softmax")
+        return report.bytes, divergence(
+            predict(model, inputs), predict(shared, inputs), "probabilities"
+        )
 
     size, loss = made(4, "uniform")
     plan = planned(model, inputs, target_bytes=size, weights="smallest")
@@ -77,7 +79,7 @@ def test_rates_for_an_archive(inputs, tmp_path):
         shared = qareg.share_weights(model, levels)
         qareg.recalibrate(shared, inputs[:256])
         qareg.export.save_archive(shared, file)
-        loss = divergence(predict(model, inputs), predict(shared, inputs), "softmax")
+        loss = divergence(predict(model, inputs), predict(shared, inputs), "probabilities")
         return file.stat().st_size, loss
 
     size, loss = made(4)
@@ -164,7 +166,7 @@ def test_harm_is_what_recalibration_leaves(inputs):
     qareg.recalibrate(shared, inputs[:256])
     outputs = [predict(each, inputs[:256]) for each in (model, shared)]
     got = network.loss([4, None, None, None])
-    assert got == pytest.approx(divergence(*outputs, "softmax"), rel=1e-3)
+    assert got == pytest.approx(divergence(*outputs, "probabilities"), rel=1e-3)
     assert got > 1e-4
     assert network.loss([None] * 4) == 0
 
