@@ -4,8 +4,8 @@
     python -m benchmarks.plan --model resnet8.keras --data train.npz --test test.npz --out results
 
 For each number of levels, a model is shared with it and measured: bytes of its file, divergence of its
-outputs from the float model's on inputs that the plan never saw, and accuracy where there are labels.
-Then `allocate` chooses for so many bytes, and its plan is measured the same way. Both are recalibrated
+outputs from those of the float model, recalibrated too, on inputs that the plan never saw, and accuracy.
+Then `allocate` chooses for so many bytes, and its plan is measured the same way. All are recalibrated
 on the same inputs. Without `--model`, a network for digits is trained first.
 """
 
@@ -39,12 +39,14 @@ def measured(
     model: keras.Model, levels: Any, form: str, data: np.ndarray, test: Data
 ) -> dict[str, Any]:
     """A row: the bytes, divergence and accuracy of a model that is shared and recalibrated."""
+    reference = qareg.strip(model)
+    qareg.recalibrate(reference, data[:CALIBRATION])
     kept = qareg.share_weights(model, levels)
     shared = qareg.strip(kept)
     qareg.recalibrate(shared, data[:CALIBRATION])
     books = [pair for each in (kept, shared) for pair in qareg.codebooks(each).items()]
     size = len(draft(shared, books, form).content)
-    right, got = outputs(model, test[0]), outputs(shared, test[0])
+    right, got = outputs(reference, test[0]), outputs(shared, test[0])
     found = {
         "bytes": size,
         "divergence": divergence(right, got, "probabilities" if add_up(right) else "values"),
