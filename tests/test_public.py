@@ -30,6 +30,7 @@ FUNCTIONS = [
     "allocate",
     "codebooks",
     "compress",
+    "distill",
     "from_tf_keras",
     "quantization_aware",
     "recalibrate",
@@ -55,8 +56,9 @@ PUBLIC = [
     *(qareg.config.load, qareg.config.explain),
     qareg.numerics.clustering.kmeans,
 ]
-# `export.litert` takes a fourth by place: samples go with the form that they calibrate.
-MOST_BY_PLACE = {"litert": 4}
+# `export.litert` takes a fourth by place: samples go with the form that they calibrate; `compress` as
+# `fit` does.
+MOST_BY_PLACE = {"litert": 4, "compress": 4}
 
 
 def fresh(program):
