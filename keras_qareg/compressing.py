@@ -71,6 +71,7 @@ def compress(
     y: Any = None,
     validation_data: Any = None,
     *,
+    data: Any = None,
     levels: Setting[int] | None = None,
     target_bytes: int | None = None,
     target_ratio: float | None = None,
@@ -107,6 +108,7 @@ def compress(
         y: Targets of the inputs, as `fit` takes them. `None` (default): there are none.
         validation_data: What to choose epochs by, and to report on, in the forms of `x`, with targets
             or without. By default up to 2,048 of the training examples.
+        data: Instead of `x`, `y` and `sample_weight`: all in one, as in `allocate` and `recalibrate`.
         levels: Integer from 2 to 256, values a kernel, or a setting, as in `share_weights`; a `Plan` is
             one. Defaults to 16 where there is no budget.
         target_bytes: Positive integer: the most bytes of the file; instead of `levels`.
@@ -171,7 +173,10 @@ def compress(
         seed=seed,
         verbose=verbose,
     )
-    data = x if y is None else (x, y) if sample_weight is None else (x, y, sample_weight)
+    if data is not None and x is not None:
+        raise ValueError("Expected `x` or `data`. Received: both.")
+    if data is None:
+        data = x if y is None else (x, y) if sample_weight is None else (x, y, sample_weight)
     found = compressed(model, data, validation_data, options)
     if found.stages and verbose != 0:
         print(found)

@@ -71,7 +71,7 @@ def test_a_seed_gives_the_same_model_and_labels_another(task):
     model, x, y = task
     options = {"levels": 4, "epochs": 1, "seed": 3, "verbose": 0}
     one, same = (qareg.compress(model, x, **options) for _ in range(2))
-    other = qareg.compress(model, x, y, **options)
+    other = qareg.compress(model, data=(x, y), **options)
     for a, b in zip(one.weights, same.weights, strict=True):
         np.testing.assert_array_equal(ops.convert_to_numpy(a), ops.convert_to_numpy(b))
     assert any(
@@ -158,6 +158,7 @@ def test_a_step_of_ones_own_and_no_data(task):
             "Expected inputs with a budget, on which the harm of few levels is measured. Received: "
             "x=None",
         ),
+        ({"data": np.zeros((4, 8))}, "Expected `x` or `data`. Received: both."),
         ({"epochs": 0}, "Expected `epochs` to be a positive integer. Received: 0"),
         ({"batch_size": 2.5}, "Expected `batch_size` to be a positive integer. Received: 2.5"),
         (
