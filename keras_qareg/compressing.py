@@ -15,7 +15,7 @@ from keras_qareg import regularizers
 from keras_qareg.allocation import allocate
 from keras_qareg.callbacks import PenaltySchedule
 from keras_qareg.choices import check_choice
-from keras_qareg.data import read
+from keras_qareg.data import Data, read
 from keras_qareg.export import save_archive
 from keras_qareg.layers import QuantizationAware, Weights
 from keras_qareg.models import quantization_aware, share_weights, strip, wnq
@@ -219,7 +219,7 @@ def compressed(
     if data is None:
         return Compressed(_shared(model, options, options.levels or _LEVELS))
     job = _job(model, data, validation_data, options)
-    plan = _planned(model, job, options)
+    plan = _plan(model, job.data, options)
     levels = plan or options.levels or _LEVELS
     stages = [Stage("float", job.judge(model)())]
     tuning = min(options.epochs - 1, max(1, round(_TUNING_EPOCHS * options.epochs)))
@@ -262,10 +262,17 @@ def _check(options: Options, data: Any) -> None:
             raise ValueError(f"Expected `{name}` to be a positive integer. Received: {value!r}")
 
 
-def _planned(model: keras.Model, job: Job, options: Options) -> Plan | None:
+def planned(model: keras.Model, data: Any, options: Options) -> Plan | None:
+    """The plan that `compressed` makes of a budget, alone; `None` where there is no budget."""
+    check_built(model)
+    _check(options, data)
+    return _plan(model, read(data, model, steps=options.steps, name="x").repeatable(), options)
+
+
+def _plan(model: keras.Model, data: Data, options: Options) -> Plan | None:
     if options.target_bytes is None and options.target_ratio is None:
         return None
-    some = job.data.some(_PLANNED, options.batch_size)
+    some = data.some(_PLANNED, options.batch_size)
     return allocate(
         model,
         target_bytes=options.target_bytes,

@@ -58,7 +58,9 @@ FLOORS = {
     "cli": [
         ["messages", "process"],
         ["backend", "paths"],
-        ["options", "arrays", "opening"],
+        ["numbers", "options", "arrays", "opening", "gate", "words"],
+        ["writing", "records"],
+        ["compress"],
         ["commands"],
         ["entry"],
         ["__init__"],

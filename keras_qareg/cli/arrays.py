@@ -18,37 +18,39 @@ class Arrays:
 
     Args:
         path: The file.
-        targets: Whether there must be targets beside the inputs.
+        targets: Whether there must be targets beside the inputs; `None`: there may be.
+        name: The word of the command line that names the file.
 
     Raises:
         CommandError: If it is no `.npz`, lacks arrays, or has empty ones or ones of several lengths, as
             far as can be told without the model.
     """
 
-    def __init__(self, path: Path, *, targets: bool):
+    def __init__(self, path: Path, *, targets: bool | None, name: str = "--data"):
         import numpy as np
 
-        self.path, self.targets = path, targets
+        self.path, self.targets, self.name = path, targets, name
         if not path.exists():
             raise CommandError(
-                f"Expected a .npz file for --data. Received: {path}, which does not exist"
+                f"Expected a .npz file for {name}. Received: {path}, which does not exist"
             )
         with self._reading():
             kind = kind_of(path)
         if kind is not Kind.NPZ:
             raise CommandError(
-                f"Expected a .npz file for --data. Received: {path}, which is {kind.value}. {_HOW}"
+                f"Expected a .npz file for {name}. Received: {path}, which is {kind.value}. {_HOW}"
             )
         with self._reading():
             self._file = np.load(path, allow_pickle=False)
         self._read: dict[str, Any] = {}
         names = set(self._file.files)
-        if "x" not in names and len(names - {_WEIGHTS}) < 1 + targets:
-            raise self._lacking("x" + " and y" * targets)
-        if names <= {"x", _WEIGHTS} and targets:
+        if "x" not in names and len(names - {_WEIGHTS}) < 1 + bool(targets):
+            raise self._lacking("x" + " and y" * bool(targets))
+        weighted = _WEIGHTS in names and targets is None
+        if names <= {"x", _WEIGHTS} and (targets or weighted):
             raise self._lacking("y, the targets")
         if "x" in names:
-            self._check(["x", *(["y", _WEIGHTS] if targets else [])])
+            self._check(["x", *(["y", _WEIGHTS] if targets is not False else [])])
 
     def __getitem__(self, name: str) -> Any:
         if name not in self._read:
@@ -59,20 +61,25 @@ class Arrays:
     def for_model(self, model: Any) -> Any:
         """What the model takes: checked inputs, or a tuple of these, targets and sample weights.
 
+        The last two are `None` where there need not be any, and are none.
+
         Raises:
             CommandError: If an array is missing, or does not fit.
         """
         from keras_qareg.data import read, samples
 
         names, inputs = self._inputs(model)
-        if not self.targets:
+        if self.targets is False:
             self._check(names)
             # Checked, and in the structure of the model's inputs.
-            return samples(inputs, model, count=len(self[names[0]]), name="--data")
+            return samples(inputs, model, count=len(self[names[0]]), name=self.name)
+        if self.targets is None and not self._has_targets(model, names):
+            self._check(names)
+            return samples(inputs, model, count=len(self[names[0]]), name=self.name), None, None
         more, outputs = self._outputs(model, names)
         weights = [self[_WEIGHTS]] if _WEIGHTS in self._file.files else []
         self._check([*names, *more, _WEIGHTS])
-        return read((inputs, outputs, *weights), model, name="--data").whole
+        return read((inputs, outputs, *weights), model, name=self.name).whole
 
     def _inputs(self, model: Any) -> tuple[list[str], Any]:
         import keras
@@ -89,6 +96,11 @@ class Arrays:
             wanted = ["x"] if single else names
             raise self._lacking(f"{_listed(wanted)}, the input{'s' * (not single)} of the model")
         return names, {name: self[name] for name in names}
+
+    def _has_targets(self, model: Any, taken: list[str]) -> bool:
+        """Whether an array is named as targets are, or there are weights, which need them."""
+        named = {"y", _WEIGHTS, *getattr(model, "output_names", [])}
+        return bool(named & (set(self._file.files) - set(taken)))
 
     def _outputs(self, model: Any, taken: list[str]) -> tuple[list[str], Any]:
         """Names and arrays of the targets, in the structure of the model's outputs."""
@@ -116,20 +128,21 @@ class Arrays:
             shape = self[name].shape
             if not shape or not shape[0]:
                 raise CommandError(
-                    f"Expected examples in array {name} of --data. Received: {self.path} with {name} "
+                    f"Expected examples in array {name} of {self.name}. Received: {self.path} with {name} "
                     f"of shape {shape}"
                 )
             sizes[name] = shape[0]
         if len(set(sizes.values())) > 1:
             found = ", ".join(f"{size:,} in {name}" for name, size in sizes.items())
             raise CommandError(
-                f"Expected as many examples in each array of --data. Received: {self.path} with {found}"
+                f"Expected as many examples in each array of {self.name}. Received: {self.path} with "
+                f"{found}"
             )
 
     def _lacking(self, wanted: str) -> CommandError:
         found = _listed(self._file.files) or "nothing"
         return CommandError(
-            f"Expected --data to hold {wanted}. Received: {self.path}, which holds {found}"
+            f"Expected {self.name} to hold {wanted}. Received: {self.path}, which holds {found}"
         )
 
     @contextlib.contextmanager
@@ -139,7 +152,8 @@ class Arrays:
         # A damaged file makes zipfile, zlib and NumPy raise many things.
         except Exception as error:
             raise CommandError(
-                f"Expected a readable .npz file for --data. Received: {self.path} ({plain(error)})"
+                f"Expected a readable .npz file for {self.name}. Received: {self.path} "
+                f"({plain(error)})"
             ) from error
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from keras_qareg import __version__, settings
 from keras_qareg.cli.backend import wanted_backend
 from keras_qareg.cli.messages import CommandError
+from keras_qareg.cli.numbers import integer, number, size
 
 WEIGHTS = (
     *("auto", "smallest", "int8-exact", "int4-exact", "int2-exact", "codebook", "tflm"),
@@ -23,9 +24,13 @@ ACCELERATORS = (
     *("ethos-u85-128", "ethos-u85-256", "ethos-u85-512", "ethos-u85-1024", "ethos-u85-2048"),
 )
 TABLES, SCALES = ("int8", "even", "float32"), ("auto", "kernel", "channel")
+METHODS = (
+    *("auto", "sine", "cosine", "nearest_squared", "nearest_exponential", "wnq"),
+    "kmeans",
+)
 # What sharing takes of each layer, and what is meant where nothing is said.
 _SHARING = {"levels": 16, "table": "int8", "scale": "auto"}
-_LARGEST = 2**32 - 1
+_BUDGETS = ("levels", "target-bytes", "target-ratio")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -77,10 +82,30 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def _add_compress(commands: Any) -> None:
     compress = _command(
-        commands, "compress", "share weights, tune centroids, export a .tflite", "FILE.tflite"
+        commands,
+        "compress",
+        "plan, train for few values, share weights, and write a checked file",
+        "FILE.tflite or FILE.qareg",
+    )
+    _add_budgets(compress)
+    _add_training(compress)
+    _add_checks(compress)
+    _add_weights(compress)
+
+
+def _add_budgets(compress: argparse.ArgumentParser) -> None:
+    compress.add_argument("--levels", type=integer("--levels", 2, 256), help="values a kernel (16)")
+    compress.add_argument(
+        "--target-bytes",
+        type=size("--target-bytes"),
+        metavar="BYTES",
+        help="or the most bytes of the file, for which levels are planned: 60000, 60k, 1.5M",
     )
     compress.add_argument(
-        "--levels", type=_integer("--levels", 2, 256), help="values a kernel (16)"
+        "--target-ratio",
+        type=number("--target-ratio", "above 0, up to 1", lambda ratio: 0 < ratio <= 1),
+        metavar="RATIO",
+        help="or the same as a share of the float32 file (of the float32 weights, for an archive)",
     )
     compress.add_argument(
         "--config",
@@ -90,13 +115,6 @@ def _add_compress(commands: Any) -> None:
     )
     compress.add_argument(
         "--layers", choices=("all", "conv", "dense"), default="all", help="default: all"
-    )
-    compress.add_argument("--data", type=Path, metavar="FILE.npz", help=_DATA + _TARGETS)
-    compress.add_argument(
-        "--epochs", type=_integer("--epochs", 1), help="epochs of tuning on --data (5)"
-    )
-    compress.add_argument(
-        "--seed", type=_integer("--seed", 0), help="of random numbers, for the same result again"
     )
     compress.add_argument(
         "--table",
@@ -109,12 +127,55 @@ def _add_compress(commands: Any) -> None:
         choices=SCALES,
         help="one step a kernel, or one a channel; auto (default): what costs nothing in the file",
     )
-    compress.add_argument("--loss", help="Keras loss for tuning, where the model was not compiled")
-    _add_weights(compress)
+    compress.add_argument(
+        "--dry-run", action="store_true", help="print the plan of a budget, and write no model"
+    )
+
+
+def _add_training(compress: argparse.ArgumentParser) -> None:
+    compress.add_argument("--data", type=Path, metavar="FILE.npz", help=_DATA + _TARGETS)
+    compress.add_argument(
+        "--method", choices=METHODS, help="of training (auto: nearest_squared); kmeans tunes alone"
+    )
+    compress.add_argument("--epochs", type=integer("--epochs", 1), help="epochs on --data (10)")
+    compress.add_argument(
+        "--batch-size", type=integer("--batch-size", 1), help="examples a step (64)"
+    )
+    compress.add_argument(
+        "--learning-rate",
+        type=number("--learning-rate", "above 0", lambda rate: rate > 0),
+        help="of Adam, at the start (0.001)",
+    )
+    compress.add_argument(
+        "--seed", type=integer("--seed", 0), help="of random numbers, for the same result again"
+    )
+    compress.add_argument("--loss", help="Keras loss for targets, where the model was not compiled")
+
+
+def _add_checks(compress: argparse.ArgumentParser) -> None:
+    compress.add_argument(
+        "--validation-data",
+        type=Path,
+        metavar="FILE.npz",
+        help="other examples, to choose epochs by and to report on; as --data",
+    )
+    compress.add_argument(
+        "--max-accuracy-drop",
+        type=number("--max-accuracy-drop", "from 0 to 100", lambda drop: 0 <= drop <= 100),
+        metavar="POINTS",
+        help="percentage points of accuracy on --validation-data that may be lost; more: status 1 "
+        "and no file",
+    )
+    compress.add_argument(
+        "--json", type=Path, metavar="FILE", help="also write what was done and found, for programs"
+    )
+    compress.add_argument(
+        "--quiet", action="store_true", help="print nothing but errors and the last line"
+    )
 
 
 _DATA = "arrays of examples: x, or one by the name of each input"
-_TARGETS = "; y, or one by the name of each output; optionally sample_weight. To tune on"
+_TARGETS = "; optionally y, or one by the name of each output, and sample_weight. To train on"
 
 
 def _add_export(commands: Any) -> None:
@@ -254,6 +315,8 @@ def _configuration(text: str) -> tuple[Path, dict[str, Any]]:
 def sharing(options: argparse.Namespace) -> dict[str, Any]:
     """The arguments of sharing that were given as words or in `--config`, or else their defaults.
 
+    Where there is a budget, there are no levels.
+
     Raises:
         CommandError: If one was given as both, or the configuration has others.
     """
@@ -265,23 +328,16 @@ def sharing(options: argparse.Namespace) -> dict[str, Any]:
             f"{', '.join(others)}"
         )
     words = {name: getattr(options, name) for name in _SHARING}
-    both = [name for name in config if words[name] is not None]
-    if both:
-        raise CommandError(f"Expected --{both[0]} or --config with {both[0]}. Received: both")
+    budgets = [name for name in _BUDGETS if getattr(options, name.replace("-", "_")) is not None]
+    if len(budgets) > 1:
+        raise CommandError(
+            "Expected one of --levels, --target-bytes and --target-ratio. Received: "
+            f"{' and '.join(f'--{name}' for name in budgets)}"
+        )
+    both = [(name, name) for name in config if words[name] is not None]
+    both += [(name, "levels") for name in budgets if "levels" in config and name != "levels"]
+    for word, key in both:
+        raise CommandError(f"Expected --{word} or --config with {key}. Received: both")
     given = {name: word for name, word in words.items() if word is not None}
-    return {**_SHARING, **config, **given}
-
-
-def _integer(name: str, least: int, most: int = _LARGEST) -> Callable[[str], int]:
-    def parse_integer(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = least - 1
-        if least <= value <= most:
-            return value
-        reach = f"from {least} to {most}" if most < _LARGEST else f"of {least} or more"
-        # An error of its own: argparse adds words of its own to those that it knows.
-        raise CommandError(f"Expected {name} to be an integer {reach}. Received: {text}")
-
-    return parse_integer
+    planned = {} if budgets in ([], ["levels"]) else {"levels": None}
+    return {**_SHARING, **config, **given, **planned}

@@ -107,8 +107,10 @@ def has_tf_keras() -> bool:
     return importlib.util.find_spec("tf_keras") is not None
 
 
-def check_output(path: Path, source: Path, *, force: bool, suffix: str | None = None) -> None:
-    """Whether a command may write a file.
+def check_output(
+    path: Path, source: Path, *, force: bool, suffix: str | None = None, name: str = "--out"
+) -> None:
+    """Whether a command may write a file, which the word `name` of the command line names.
 
     Raises:
         CommandError: If the name does not end in `suffix`; if the folder does not exist, or cannot be
@@ -126,14 +128,14 @@ def check_output(path: Path, source: Path, *, force: bool, suffix: str | None = 
             f"Expected a folder to write into. Received: {path.parent}, which is not"
         )
     if path.is_dir():
-        raise CommandError(f"Expected --out to be a file. Received: {path}, which is a folder")
+        raise CommandError(f"Expected {name} to be a file. Received: {path}, which is a folder")
     if not path.exists():
         return
     if source.exists() and path.samefile(source):
         raise CommandError(
-            f"Expected --out to be another file than the one to read. Received: {path}"
+            f"Expected {name} to be another file than the one to read. Received: {path}"
         )
     if not force:
         raise CommandError(
-            f"Expected a new file for --out. Received: {path}, which exists. Add --force to replace it"
+            f"Expected a new file for {name}. Received: {path}, which exists. Add --force to replace it"
         )

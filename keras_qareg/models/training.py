@@ -63,9 +63,20 @@ class Job:
         """Whether the model says what its loss is."""
         return bool(getattr(self.teacher, "compiled", False))
 
+    @property
+    def _by_itself(self) -> bool:
+        """Whether the model has a step of its own to train by."""
+        return type(self.teacher).train_step is not keras.Model.train_step
+
+    @property
+    def _evaluates(self) -> bool:
+        """Whether `evaluate` can tell what such a model is worth."""
+        own = type(self.teacher).test_step is not keras.Model.test_step
+        return own or getattr(self.teacher, "loss", None) is not None
+
     def trainer(self, network: keras.Model, optimizer: Any, labels: bool) -> keras.Model:
         """What trains or judges a network: a distiller, or the network where it trains by itself."""
-        if type(self.teacher).train_step is not keras.Model.train_step:
+        if self._by_itself:
             if not network.compiled:
                 compile_like(network, self.teacher, optimizer=optimizer)
             return network
@@ -81,7 +92,12 @@ class Job:
     def judge(self, network: keras.Model) -> Callable[[], dict[str, float]]:
         """What says, again and again, what a network is worth: results of `evaluate`, by name."""
         labels = self.has_loss and self.judged.has_targets
-        trainer = self.trainer(network, "sgd", labels)
+        if self._by_itself and not self._evaluates:  # only its step knows what its loss is
+            labels = False
+            trainer: keras.Model = distill(network, self.teacher, temperature=self.temperature)
+            trainer.compile("sgd")
+        else:
+            trainer = self.trainer(network, "sgd", labels)
         arguments = self.judged.evaluate_arguments(self.batch_size)
 
         def results() -> dict[str, float]:
