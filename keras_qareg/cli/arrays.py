@@ -128,8 +128,8 @@ class Arrays:
             shape = self[name].shape
             if not shape or not shape[0]:
                 raise CommandError(
-                    f"Expected examples in array {name} of {self.name}. Received: {self.path} with {name} "
-                    f"of shape {shape}"
+                    f"Expected examples in array {name} of {self.name}. Received: {self.path} with "
+                    f"{name} of shape {shape}"
                 )
             sizes[name] = shape[0]
         if len(set(sizes.values())) > 1:

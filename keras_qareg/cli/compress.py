@@ -111,9 +111,11 @@ class _Work:
         from keras_qareg.report import summary
 
         options, model = self.options, self.model
-        for name, examples in (("--data", self.examples), ("--validation-data", self.judged)):
-            if examples is not None:
-                _prepare(model, examples, options, name)
+        named = {"--data": self.examples, "--validation-data": self.judged}
+        given = {name: examples for name, examples in named.items() if examples is not None}
+        _compile(model, options, any(examples[1] is not None for examples in given.values()))
+        for name, examples in given.items():
+            _check_examples(model, examples, name, options)
         gate = self._gate()
         if options.config is not None:
             self._explain()
@@ -131,8 +133,8 @@ class _Work:
             self._say(verdict)
         if verdict is not None and not verdict.passed:
             tell(
-                f"Expected to lose at most {verdict.most:g} points of accuracy, so no model is written. "
-                f"Received: {verdict}, which is {verdict.drop:.2f} points less"
+                f"Expected to lose at most {verdict.most:g} points of accuracy. Received: {verdict}, "
+                f"{verdict.drop:.2f} points less. No model is written"
             )
             self._record(found)
             return TOO_MUCH
@@ -251,12 +253,12 @@ def _last_line(file: dict[str, Any], stages: Any, verdict: Verdict | None) -> st
     return f"{file['path']}: {file['bytes']:,} bytes, {file['form']}{worth and f'; {worth}'}"
 
 
-def _prepare(model: Any, examples: Any, options: argparse.Namespace, name: str) -> None:
-    """Compiles a model that has no loss, and computes it once, before anything long begins."""
+def _check_examples(
+    model: Any, examples: tuple[Any, Any, Any], name: str, options: argparse.Namespace
+) -> None:
+    """Computes a model once, and its loss where there are targets, before anything long begins."""
     import keras
 
-    labels = examples[1] is not None
-    _compile(model, options, labels)
     if type(model).train_step is not keras.Model.train_step:
         return  # it knows what its loss is
     inputs, targets, weights = keras.tree.map_structure(
@@ -270,7 +272,7 @@ def _prepare(model: Any, examples: Any, options: argparse.Namespace, name: str) 
         raise CommandError(
             f"Expected {name} that the model takes. Received: {shapes} ({plain(error)})"
         ) from error
-    if not labels:
+    if targets is None:
         return
     try:
         model.compute_loss(x=inputs, y=targets, y_pred=outputs, sample_weight=weights)
@@ -283,17 +285,19 @@ def _prepare(model: Any, examples: Any, options: argparse.Namespace, name: str) 
         ) from error
 
 
-def _compile(model: Any, options: argparse.Namespace, labels: bool) -> None:
+def _compile(model: Any, options: argparse.Namespace, targets: bool) -> None:
+    """Compiles a model that has no loss, where there are targets to compare with."""
     import keras
 
+    if options.loss is not None and not targets:
+        raise CommandError("Expected examples with y, the targets, with --loss. Received: none")
     has_loss = model.compiled and model.loss is not None
     if options.loss is not None and has_loss:
-        if model.loss != options.loss:
-            tell(f"warning: {options.source} is compiled with a loss, so --loss is not used")
+        tell(f"warning: {options.source} is compiled with a loss, so --loss is not used")
     elif options.loss is not None:
         keras.losses.get(options.loss)  # raises where there is no such loss
         model.compile(loss=options.loss)
-    elif labels and not model.compiled:
+    elif targets and not model.compiled:
         raise _without_loss(options)
 
 

@@ -20,8 +20,8 @@ def main(
         interrupted: Whether Ctrl-C was pressed: what is raised then is not told.
 
     Returns:
-        The exit status: 0; 1 where `verify` finds another model or `compress` loses too much accuracy; or 2 after an error, which is told in
-        one line on standard error.
+        The exit status: 0; 1 where `verify` finds another model or `compress` loses too much accuracy;
+        or 2 after an error, which is told in one line on standard error.
     """
     with quiet_libraries():
         try:

@@ -77,7 +77,7 @@ class Gate:
 
     def verdict(self, network: Any) -> Verdict:
         """What became of the accuracy in a network of the same outputs."""
-        from keras_qareg import strip
+        from keras_qareg.models import strip
         from keras_qareg.models.compiling import compile_like
 
         small = strip(network)
@@ -94,7 +94,8 @@ class Gate:
             )
         except Exception as error:  # each backend has its own
             raise CommandError(
-                f"Expected --validation-data that the model can be evaluated on. Received: {plain(error)}"
+                "Expected --validation-data that the model can be evaluated on. Received: "
+                f"{plain(error)}"
             ) from error
         return {name: float(value) for name, value in found.items() if name.endswith(_NAMES)}
 

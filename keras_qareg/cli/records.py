@@ -36,6 +36,7 @@ def record(
     return {
         "keras_qareg": __version__,
         "model": options.source,
+        "method": None if options.data is None else options.method or "auto",
         "seed": options.seed,
         **its,
         "plan": None if plan is None else plan_record(plan),

@@ -8,7 +8,7 @@ from typing import Any
 from keras_qareg.cli.messages import CommandError
 
 ARCHIVE = ".qareg"
-_TRAINING = ("epochs", "batch_size", "learning_rate", "method", "loss")
+_TRAINING = ("epochs", "learning_rate", "method")
 # What only a .tflite has, and what is meant where nothing is said.
 _OF_TFLITE = {
     "weights": "auto",
@@ -68,7 +68,8 @@ def check_words(options: argparse.Namespace, its: dict[str, Any]) -> None:
 
 
 def _check_without_data(options: argparse.Namespace, budget: str | None) -> None:
-    given = [_word(name) for name in _TRAINING if getattr(options, name) is not None]
+    alone = () if options.validation_data else ("batch_size", "loss")
+    given = [_word(name) for name in (*_TRAINING, *alone) if getattr(options, name) is not None]
     if given:
         raise CommandError(
             f"Expected --data to train on, with {given[0]}. Received: {given[0]} alone"
@@ -90,7 +91,7 @@ def _check_wnq(options: argparse.Namespace, its: dict[str, Any], budget: str | N
         raise CommandError(
             f"Expected --levels of 2, 4, 8 or 16 with --method wnq. Received: {given}"
         )
-    path, config = options.config or (None, {})
+    config = {} if options.config is None else options.config[1]
     for name in ("table", "scale"):
         if getattr(options, name) is not None or name in config:
             raise CommandError(

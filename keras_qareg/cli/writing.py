@@ -81,7 +81,8 @@ def write_litert(
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.stem}-") as folder:
         report = litert(model, Path(folder) / out.name, form, inputs, **conversion)
         check(report.bytes, report.float_bytes or report.bytes)
-        files, made = [report.path], [dataclasses.replace(report, path=out)]
+        files = [report.path]
+        made: list[Any] = [dataclasses.replace(report, path=out)]
         if options.c_array:
             source = c_array(report.path)
             files += [source.source, source.header]
@@ -103,9 +104,9 @@ def write_archive(model: Any, out: Path, check: Callable[[int, int], None]) -> t
     Returns:
         Its bytes, those of its weights as float32, and the proof.
     """
-    from keras_qareg import strip
     from keras_qareg.export.archive.archive import save_archive
     from keras_qareg.export.verification import verify
+    from keras_qareg.models import strip
 
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.stem}-") as folder:
         draft = save_archive(model, Path(folder) / out.name)

@@ -18,7 +18,6 @@ def files(saved):
         "scalar": {"x": np.zeros(()), "y": values},
         "short": {"x": values, "y": values[:4], "sample_weight": np.zeros(5)},
         "inputs": {"x": values, "sample_weight": np.zeros(5)},
-        "others": {"images": values},
         "none": {},
         "objects": {"x": np.array([None, 1], object), "y": np.zeros(2)},
     }
@@ -55,7 +54,7 @@ def cases(files):
     for (name, value), reach in integers.items():
         said = f"Expected {name} to be an integer {reach}. Received: {value}"
         yield [*compress, f"{name}={value}"], said
-    for name in ("--weights", "--table", "--scale"):
+    for name in ("--weights", "--table", "--scale", "--method"):
         yield [*compress, name, "int3"], None
     yield [*compress, "--npu", "coral"], None
     npu = (
@@ -105,14 +104,115 @@ def cases(files):
         "4 in y, 5 in sample_weight",
         "inputs.npz": "Expected --data to hold y, the targets. Received: {}, which holds x, "
         "sample_weight",
-        "others.npz": "Expected --data to hold x and y. Received: {}, which holds images",
-        "none.npz": "Expected --data to hold x and y. Received: {}, which holds nothing",
+        "none.npz": "Expected --data to hold x. Received: {}, which holds nothing",
         "objects.npz": "Expected a readable .npz file for --data. Received: {} (Object arrays cannot "
         "be loaded when allow_pickle=False)",
     }.items():
         yield [*compress, "--data", files / name], said.format(files / name)
+    yield from combinations(files, model, out)
     yield from models(files, out)
     yield from outputs(files, model)
+
+
+def combinations(files, model, out):
+    """The same of words of `compress` that do not go together."""
+    data = ("--data", files / "data.npz")
+    (files / "levels.yaml").write_text("levels: {fc: 4}")
+    (files / "table.yaml").write_text("table: even")
+    for words, said in {
+        (
+            "--target-bytes",
+            "60KiB",
+        ): "Expected --target-bytes to be a number of bytes such as 60000, "
+        "60k (60,000) or 1.5M. Received: 60KiB",
+        ("--target-bytes", "1.5"): None,
+        ("--target-bytes", "0k"): None,
+        (
+            "--target-ratio",
+            "1.5",
+        ): "Expected --target-ratio to be a number above 0, up to 1. Received: 1.5",
+        ("--target-ratio", "0"): None,
+        (
+            "--learning-rate",
+            "nan",
+        ): "Expected --learning-rate to be a number above 0. Received: nan",
+        ("--max-accuracy-drop", "-1"): "Expected --max-accuracy-drop to be a number from 0 to 100. "
+        "Received: -1",
+        ("--target-bytes", "6k", "--levels", "4"): "Expected one of --levels, --target-bytes and "
+        "--target-ratio. Received: --levels and --target-bytes",
+        ("--target-bytes", "6k", "--config", files / "levels.yaml"): "Expected --target-bytes or "
+        "--config with levels. Received: both",
+        (
+            "--target-bytes",
+            "6k",
+        ): "Expected --data with --target-bytes: its inputs tell what few levels "
+        "harm. Received: none",
+        (
+            "--dry-run",
+        ): "Expected --target-bytes or --target-ratio with --dry-run, which shows their "
+        "plan. Received: neither",
+        (
+            "--method",
+            "kmeans",
+        ): "Expected --data to train on, with --method. Received: --method alone",
+        ("--validation-data", files / "data.npz"): "Expected --data or --max-accuracy-drop, with "
+        "--validation-data. Received: neither",
+        (
+            "--max-accuracy-drop",
+            "1",
+        ): "Expected --validation-data, with y, with --max-accuracy-drop. Received: none",
+        (*data, "--validation-data", files / "empty.npz"): "Expected examples in array x of "
+        f"--validation-data. Received: {files}/empty.npz with x of shape (0, 3)",
+        (
+            *data,
+            "--target-ratio",
+            ".3",
+            "--weights",
+            "float16",
+        ): "Expected --weights that few levels "
+        "make smaller, such as auto or smallest, with --target-ratio. Received: float16",
+        (
+            *data,
+            "--method",
+            "wnq",
+            "--levels",
+            "5",
+        ): "Expected --levels of 2, 4, 8 or 16 with --method wnq. Received: --levels 5",
+        (
+            *data,
+            "--method",
+            "wnq",
+            "--target-ratio",
+            ".3",
+        ): "Expected --levels of 2, 4, 8 or 16 with --method wnq. Received: --target-ratio",
+        (
+            *data,
+            "--method",
+            "wnq",
+            "--config",
+            files / "levels.yaml",
+        ): "Expected --levels of 2, 4, 8 or "
+        "16 with --method wnq. Received: --config with {'fc': 4}",
+        (
+            *data,
+            "--method",
+            "wnq",
+            "--config",
+            files / "table.yaml",
+        ): "Expected no table with --method wnq, which learns its values. Received: even",
+        ("--json", out): f"Expected --json to be another file than --out. Received: {out}",
+        (
+            "--json",
+            files / "data.npz",
+        ): f"Expected a new file for --json. Received: {files}/data.npz, "
+        "which exists. Add --force to replace it",
+    }.items():
+        yield ["compress", model, "--out", out, *words], said
+    archive = files / "out.qareg"
+    yield (
+        ["compress", model, "--out", archive, "--weights", "int8"],
+        f"Expected --out with a name that ends in '.tflite', with --weights. Received: {archive}",
+    )
 
 
 def models(files, out):
