@@ -263,7 +263,7 @@ def _check(options: Options, data: Any) -> None:
 
 
 def planned(model: keras.Model, data: Any, options: Options) -> Plan | None:
-    """The plan that `compressed` makes of a budget, alone; `None` where there is no budget."""
+    """The plan that `compressed` makes of a budget, alone; `None` where there is none."""
     check_built(model)
     _check(options, data)
     return _plan(model, read(data, model, steps=options.steps, name="x").repeatable(), options)
@@ -271,7 +271,7 @@ def planned(model: keras.Model, data: Any, options: Options) -> Plan | None:
 
 def _plan(model: keras.Model, data: Data, options: Options) -> Plan | None:
     if options.target_bytes is None and options.target_ratio is None:
-        return None
+        return options.levels if isinstance(options.levels, Plan) else None
     some = data.some(_PLANNED, options.batch_size)
     return allocate(
         model,

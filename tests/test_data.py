@@ -241,7 +241,7 @@ def test_texts_are_tensors():
     model.compile("adam", "mse")
     texts = np.array([["a b"], ["c d e"]])
     for inputs in (texts, texts.astype(object), ops.convert_to_tensor(texts)):
-        small = qareg.compress(model, 4, data=(inputs, np.ones((2, 2))), epochs=1, verbose=0)
+        small = qareg.compress(model, inputs, np.ones((2, 2)), levels=4, epochs=1, verbose=0)
         assert len(small(ops.convert_to_tensor(texts))) == 2
     message = error_of(lambda: read(texts, one_input()))
     assert message == WRONG_SHAPE + "shape=(2, 1)"

@@ -100,14 +100,15 @@ def test_a_compile_with_arguments_of_its_own_only_warns():
         pytest.warns(UserWarning, match="not compiled"),
         pytest.raises(ValueError, match="Expected a model with the `compile` of keras.Model"),
     ):
-        qareg.compress(model, levels=4, data=(X, Y["q"]), verbose=0)
+        qareg.compress(model, X, Y["q"], levels=4, verbose=0)
 
 
 def test_compress_keeps_loss_weights():
     model = two_heads()
     model.compile("adam", {"p": "mse", "q": "mse"}, loss_weights={"p": 0.0, "q": 1.0})
     before = qareg.codebooks(qareg.share_weights(model, levels=4))["p/kernel"].centroids
-    small = qareg.compress(model, 4, data=(X, Y), epochs=2, learning_rate=0.05, verbose=0)
+    options = {"method": "kmeans", "distillation": 0.0, "epochs": 2, "learning_rate": 0.05}
+    small = qareg.compress(model, X, Y, levels=4, verbose=0, **options)
     after = np.unique(ops.convert_to_numpy(small.get_layer("p").kernel))
     np.testing.assert_array_equal(before, after)
     assert not np.array_equal(

@@ -183,7 +183,7 @@ def test_levels_tables_and_scales_by_layer():
     plain = qareg.strip(shared)
     assert [len(np.unique(plain.get_layer(name).kernel)) for name in ("conv", "fc")] == [3, 9]
     np.testing.assert_array_equal(plain.get_layer("out").kernel, model.get_layer("out").kernel)
-    small = qareg.compress(model, {"fc": 2, "*": 4}, table=lambda layer: None)
+    small = qareg.compress(model, levels={"fc": 2, "*": 4}, table=lambda layer: None)
     counts = [len(np.unique(small.get_layer(name).kernel)) for name in ("conv", "fc", "out")]
     assert counts == [4, 2, 4]
 

@@ -322,15 +322,11 @@ def test_compress_does_the_whole_job():
     model = compiled(small_cnn())
     model.fit(images, labels, epochs=2, verbose=0)
     untuned = qareg.compress(model, levels=4)
-    tuned = qareg.compress(model, levels=4, data=(images, labels), epochs=3, verbose=0)
+    tuned = qareg.compress(model, images, labels, levels=4, epochs=3, verbose=0)
     for small in (untuned, tuned):
         assert all(book.levels_used <= 4 for book in qareg.codebooks(small).values())
         compiled(small)
     assert tuned.evaluate(images, labels, verbose=0) < untuned.evaluate(images, labels, verbose=0)
-    with pytest.raises(
-        ValueError, match="Expected a compiled model, whose loss says what to tune for"
-    ):
-        qareg.compress(small_cnn(), data=(images, labels))
 
 
 @pytest.mark.one_backend

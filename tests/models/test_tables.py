@@ -273,7 +273,7 @@ def test_sharing_after_training_loses_nothing(table, name):
 
 def test_compress_and_regularizers_take_tables():
     for table in ("int8", "even", "float32"):
-        small = qareg.compress(small_cnn(), 4, table=table, scale="kernel")
+        small = qareg.compress(small_cnn(), levels=4, table=table, scale="kernel")
         grids = {book.grid is not None for book in qareg.codebooks(small).values()}
         assert grids == {table != "float32"}
         assert qareg.regularizers.Cosine(4, table=table).table == table
@@ -289,7 +289,7 @@ def test_bad_tables():
     tables, scales = ("int8", "even", "float32"), ("auto", "kernel", "channel")
     for make in (
         lambda **given: qareg.share_weights(small_cnn(), 4, **given),
-        lambda **given: qareg.compress(small_cnn(), 4, **given),
+        lambda **given: qareg.compress(small_cnn(), levels=4, **given),
         lambda **given: SharedWeights(layers.Dense(3), 4, **given),
         lambda **given: qareg.regularizers.Sine(4, **given),
         lambda **given: qareg.quantization_aware(small_cnn(), "sine", **given),
