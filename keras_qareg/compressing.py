@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import operator
-import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import keras
 
 from keras_qareg import regularizers
 from keras_qareg.allocation import allocate
+from keras_qareg.allocation.keeping import KeepWithin, archive_bytes, keep_within
 from keras_qareg.callbacks import PenaltySchedule
 from keras_qareg.choices import check_choice
 from keras_qareg.data import Data, read
-from keras_qareg.export import save_archive
 from keras_qareg.layers import QuantizationAware, Weights
 from keras_qareg.models import quantization_aware, share_weights, strip, wnq
 from keras_qareg.models.configuring import Setting, planned_rates
 from keras_qareg.models.distilling import TEMPERATURE
 from keras_qareg.models.selection import Layers, check_built, wrappers
 from keras_qareg.models.training import Job, Stage
-from keras_qareg.plans import Plan, PlannedKernel
+from keras_qareg.plans import Plan
 from keras_qareg.report import table as text_table
 
 METHODS = (
@@ -35,8 +32,6 @@ _FOR_LEVELS, _FOR_ARCHIVES, _LEVELS = "sine", "nearest_squared", 16
 _JUDGED, _PLANNED = 2048, 512
 # The share of the epochs that tune centroids at the end, and of the learning rate.
 _TUNING_EPOCHS, _TUNING_RATE = 0.2, 0.1
-# How far rates may be from the planned ones after training, and how often that range is halved.
-_WIDEST, _HALVINGS = 16.0, 8
 
 
 @dataclass(frozen=True)
@@ -219,7 +214,8 @@ def compressed(
     if data is None:
         return Compressed(_shared(model, options, options.levels or _LEVELS))
     job = _job(model, data, validation_data, options)
-    plan = _plan(model, job.data, options)
+    given = options.levels if isinstance(options.levels, Plan) else None
+    plan = _plan(model, job.data, options) or given
     levels = plan or options.levels or _LEVELS
     stages = [Stage("float", job.judge(model)())]
     tuning = min(options.epochs - 1, max(1, round(_TUNING_EPOCHS * options.epochs)))
@@ -228,10 +224,11 @@ def compressed(
         stages += [Stage("shared", job.judge(network)())]
     else:
         student = _student(model, options, levels)
+        callbacks = _callbacks(student, plan)
         tuning = 0 if options.method == "wnq" else tuning
         stages += [job.recalibrated(student, "quantized")]
         rate = options.optimizer or job.adam(options.learning_rate, options.epochs - tuning)
-        job.train(student, options.epochs - tuning, rate, _schedules(student))
+        job.train(student, options.epochs - tuning, rate, callbacks)
         stages += [Stage("trained", job.judge(student)())]
         network = _after_training(student, options, plan)
     stages += [job.recalibrated(network, "recalibrated")]
@@ -338,8 +335,10 @@ def _student(model: keras.Model, options: Options, levels: Any) -> keras.Model:
     return student
 
 
-def _schedules(student: keras.Model) -> list[keras.callbacks.Callback]:
+def _callbacks(student: keras.Model, plan: Plan | None) -> list[keras.callbacks.Callback]:
     """The penalty rises from the start: the weights were trained without one already."""
+    if _coded(plan):
+        return [KeepWithin(student, _coded(plan))]
     penalized = any(
         isinstance(layer, QuantizationAware) and layer.regularizer.strength
         for layer in wrappers(student)
@@ -351,47 +350,19 @@ def _after_training(student: keras.Model, options: Options, plan: Plan | None) -
     """What is tuned: the trained kernels with shared weights."""
     if options.method == "wnq":
         return student
-    if plan is None or not plan.rates:
-        return _shared(student, options, None)
-    for layer in wrappers(student):  # kernels were free to move: they are coded anew
-        layer.placed.assign(0.0)
-    return fitting(
-        lambda factor: _shared(
-            student,
-            options,
-            replace(plan, rows=tuple(_cheaper(row, factor) for row in plan.rows)),
-        ),
-        plan.bytes,
-    )
+    shared, most = _shared(student, options, None), _coded(plan)
+    # The bytes of kernels are known; what is beside them may differ a little from what was planned.
+    while plan is not None and most and (size := archive_bytes(shared)) > plan.bytes:
+        most -= size - plan.bytes
+        keep_within(student, most)
+        shared = _shared(student, options, None)
+    return shared
 
 
-def _cheaper(row: PlannedKernel, factor: float) -> PlannedKernel:
-    """A kernel of a plan of which a bit may cost so many times as much."""
-    return row if row.rate is None else replace(row, rate=row.rate * factor)
-
-
-def fitting(shared: Callable[[float], keras.Model], most: int) -> keras.Model:
-    """The largest model whose archive has no more bytes, by what its bits may cost.
-
-    Args:
-        shared: Makes it from a factor of the rates.
-        most: Bytes.
-    """
-    low, high, best = 1 / _WIDEST, _WIDEST, None
-    for _ in range(_HALVINGS):
-        factor = (low * high) ** 0.5
-        found = shared(factor)
-        if archive_bytes(found) <= most:
-            best, high = found, factor
-        else:
-            low = factor
-    return shared(high) if best is None else best
-
-
-def archive_bytes(model: keras.Model) -> int:
-    """The size of the archive of a model."""
-    with tempfile.TemporaryDirectory() as folder:
-        return save_archive(model, Path(folder) / "model.qareg").stat().st_size
+def _coded(plan: Plan | None) -> int:
+    """The bytes that a plan for an archive gives to kernels; of other plans, 0."""
+    rated = [] if plan is None else [row for row in plan.rows if row.rate is not None]
+    return sum(row.bytes for row in rated)
 
 
 def _bits(levels: Any) -> Any:

@@ -8,7 +8,8 @@ import pytest
 from keras import layers, ops
 
 import keras_qareg as qareg
-from keras_qareg.compressing import Options, archive_bytes, compressed
+from keras_qareg.allocation.keeping import archive_bytes
+from keras_qareg.compressing import Options, compressed
 from tests.helpers import BACKEND
 
 

@@ -66,7 +66,7 @@ FLOORS = {
         ["__init__"],
     ],
     "allocation": [
-        ["costs", "sensitivity"],
+        ["costs", "sensitivity", "keeping"],
         ["network"],
         ["solving", "files"],
         ["searching"],

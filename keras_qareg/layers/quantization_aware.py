@@ -214,11 +214,12 @@ class QuantizationAware(KernelWrapper):
             for kernel, table, borders in zip(kernels, self.tables(), self.borders, strict=True)
         ]
 
-    def place_centroids(self, method: str = "kmeans") -> None:
+    def place_centroids(self, method: str = "kmeans", *, rate_factor: float = 1.0) -> None:
         """Moves the centroids to where the kernels are now; fixed basins fit their range to them.
 
         Args:
             method: `"kmeans"` (exact, default), `"quantile"` or `"uniform"`. With `rates`, these say.
+            rate_factor: What `rates` are multiplied with. Defaults to 1.
 
         Raises:
             ValueError: If the method is unknown, or a kernel has NaN or infinite weights.
@@ -234,7 +235,7 @@ class QuantizationAware(KernelWrapper):
             weights = ops.convert_to_numpy(self.kernels[place])
             try:
                 if self.rates is not None:
-                    found = self._place_borders(place, weights)
+                    found = self._place_borders(place, weights, rate_factor)
                 else:
                     found = clustering.METHODS[method](weights, regularizer.levels)
             except ValueError as error:
@@ -243,11 +244,11 @@ class QuantizationAware(KernelWrapper):
         self.placed.assign(1.0)
         self.scheduled = True
 
-    def _place_borders(self, place: int, weights: np.ndarray) -> np.ndarray:
+    def _place_borders(self, place: int, weights: np.ndarray, factor: float) -> np.ndarray:
         """Places the borders between the centroids of a kernel, and returns these."""
         assert self.rates is not None
         most = self.kernel_regularizers[place].levels
-        book = rate_distortion(weights, self.rates[place], levels=most)
+        book = rate_distortion(weights, factor * self.rates[place], levels=most)
         borders = np.full(most - 1, np.float32(np.finfo("float32").max))
         borders[: len(book.centroids) - 1] = [
             weights[book.indices == level].min() for level in range(1, len(book.centroids))

@@ -259,7 +259,7 @@ def _packed(
             book = Codebook.exact(values)
         if book is not None:
             if book.centroids.ndim == 1:
-                book = _compact(book)
+                book = compact(book)
             coding, indices = encode_indices(book.indices, book.centroids.shape[0])
             table, raw = _packed_table(book)
             if len(indices) + len(raw) < values.size * np.dtype(stored).itemsize:
@@ -316,7 +316,7 @@ def _packed_table(book: Codebook) -> tuple[str, bytes]:
     return "grid", codes.tobytes() + steps.astype("<f4").tobytes()
 
 
-def _compact(book: Codebook) -> Codebook:
+def compact(book: Codebook) -> Codebook:
     """Without the centroids that no weight has."""
     used = book.counts > 0
     places = np.cumsum(used) - 1
