@@ -32,6 +32,8 @@ def files(saved):
     (saved / "m.tflite").write_bytes(bytes(4) + b"TFL3" + bytes(8))
     (saved / "m.qareg").write_bytes(b"\x89KQAREG\n" + bytes(8))
     (saved / "level.yaml").write_text("level: 4")
+    (saved / "levels.yaml").write_text("levels: {fc: 4}")
+    (saved / "table.yaml").write_text("table: even")
     (saved / "bits.yaml").write_text("bits: 2\nlevels: 4")
     (saved / "saved_model").mkdir()
     (saved / "saved_model" / "saved_model.pb").touch()
@@ -117,8 +119,6 @@ def cases(files):
 def combinations(files, model, out):
     """The same of words of `compress` that do not go together."""
     data = ("--data", files / "data.npz")
-    (files / "levels.yaml").write_text("levels: {fc: 4}")
-    (files / "table.yaml").write_text("table: even")
     for words, said in {
         (
             "--target-bytes",
