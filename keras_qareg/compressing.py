@@ -93,8 +93,9 @@ def compress(
     on from the given weights, computing with its quantized kernels, with gradients straight through to
     the weights. The float model teaches it, so that no labels are needed; with labels, the loss that
     the model was compiled with counts too. At the end weights are shared, batch normalization is
-    measured anew, and the centroids are tuned. Each step starts from the best epoch of the one before,
-    by the divergence from the float model. docs/method.md says how the defaults were chosen.
+    measured anew, and the centroids are tuned. Each step starts from the best epoch of the one before:
+    by its divergence from the float model, and by its loss too where `validation_data` has labels.
+    docs/method.md says how the defaults were chosen.
 
     Args:
         model: A built, trained model. It stays as it is.

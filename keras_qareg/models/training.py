@@ -75,18 +75,24 @@ class Job:
         return own or getattr(self.teacher, "loss", None) is not None
 
     def trainer(self, network: keras.Model, optimizer: Any, labels: bool) -> keras.Model:
-        """What trains or judges a network: a distiller, or the network where it trains by itself."""
+        """What trains a network, or, without an optimizer, judges it: a distiller, or itself."""
         if self._by_itself:
+            if optimizer is not None or not network.compiled:
+                compile_like(network, self.teacher, optimizer=optimizer or "sgd")
             if not network.compiled:
-                compile_like(network, self.teacher, optimizer=optimizer)
+                raise ValueError(
+                    "Expected a model with the `compile` of keras.Model. Received: "
+                    f"{type(self.teacher).__name__}, which has another. Use share_weights(), compile "
+                    "and fit its result, and strip() that."
+                )
             return network
         trainer = distill(
             network, self.teacher, temperature=self.temperature, weight=self.distillation
         )
         if labels:
-            compile_like(trainer, self.teacher, optimizer=optimizer)
+            compile_like(trainer, self.teacher, optimizer=optimizer or "sgd")
         else:
-            trainer.compile(optimizer)
+            trainer.compile(optimizer or "sgd")
         return trainer
 
     def judge(self, network: keras.Model) -> Callable[[], dict[str, float]]:
@@ -97,7 +103,7 @@ class Job:
             trainer: keras.Model = distill(network, self.teacher, temperature=self.temperature)
             trainer.compile("sgd")
         else:
-            trainer = self.trainer(network, "sgd", labels)
+            trainer = self.trainer(network, None, labels)
         arguments = self.judged.evaluate_arguments(self.batch_size)
 
         def results() -> dict[str, float]:
@@ -169,8 +175,14 @@ class _BestEpoch(keras.callbacks.Callback):
         self.note()
 
     def note(self) -> None:
-        # Averages over steps in which weights jump are not those of the network that is kept.
-        self.job.recalibrate(self.network)
+        """Keeps the weights where they are the best so far, with statistics measured anew or not."""
+        # Averages over steps in which weights jump are not those of the network that is kept; but few
+        # inputs may not be enough for better ones.
+        self._keep()
+        if self.job.recalibrate(self.network):
+            self._keep()
+
+    def _keep(self) -> None:
         value = badness(self.judge())
         if value < self.least:
             self.least, self.weights = value, values_of(self.network)
@@ -195,6 +207,6 @@ def assign(network: keras.Model, values: list[np.ndarray]) -> None:
 
 
 def badness(results: dict[str, float]) -> float:
-    """The one number that networks are compared by: NaN is the worst."""
-    value = results.get("divergence", results.get("loss", 0.0))
+    """The one number that networks are compared by, which they are trained for; NaN is the worst."""
+    value = results.get("loss", results.get("divergence", 0.0))
     return value if value == value else float("inf")

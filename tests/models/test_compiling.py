@@ -88,7 +88,7 @@ class Distilled(keras.Model):
         return self.dense(inputs)
 
 
-def test_a_compile_with_arguments_of_its_own_only_warns():
+def test_a_compile_with_arguments_of_its_own_only_warns(monkeypatch):
     model = Distilled()
     model.compile("sgd", "mse", temperature=3.0)
     model(X)
@@ -96,11 +96,15 @@ def test_a_compile_with_arguments_of_its_own_only_warns():
         copied = qareg.strip(model)
     assert not copied.compiled and model.compiled
     assert "Call `compile()` on it" in str(warned[0].message) and len(warned) == 1
+    with pytest.warns(UserWarning, match="not compiled"):  # the copies are not; what trains them is
+        small = qareg.compress(model, X, Y["q"], levels=4, epochs=2, verbose=0)
+    assert len(np.unique(small.dense.kernel)) <= 4
+    monkeypatch.setattr(Distilled, "train_step", lambda self, *data: None)
     with (
         pytest.warns(UserWarning, match="not compiled"),
         pytest.raises(ValueError, match="Expected a model with the `compile` of keras.Model"),
     ):
-        qareg.compress(model, X, Y["q"], levels=4, verbose=0)
+        qareg.compress(model, X, Y["q"], levels=4, epochs=2, verbose=0)
 
 
 def test_compress_keeps_loss_weights():

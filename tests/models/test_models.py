@@ -320,7 +320,7 @@ def test_a_layer_too_small_is_left_alone_with_a_warning():
 def test_compress_does_the_whole_job():
     images, labels = digits()
     model = compiled(small_cnn())
-    model.fit(images, labels, epochs=2, verbose=0)
+    model.fit(images, labels, epochs=15, verbose=0)
     untuned = qareg.compress(model, levels=4)
     tuned = qareg.compress(model, images, labels, levels=4, epochs=3, verbose=0)
     for small in (untuned, tuned):

@@ -129,20 +129,6 @@ def test_a_model_without_such_layers_stays_as_it_is():
         np.testing.assert_array_equal(value, before[path])
 
 
-def test_compress_measures_them_before_it_tunes():
-    model = network()
-    model = qareg.strip(model)
-    model.compile("sgd", "mse")
-    targets = np.zeros((300, 5), "float32")
-    options = {"levels": 2, "method": "kmeans", "epochs": 1, "verbose": 0}
-    small = qareg.compress(model, INPUTS, targets, **options)
-    mean = ops.convert_to_numpy(small.get_layer("first").moving_mean)
-    np.testing.assert_allclose(mean, INPUTS.mean((0, 1, 2)), rtol=1e-5)
-    assert not ops.convert_to_numpy(model.get_layer("first").moving_mean).any()
-    few = qareg.compress(model, INPUTS[:200], targets[:200], **options)
-    assert not ops.convert_to_numpy(few.get_layer("first").moving_mean).any()
-
-
 def test_bad_models_are_refused():
     with pytest.raises(ValueError, match="built"):
         recalibrate(keras.Sequential([layers.BatchNormalization()]), INPUTS)
