@@ -310,6 +310,7 @@ def _shared(model: keras.Model, options: Options, levels: Setting[int] | None) -
         weights=options.weights,
         table=options.table,
         scale=options.scale,
+        verbose=0 if options.verbose in (0, 2) else "auto",  # a bar is a mess in a file
     )
 
 
