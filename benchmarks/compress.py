@@ -98,12 +98,13 @@ def row(name: str, model: keras.Model, parts: tuple[Images, Images], arguments: 
 
 
 def bytes_of(done: Any) -> dict[str, int]:
-    """Bytes of the smallest `.tflite`, and of the archive."""
+    """Bytes of the smallest `.tflite`, of the same gzipped, and of the archive."""
     with tempfile.TemporaryDirectory() as folder:
         archive = qareg.export.save_archive(done.model, Path(folder) / "model.qareg")
         found = {"archive": archive.stat().st_size}
         file = Path(folder) / "model.tflite"
-        found["smallest"] = qareg.export.litert(done.model, file, "smallest").bytes
+        report = qareg.export.litert(done.model, file, "smallest")
+        found |= {"smallest": report.bytes, "gzip": report.gzip_bytes}
     return found
 
 
