@@ -67,7 +67,7 @@ def test_inputs_alone_are_enough(task):
     assert table[0].split() == ["step", "accuracy", "agreement", "divergence", "loss"]
 
 
-@pytest.mark.one_backend
+@pytest.mark.slow
 def test_a_seed_gives_the_same_model_and_labels_another(task):
     model, x, y = task
     options = {"levels": 4, "epochs": 1, "seed": 3, "verbose": 0}

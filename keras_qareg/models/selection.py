@@ -209,7 +209,7 @@ def large_enough(layer: Layer, levels: Iterable[int | None], weights: Weights) -
     warnings.warn(
         f"Layer '{layer.name}' is left as it is: its largest kernel has {largest} weights, "
         f"no more than levels={most}.",
-        stacklevel=4,
+        stacklevel=3,
     )
     return False
 

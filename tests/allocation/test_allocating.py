@@ -95,6 +95,7 @@ def test_rates_for_an_archive(inputs, tmp_path):
 
 
 @tensorflow_only
+@pytest.mark.slow
 def test_the_fastest_form_that_meets_a_budget(inputs):
     model = uneven_model()
     fast = planned(model, inputs, target_ratio=0.6)

@@ -210,7 +210,7 @@ def test_kernels_of_one_layer_have_levels_of_their_own(tmp_path):
     assert [row.levels for row in rows] == [None, None, 4, None, None, None, None]
     file = qareg.export.save_archive(one, tmp_path / "one.qareg")
     assert "equal: all " in qareg.export.verify(one, file)
-    assert error_of(SharedWeights(layers.LSTM(4), [2, 4, 8]).build, (None, 5, 8)) == (
+    assert error_of(SharedWeights(layers.LSTM(4, name="lstm"), [2, 4, 8]).build, (None, 5, 8)) == (
         "Expected one of `levels` for each of 2 kernels of layer 'lstm'. Received: levels=[2, 4, 8]"
     )
 

@@ -61,8 +61,8 @@ def test_bad_choices():
         "Expected `layers` to be one of ('all', 'conv', 'dense'). Received: layers='convs'"
     )
     assert error_of(qareg.share_weights, model, levels=4, method="lloyd") == (
-        "Expected `method` to be one of ('auto', 'trained', 'kmeans', 'quantile', 'uniform'). "
-        "Received: method='lloyd'"
+        "Expected `method` to be one of ('auto', 'trained', 'kmeans', 'quantile', 'uniform', "
+        "'rate-distortion'). Received: method='lloyd'"
     )
     assert error_of(qareg.share_weights, model, levels=4, trainable="bias") == (
         "Expected `trainable` to be one of ('centroids', 'centroids+rest'). "
