@@ -373,7 +373,7 @@ def test_kernels_of_one_path_are_told_apart():
     both = layers.Concatenate()([branch("left")(a), branch("right")(b)])
     model = keras.Model([a, b], layers.Dense(3, name="out")(both))
     paths = ["left/fc/kernel", "right/fc/kernel", "out/kernel"]
-    shared = qareg.share_weights(model, levels=4)
+    shared = qareg.share_weights(model, levels=4, method="kmeans")
     for transformed in (shared, qareg.strip(shared)):
         books = qareg.codebooks(transformed)
         assert [*books] == paths
