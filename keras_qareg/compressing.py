@@ -215,8 +215,7 @@ def compressed(
     if data is None:
         return Compressed(_shared(model, options, options.levels or _LEVELS))
     job = _job(model, data, validation_data, options)
-    given = options.levels if isinstance(options.levels, Plan) else None
-    plan = _plan(model, job.data, options) or given
+    plan = _plan(model, job.data, options)
     levels = plan or options.levels or _LEVELS
     stages = [Stage("float", job.judge(model)())]
     tuning = min(options.epochs - 1, max(1, round(_TUNING_EPOCHS * options.epochs)))

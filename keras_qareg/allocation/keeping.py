@@ -8,8 +8,7 @@ from pathlib import Path
 import keras
 
 from keras_qareg.export import save_archive
-from keras_qareg.export.archive.archive import compact
-from keras_qareg.export.archive.coding import encode_indices
+from keras_qareg.export.archive.archive import coded_bytes
 from keras_qareg.layers import QuantizationAware
 from keras_qareg.models.selection import wrappers
 
@@ -57,16 +56,7 @@ def _placed_bytes(layers: list[QuantizationAware], factor: float) -> int:
     """Bytes of the kernels in an archive, once their centroids are placed by rates times a factor."""
     for layer in layers:
         layer.place_centroids(rate_factor=factor)
-    return sum(map(_coded_bytes, layers))
-
-
-def _coded_bytes(layer: QuantizationAware) -> int:
-    """Bytes of the kernels of a layer in an archive: indices, a byte a level, and a step."""
-    total = 0
-    for book in map(compact, layer.codebooks()):
-        levels = len(book.centroids)
-        total += len(encode_indices(book.indices, levels)[1]) + levels + 4
-    return total
+    return sum(coded_bytes(book) for layer in layers for book in layer.codebooks())
 
 
 class KeepWithin(keras.callbacks.Callback):

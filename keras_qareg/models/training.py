@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -19,6 +19,8 @@ from keras_qareg.models.recalibrating import recalibrate
 # Inputs without which the statistics of batch normalization are better left as they are, and about so
 # many, evenly taken, as are enough for them.
 _FEWEST_INPUTS, _ENOUGH_INPUTS, _CALIBRATION_BATCH = 256, 4096, 256
+
+Judge = Callable[[], dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ class Job:
     temperature: float
     distillation: float
     verbose: str | int
+    # What judges each network, by its identity: compiled once.
+    _judges: dict[int, Judge] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def has_loss(self) -> bool:
@@ -95,8 +99,13 @@ class Job:
             trainer.compile(optimizer or "sgd")
         return trainer
 
-    def judge(self, network: keras.Model) -> Callable[[], dict[str, float]]:
+    def judge(self, network: keras.Model) -> Judge:
         """What says, again and again, what a network is worth: results of `evaluate`, by name."""
+        if id(network) not in self._judges:
+            self._judges[id(network)] = self._new_judge(network)
+        return self._judges[id(network)]
+
+    def _new_judge(self, network: keras.Model) -> Judge:
         labels = self.has_loss and self.judged.has_targets
         if self._by_itself and not self._evaluates:  # only its step knows what its loss is
             labels = False
@@ -166,21 +175,16 @@ class Job:
 
 
 class _BestEpoch(keras.callbacks.Callback):
-    """Keeps the weights of the epoch after which a network was best, its start included."""
+    """Keeps the weights of the epoch after which a network was best, its start included.
+
+    The start is judged as it is: `Job.recalibrated` goes before.
+    """
 
     def __init__(self, job: Job, network: keras.Model):
         super().__init__()
         self.job, self.network, self.judge = job, network, job.judge(network)
         self.least = float("inf")
-        self.note()
-
-    def note(self) -> None:
-        """Keeps the weights where they are the best so far, with statistics measured anew or not."""
-        # Averages over steps in which weights jump are not those of the network that is kept; but few
-        # inputs may not be enough for better ones.
         self._keep()
-        if self.job.recalibrate(self.network):
-            self._keep()
 
     def _keep(self) -> None:
         value = badness(self.judge())
@@ -188,7 +192,11 @@ class _BestEpoch(keras.callbacks.Callback):
             self.least, self.weights = value, values_of(self.network)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        self.note()
+        # Averages over steps in which weights jump are not those of the network that is kept; but few
+        # inputs may not be enough for better ones.
+        self._keep()
+        if self.job.recalibrate(self.network):
+            self._keep()
 
     def restore(self) -> None:
         """Gives the network the weights that it was best with."""

@@ -258,10 +258,7 @@ def _packed(
         if book is None or not np.array_equal(book.weights, values):
             book = Codebook.exact(values)
         if book is not None:
-            if book.centroids.ndim == 1:
-                book = compact(book)
-            coding, indices = encode_indices(book.indices, book.centroids.shape[0])
-            table, raw = _packed_table(book)
+            book, coding, indices, table, raw = _coded(book)
             if len(indices) + len(raw) < values.size * np.dtype(stored).itemsize:
                 return {
                     **entry,
@@ -316,7 +313,20 @@ def _packed_table(book: Codebook) -> tuple[str, bytes]:
     return "grid", codes.tobytes() + steps.astype("<f4").tobytes()
 
 
-def compact(book: Codebook) -> Codebook:
+def _coded(book: Codebook) -> tuple[Codebook, str, bytes, str, bytes]:
+    """A codebook as it is held: without what no weight has; coding and bytes of indices and table."""
+    if book.centroids.ndim == 1:
+        book = _compact(book)
+    return book, *encode_indices(book.indices, len(book.centroids)), *_packed_table(book)
+
+
+def coded_bytes(book: Codebook) -> int:
+    """The bytes of a kernel in an archive: its indices and its table."""
+    _, _, indices, _, raw = _coded(book)
+    return len(indices) + len(raw)
+
+
+def _compact(book: Codebook) -> Codebook:
     """Without the centroids that no weight has."""
     used = book.counts > 0
     places = np.cumsum(used) - 1
