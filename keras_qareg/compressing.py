@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import keras
 
-from keras_qareg import regularizers
 from keras_qareg.allocation import allocate
-from keras_qareg.allocation.keeping import KeepWithin, archive_bytes, keep_within
+from keras_qareg.allocation.fitting import fit_archive
 from keras_qareg.callbacks import PenaltySchedule
 from keras_qareg.choices import check_choice
 from keras_qareg.data import Data, read
 from keras_qareg.layers import QuantizationAware, Weights
 from keras_qareg.models import quantization_aware, share_weights, strip, wnq
-from keras_qareg.models.configuring import Setting, planned_rates
+from keras_qareg.models.configuring import Setting
 from keras_qareg.models.distilling import TEMPERATURE
 from keras_qareg.models.selection import Layers, check_built, wrappers
 from keras_qareg.models.training import Job, Stage
@@ -27,7 +27,7 @@ METHODS = (
     *("auto", "sine", "cosine", "nearest_squared", "nearest_exponential", "wnq"),
     "kmeans",
 )
-_FOR_LEVELS, _FOR_ARCHIVES, _LEVELS = "sine", "nearest_squared", 16
+_METHOD, _LEVELS = "sine", 16
 # Examples to choose by where there are no validation data, and inputs that a plan looks at.
 _JUDGED, _PLANNED = 2048, 512
 # The share of the epochs that tune centroids at the end, and of the learning rate.
@@ -122,7 +122,7 @@ def compress(
         method: `"sine"` and `"cosine"` train under a penalty with evenly spaced levels,
             `"nearest_squared"` and `"nearest_exponential"` with learned ones; `"wnq"` learns 2, 4, 8
             or 16 levels a channel; `"kmeans"` shares weights at once and tunes the centroids alone.
-            `"auto"` (default) is `"sine"`, and for archives `"nearest_squared"`, without a penalty.
+            `"auto"` (default) is `"sine"`.
         distillation: Float from 0 up, the factor of the divergence from the float model beside the loss
             of labels; 0: labels alone. Defaults to 1.
         temperature: What logits are divided by before probabilities are compared. Defaults to 2.
@@ -224,11 +224,10 @@ def compressed(
         stages += [Stage("shared", job.judge(network)())]
     else:
         student = _student(model, options, levels)
-        callbacks = _callbacks(student, plan)
         tuning = 0 if options.method == "wnq" else tuning
         stages += [job.recalibrated(student, "quantized")]
         rate = options.optimizer or job.adam(options.learning_rate, options.epochs - tuning)
-        job.train(student, options.epochs - tuning, rate, callbacks)
+        job.train(student, options.epochs - tuning, rate, _callbacks(student))
         stages += [Stage("trained", job.judge(student)())]
         network = _after_training(student, options, plan)
     stages += [job.recalibrated(network, "recalibrated")]
@@ -276,11 +275,20 @@ def _plan(model: keras.Model, data: Data, options: Options) -> Plan | None:
         target_ratio=options.target_ratio,
         data=[inputs for inputs, _, _ in some.batches(options.batch_size)],
         weights=options.form,
+        # What trains is planned by levels: rates are for weights that stay where they are.
+        method="auto" if options.method == "kmeans" else "kmeans",
         layers=options.layers,
         table=options.table,
-        scale=options.scale,
+        scale=_scale(options),
         verbose=options.verbose,
     )
+
+
+def _scale(options: Options) -> Setting[str]:
+    """`"auto"` takes steps that cost nothing in a `.tflite`; in an archive each takes four bytes."""
+    if options.scale == "auto" and options.form == "archive" and options.method != "kmeans":
+        return "kernel"
+    return options.scale
 
 
 def _job(model: keras.Model, data: Any, validation_data: Any, options: Options) -> Job:
@@ -299,7 +307,12 @@ def _job(model: keras.Model, data: Any, validation_data: Any, options: Options) 
     )
 
 
-def _shared(model: keras.Model, options: Options, levels: Setting[int] | None) -> keras.Model:
+def _shared(
+    model: keras.Model,
+    options: Options,
+    levels: Setting[int] | None,
+    rates: Mapping[str, float] | None = None,
+) -> keras.Model:
     """The model with shared weights; without levels, those of the layers that were trained for it."""
     trained = {id(layer.layer) for layer in wrappers(model)}
     return share_weights(
@@ -307,8 +320,10 @@ def _shared(model: keras.Model, options: Options, levels: Setting[int] | None) -
         levels,
         options.layers if levels is not None else lambda layer: id(layer) in trained,
         weights=options.weights,
+        method="auto" if rates is None else "rate-distortion",
+        rate=rates,
         table=options.table,
-        scale=options.scale,
+        scale=_scale(options),
         verbose=0 if options.verbose in (0, 2) else "auto",  # a bar is a mess in a file
     )
 
@@ -317,14 +332,9 @@ def _student(model: keras.Model, options: Options, levels: Any) -> keras.Model:
     """A copy that computes with its quantized kernels, and trains straight through."""
     if options.method == "wnq":
         return wnq(model, _bits(levels), layers=options.layers, skip=())
-    by_rate = bool(planned_rates(levels))
-    kinds = {"auto": _FOR_ARCHIVES if by_rate else _FOR_LEVELS}
-    found = regularizers.get(kinds.get(options.method, options.method))
-    assert found is not None
     student = quantization_aware(
         model,
-        # A penalty pulls to the nearest level, which is not the one that a rate gives a weight.
-        type(found)(strength=0.0) if by_rate else type(found)(),
+        _METHOD if options.method == "auto" else options.method,
         options.layers,
         levels=levels,
         weights=options.weights,
@@ -336,14 +346,9 @@ def _student(model: keras.Model, options: Options, levels: Any) -> keras.Model:
     return student
 
 
-def _callbacks(student: keras.Model, plan: Plan | None) -> list[keras.callbacks.Callback]:
+def _callbacks(student: keras.Model) -> list[keras.callbacks.Callback]:
     """The penalty rises from the start: the weights were trained without one already."""
-    if _coded(plan):
-        return [KeepWithin(student, _coded(plan))]
-    penalized = any(
-        isinstance(layer, QuantizationAware) and layer.regularizer.strength
-        for layer in wrappers(student)
-    )
+    penalized = any(isinstance(layer, QuantizationAware) for layer in wrappers(student))
     return [PenaltySchedule(warmup_epochs=0)] if penalized else []
 
 
@@ -351,19 +356,14 @@ def _after_training(student: keras.Model, options: Options, plan: Plan | None) -
     """What is tuned: the trained kernels with shared weights."""
     if options.method == "wnq":
         return student
-    shared, most = _shared(student, options, None), _coded(plan)
-    # The bytes of kernels are known; what is beside them may differ a little from what was planned.
-    while plan is not None and most and (size := archive_bytes(shared)) > plan.bytes:
-        most -= size - plan.bytes
-        keep_within(student, most)
-        shared = _shared(student, options, None)
-    return shared
+    if plan is None or plan.weights != "archive":
+        return _shared(student, options, None)
+    levels = plan.levels
 
+    def share(rates: Mapping[str, float] | None) -> keras.Model:
+        return _shared(student, options, None if rates is None else levels, rates)
 
-def _coded(plan: Plan | None) -> int:
-    """The bytes that a plan for an archive gives to kernels; of other plans, 0."""
-    rated = [] if plan is None else [row for row in plan.rows if row.rate is not None]
-    return sum(row.bytes for row in rated)
+    return fit_archive(student, share, plan.bytes)
 
 
 def _bits(levels: Any) -> Any:

@@ -1,6 +1,7 @@
 """The whole job: what is trained, what is chosen, what is kept of the model, and what is refused."""
 
 import re
+from dataclasses import replace
 
 import keras
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from keras import layers, ops
 
 import keras_qareg as qareg
-from keras_qareg.allocation.keeping import archive_bytes
+from keras_qareg.allocation.fitting import archive_bytes, fit_archive
 from keras_qareg.compressing import Options, compressed
 from tests.helpers import BACKEND
 
@@ -105,8 +106,32 @@ def test_an_archive_stays_in_its_budget(task):
     model, x, y = task
     options = Options(target_bytes=3600, form="archive", epochs=2, seed=0, verbose=0)
     done = compressed(model, (x, y), options=options)
-    assert 3300 < archive_bytes(done.model) <= 3600
-    assert done.plan.weights == "archive" and done.plan.rates
+    assert 3100 < archive_bytes(done.model) <= 3600
+    assert done.plan.weights == "archive" and not done.plan.rates
+    tuned = replace(options, method="kmeans", epochs=1)
+    assert compressed(model, (x, y), options=tuned).plan.rates  # of weights that stay
+
+
+@pytest.mark.one_backend
+def test_trained_kernels_are_fitted_into_an_archive(task):
+    model = qareg.quantization_aware(task[0], "nearest_squared", levels=8)
+    latent = [ops.convert_to_numpy(kernel).copy() for kernel in qareg.layers.kernels(model)]
+
+    def error(shared):
+        books = [*qareg.codebooks(shared).values()]
+        assert all(len(np.unique(book.indices)) <= 8 for book in books)
+        pairs = zip(latent, books, strict=True)
+        return sum(float(np.square(kernel - book.weights).sum()) for kernel, book in pairs)
+
+    def share(rates):
+        given = {} if rates is None else {"method": "rate-distortion", "rate": rates, "levels": 8}
+        return qareg.share_weights(model, scale="kernel", **given)
+
+    nearest = share(None)
+    whole = archive_bytes(nearest)
+    fitted = fit_archive(model, share, whole - 100)
+    assert whole - 130 < archive_bytes(fitted) <= whole - 100
+    assert 1.0 < error(fitted) / error(nearest) < 2.1  # half a bit less: 4^(1/2)
 
 
 @pytest.mark.one_backend

@@ -66,7 +66,7 @@ FLOORS = {
         ["__init__"],
     ],
     "allocation": [
-        ["costs", "sensitivity", "keeping"],
+        ["costs", "sensitivity", "fitting"],
         ["network"],
         ["solving", "files"],
         ["searching"],

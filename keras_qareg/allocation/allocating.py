@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from keras_qareg.allocation.files import TFLite
+from keras_qareg.allocation.files import Archive, File, TFLite
 from keras_qareg.allocation.network import PROBES, Network
 from keras_qareg.allocation.rates import RateSearch
 from keras_qareg.allocation.searching import EXCHANGES, POINTS, ROUNDS, STEPS, Search, Unmet
@@ -20,6 +20,8 @@ FORMS = (
     "archive",
 )
 
+METHODS = ("auto", "kmeans", "rate-distortion")
+
 
 def allocate(
     model: keras.Model,
@@ -29,6 +31,7 @@ def allocate(
     max_loss: float | None = None,
     data: Any = None,
     weights: str = "auto",
+    method: str = "auto",
     layers: Layers = "all",
     table: Setting[str] = "int8",
     scale: Setting[str] = "auto",
@@ -54,6 +57,9 @@ def allocate(
         weights: What file the plan is for, as in `export.litert`, or `"archive"`. `"auto"` (default):
             the form `"auto"`, at float speed, where that meets the budget, else `"smallest"`; the
             plan's `weights` says which.
+        method: How kernels are clustered, as in `share_weights`. `"rate-distortion"`, which archives
+            alone can make use of: a rate for each kernel; `"kmeans"`: levels, which is better where the
+            network trains on. `"auto"` (default): a rate for archives, else levels.
         layers: Which layers, as in `share_weights`; the others stay float, which counts.
         table: What values a kernel may have, as in `share_weights`.
         scale: Whether kernels have one step or one a channel, as in `share_weights`.
@@ -75,17 +81,20 @@ def allocate(
     >>> plan.bytes <= 0.6 * 4 * model.count_params()
     True
     """
-    _check(model, target_bytes, target_ratio, max_loss, data, weights)
+    _check(model, target_bytes, target_ratio, max_loss, data)
+    _check_forms(weights, method)
     network = Network(model, data, layers, table, scale)
     bar = _Bar(network, verbose)
     losses = network.losses(bar.done)
     forms = ("auto", "smallest") if weights == "auto" else (weights,)
     for form in forms:
         search: Search | RateSearch
-        if form == "archive":
+        by_rate = form == "archive" and method != "kmeans"
+        if by_rate:
             search = RateSearch(network, losses, bar.done)
         else:
-            search = Search(network, TFLite(network, form, data), losses, bar.done)
+            file: File = Archive(network) if form == "archive" else TFLite(network, form, data)
+            search = Search(network, file, losses, bar.done)
         budget = target_bytes
         if target_ratio is not None:
             budget = int(target_ratio * search.float_bytes)
@@ -98,22 +107,26 @@ def allocate(
                 found = search.under_bytes(budget)
         except Unmet as unmet:
             if form == forms[-1]:
-                raise ValueError(_unmet(model, form, budget, unmet.least)) from None
+                raise ValueError(_unmet(model, form, budget, unmet.least, by_rate)) from None
             continue
         break
-    size, loss = search.bytes(found), search.loss(found)
-    plan = Plan(
+    plan = _plan(form, search, found, table, scale)
+    bar.end()
+    return plan
+
+
+def _plan(form: str, search: Any, found: Any, table: Setting[str], scale: Setting[str]) -> Plan:
+    size = search.bytes(found)
+    return Plan(
         form,
         size,
-        loss,
+        search.loss(found),
         rows=search.rows(found),
         curve=tuple(search.curve(size)),
         uniform=search.uniform(),
         table=table,
         scale=scale,
     )
-    bar.end()
-    return plan
 
 
 class _Bar:
@@ -143,10 +156,8 @@ def _check(
     target_ratio: float | None,
     max_loss: float | None,
     data: Any,
-    weights: str,
 ) -> None:
     check_built(model)
-    check_choice("weights", weights, FORMS)
     given = {"target_bytes": target_bytes, "target_ratio": target_ratio, "max_loss": max_loss}
     said = {name: value for name, value in given.items() if value is not None}
     if len(said) != 1:
@@ -170,8 +181,18 @@ def _check(
         )
 
 
-def _unmet(model: keras.Model, form: str, budget: int | None, least: int) -> str:
-    said = "one value" if form == "archive" else "two levels"
+def _check_forms(weights: str, method: str) -> None:
+    check_choice("weights", weights, FORMS)
+    check_choice("method", method, METHODS)
+    if method == "rate-distortion" and weights != "archive":
+        raise ValueError(
+            "Expected weights='archive' with method='rate-distortion': rates are of no use to others. "
+            f"Received: weights={weights!r}"
+        )
+
+
+def _unmet(model: keras.Model, form: str, budget: int | None, least: int, one: bool) -> str:
+    said = "one value" if one else "two levels"
     smaller = "" if form in ("smallest", "tflm", "archive") else " weights='smallest' takes fewer."
     return (
         f"Expected target_bytes of at least {least:,}, which model '{model.name}' takes with {said} "

@@ -2,11 +2,45 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
-from keras_qareg.allocation.costs import Costs, as_written
+import numpy as np
+
+from keras_qareg.allocation.costs import Costs, Kernel, as_written
 from keras_qareg.allocation.network import FIRST, Levels, Network
+from keras_qareg.export.archive.archive import coded_bytes, content_of
 from keras_qareg.export.litert.convert import draft
+
+
+class KernelCosts(Protocol):
+    """The bytes of kernels, as `costs.Costs` has them for `.tflite` files."""
+
+    form: str
+    kernels: list[Kernel]
+
+    def shares(self, kernel: Kernel, levels: int | None) -> bool:
+        """Whether a kernel shares operators with others of as many levels."""
+
+    def of(self, kernel: Kernel, levels: int | None) -> int:
+        """Bytes of one kernel."""
+
+    def total(self, levels: Sequence[int | None]) -> int:
+        """Bytes of all kernels."""
+
+
+class File(Protocol):
+    """Files of a network in one form: what a search for levels asks of them."""
+
+    float_bytes: int
+
+    @property
+    def costs(self) -> KernelCosts:
+        """The bytes of kernels."""
+
+    def bytes(self, levels: Levels) -> int:
+        """Bytes of the file with so many levels of each kernel."""
 
 
 class TFLite:
@@ -51,3 +85,65 @@ class TFLite:
         found = self._network.written(self._network.books(levels), write)
         self._sizes[tuple(levels)] = len(found.content)
         return found
+
+
+class Archive:
+    """Archives of a network whose kernels have few levels.
+
+    Args:
+        network: The network.
+
+    Attributes:
+        costs: The bytes of kernels.
+        float_bytes: Bytes of all weights as float32.
+    """
+
+    def __init__(self, network: Network):
+        self._network = network
+        self._sizes: dict[tuple[int | None, ...], int] = {}
+        self.costs = _Coded(network)
+        weights = network.probe.model.weights
+        self.float_bytes = 4 * sum(math.prod(weight.shape) for weight in weights)
+
+    def bytes(self, levels: Levels) -> int:
+        """Bytes of the archive with so many levels of each kernel, which is made to know."""
+        key = tuple(levels)
+        if key not in self._sizes:
+            self._sizes[key] = self._network.written(
+                self._network.books(levels), lambda plain, books: len(content_of(plain, books))
+            )
+        return self._sizes[key]
+
+
+class _Coded:
+    """Bytes of coded kernels: known at a few levels; between them bits grow with their logarithm."""
+
+    form = "archive"
+
+    def __init__(self, network: Network):
+        self.kernels = network.kernels
+        self._known: dict[str, Mapping[int, int]] = {}
+        for place, kernel in enumerate(network.kernels):
+            alone: list[int | None] = [None] * len(network.kernels)
+            known = {}
+            for levels in network.probes(place):
+                alone[place] = levels
+                known[levels] = coded_bytes(network.books(alone)[kernel.path])
+            self._known[kernel.path] = known
+
+    def shares(self, kernel: Kernel, levels: int | None) -> bool:
+        """No: there are no operators."""
+        return False
+
+    def of(self, kernel: Kernel, levels: int | None) -> int:
+        """Bytes of one kernel, about."""
+        if levels is None:
+            return 4 * kernel.size
+        known = self._known[kernel.path]
+        places, bytes_ = np.log2([*known]), np.array([*known.values()], "float64")
+        beyond = max(0.0, math.log2(levels) - float(places[-1]))
+        return round(float(np.interp(math.log2(levels), places, bytes_)) + beyond * kernel.size / 8)
+
+    def total(self, levels: Sequence[int | None]) -> int:
+        """Bytes of all kernels."""
+        return sum(self.of(*pair) for pair in zip(self.kernels, levels, strict=True))

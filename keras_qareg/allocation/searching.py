@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from keras_qareg.allocation.files import TFLite
+from keras_qareg.allocation.files import File
 from keras_qareg.allocation.network import FIRST, PROBES, Levels, Network
 from keras_qareg.allocation.solving import Solver
 from keras_qareg.plans import PlannedKernel, Point
@@ -36,7 +36,7 @@ class Unmet(Exception):  # noqa: N818
 
 
 class Search:
-    """Finds levels for one form of `.tflite` files.
+    """Finds levels for one form of files.
 
     Args:
         network: The network.
@@ -48,7 +48,7 @@ class Search:
     def __init__(
         self,
         network: Network,
-        file: TFLite,
+        file: File,
         losses: Sequence[Mapping[int, float]],
         done: Callable[[], None],
     ):

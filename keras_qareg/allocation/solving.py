@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from keras_qareg.allocation.costs import Costs, Kernel
+from keras_qareg.allocation.costs import Kernel
+from keras_qareg.allocation.files import KernelCosts
 from keras_qareg.allocation.network import Levels
 from keras_qareg.allocation.sensitivity import interpolated
 from keras_qareg.export.packing import CHAIN_BYTES
@@ -43,7 +44,7 @@ class Solver:
 
     def __init__(
         self,
-        costs: Costs,
+        costs: KernelCosts,
         losses: Sequence[Mapping[int, float]],
     ):
         self._costs = costs

@@ -16,7 +16,6 @@ from keras_qareg.layers.kernel_wrapper import KernelWrapper
 from keras_qareg.numerics import clustering, penalties
 from keras_qareg.numerics.codebook import Codebook
 from keras_qareg.numerics.compiled import cond
-from keras_qareg.numerics.rate_distortion import check_rate, rate_distortion
 from keras_qareg.numerics.tables import TABLES, evenly_spaced, rounded_freely
 
 _UNSCHEDULED = (
@@ -53,9 +52,6 @@ class QuantizationAware(KernelWrapper):
             knows nothing of it; fixed basins are moved to such values when they are placed.
         levels: Integers from 2 to 256, one for each kernel, where these are not the regularizer's; its
             default strength is then that of each. Defaults to `None`.
-        rates: What a bit of each kernel may cost, in squared weights, where they will be entropy-coded:
-            centroids and the borders between them are then placed by `numerics.rate_distortion`, and
-            borders stay. For learned centroids. Defaults to `None`: borders are in the middle.
         **kwargs: `name`, `trainable`, `dtype`, as for every Keras layer.
 
     Attributes:
@@ -91,7 +87,6 @@ class QuantizationAware(KernelWrapper):
         straight_through: bool = True,
         table: str = "int8",
         levels: Sequence[int] | None = None,
-        rates: Sequence[float] | None = None,
         **kwargs: Any,
     ):
         super().__init__(layer, **kwargs)
@@ -105,11 +100,6 @@ class QuantizationAware(KernelWrapper):
         check_choice("table", table, TABLES)
         self.straight_through, self.table = straight_through, table
         self.levels = None if levels is None else [clustering.check_levels(n) for n in levels]
-        self.rates = None if rates is None else [check_rate(rate) for rate in rates]
-        if self.rates is not None and not found.learned:
-            raise ValueError(
-                f"Expected a regularizer that learns its centroids with `rates`. Received: {found!r}"
-            )
         self._in_training = False
         # Whether a schedule, or `place_centroids`, has begun what training needs.
         self.scheduled = False
@@ -117,7 +107,6 @@ class QuantizationAware(KernelWrapper):
     def build(self, input_shape: Any = None) -> None:
         super().build(input_shape)
         self._check_count(self.levels)
-        self._check_count(self.rates)
         self.kernel_regularizers = [self.regularizer] * len(self.kernels)
         if self.levels is not None:
             self.kernel_regularizers = [self.regularizer.with_levels(n) for n in self.levels]
@@ -133,15 +122,6 @@ class QuantizationAware(KernelWrapper):
             dtype="float32",
             trainable=self.regularizer.learned,
         )
-        self.borders: list[keras.Variable] = []
-        if self.rates is not None:
-            self.borders = self._add_per_kernel(
-                "borders",
-                shape=lambda kernel: (self.kernel_regularizers[self._place_of(kernel)].levels - 1,),
-                initializer="zeros",
-                dtype="float32",
-                trainable=False,
-            )
         self.strength = self._add_state("strength", self.regularizer.strength)
         self.balance = self._add_state("balance", 1.0)
         self.placed = self._add_state("placed", 0.0)
@@ -172,13 +152,8 @@ class QuantizationAware(KernelWrapper):
             return super().used_kernels()
         placed = ops.convert_to_tensor(self.placed) > 0
         return [
-            _quantized(placed, kernel, self._levels(ops.convert_to_tensor(centroids)), borders)
-            for kernel, centroids, borders in zip(
-                self.kernels,
-                self.centroids,
-                self.borders or [None] * len(self.kernels),
-                strict=True,
-            )
+            _quantized(placed, kernel, self._levels(ops.convert_to_tensor(centroids)))
+            for kernel, centroids in zip(self.kernels, self.centroids, strict=True)
         ]
 
     def _levels(self, centroids: Any) -> Any:
@@ -206,20 +181,14 @@ class QuantizationAware(KernelWrapper):
     def codebooks(self) -> list[Codebook]:
         """The `Codebook` of each kernel: its weights with their nearest centroids as of now."""
         kernels = [ops.convert_to_numpy(kernel) for kernel in self.kernels]
-        if not self.borders:
-            pairs = zip(kernels, self.tables(), strict=True)
-            return [Codebook.nearest(kernel, table) for kernel, table in pairs]
-        return [
-            Codebook(table, np.searchsorted(ops.convert_to_numpy(borders), kernel, side="right"))
-            for kernel, table, borders in zip(kernels, self.tables(), self.borders, strict=True)
-        ]
+        pairs = zip(kernels, self.tables(), strict=True)
+        return [Codebook.nearest(kernel, table) for kernel, table in pairs]
 
-    def place_centroids(self, method: str = "kmeans", *, rate_factor: float = 1.0) -> None:
+    def place_centroids(self, method: str = "kmeans") -> None:
         """Moves the centroids to where the kernels are now; fixed basins fit their range to them.
 
         Args:
-            method: `"kmeans"` (exact, default), `"quantile"` or `"uniform"`. With `rates`, these say.
-            rate_factor: What `rates` are multiplied with. Defaults to 1.
+            method: `"kmeans"` (exact, default), `"quantile"` or `"uniform"`.
 
         Raises:
             ValueError: If the method is unknown, or a kernel has NaN or infinite weights.
@@ -234,27 +203,12 @@ class QuantizationAware(KernelWrapper):
         ):
             weights = ops.convert_to_numpy(self.kernels[place])
             try:
-                if self.rates is not None:
-                    found = self._place_borders(place, weights, rate_factor)
-                else:
-                    found = clustering.METHODS[method](weights, regularizer.levels)
+                found = clustering.METHODS[method](weights, regularizer.levels)
             except ValueError as error:
                 raise ValueError(f"Kernel '{path}': {error}") from error
             self.centroids[place].assign(self._allowed(regularizer.fit_basins(found)))
         self.placed.assign(1.0)
         self.scheduled = True
-
-    def _place_borders(self, place: int, weights: np.ndarray, factor: float) -> np.ndarray:
-        """Places the borders between the centroids of a kernel, and returns these."""
-        assert self.rates is not None
-        most = self.kernel_regularizers[place].levels
-        book = rate_distortion(weights, factor * self.rates[place], levels=most)
-        borders = np.full(most - 1, np.float32(np.finfo("float32").max))
-        borders[: len(book.centroids) - 1] = [
-            weights[book.indices == level].min() for level in range(1, len(book.centroids))
-        ]
-        self.borders[place].assign(borders)
-        return book.centroids
 
     def load_own_variables(self, store: Any) -> None:
         super().load_own_variables(store)
@@ -282,21 +236,17 @@ class QuantizationAware(KernelWrapper):
             "table": self.table,
         }
         given: dict[str, Any] = {} if self.levels is None else {"levels": list(self.levels)}
-        if self.rates is not None:
-            given["rates"] = list(self.rates)
         return {**super().get_config(), **config, **given}
 
 
-def _quantized(placed: Any, kernel: keras.Variable, table: Any, borders: Any) -> Any:
+def _quantized(placed: Any, kernel: keras.Variable, table: Any) -> Any:
     """The kernel with each weight in the place of its level, where these are placed."""
     latent = ops.convert_to_tensor(kernel)
 
     def levels() -> Any:
-        if borders is None:
-            return penalties.nearest(latent, table)
-        return penalties.between(latent, table, ops.convert_to_tensor(borders))
+        return ops.cast(penalties.nearest(latent, table), latent.dtype)
 
-    return cond(placed, lambda: ops.cast(levels(), latent.dtype), lambda: latent)
+    return cond(placed, levels, lambda: latent)
 
 
 class _KernelPenalty:

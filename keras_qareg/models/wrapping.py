@@ -12,7 +12,6 @@ from keras_qareg.layers import QuantizationAware, Weights, kernels
 from keras_qareg.models.cloning import clone, fresh, own_regularizer
 from keras_qareg.models.configuring import (
     LEVELS,
-    RATE,
     REGULARIZER,
     TABLE,
     Setting,
@@ -73,8 +72,8 @@ def quantization_aware(
 
     Raises:
         ValueError: If the model is unbuilt or wrapped already, no layer matches, a name in `layers`
-            or `table` is unknown, a key of a setting matches none, two keys disagree, or a kernel has
-            NaN or infinite weights.
+            or `table` is unknown, `levels` is a plan of rates, a key of a setting matches none, two
+            keys disagree, or a kernel has NaN or infinite weights.
 
     Example:
 
@@ -85,6 +84,11 @@ def quantization_aware(
     """
     check_built(model)
     check_plain(model)
+    if planned_rates(levels):
+        raise ValueError(
+            "Expected a plan of levels to train under. Received: a plan of rates, which are for weights "
+            "that stay where they are. allocate(weights='archive', method='kmeans') plans levels."
+        )
     candidates = select(model, layers, weights)
     chosen = _wanted(model, candidates, regularizer, levels, weights)
     tables = resolve(TABLE, table, model, candidates, weights=weights)
@@ -107,7 +111,6 @@ def quantization_aware(
                 straight_through=straight_through,
                 table=tables.value(layer),
                 levels=levels if len(set(levels)) > 1 else None,
-                rates=its.rates or None,
                 kernel_names=names_of_kernels(layer, weights, its.levels),
                 name=layer.name,
                 trainable=layer.trainable,
@@ -127,7 +130,6 @@ def quantization_aware(
 class _Wrap(NamedTuple):
     regularizer: regularizers.QuantizationRegularizer
     levels: list[int | None]
-    rates: list[float]
 
 
 def _wanted(
@@ -143,8 +145,6 @@ def _wanted(
         given = resolve(REGULARIZER, regularizer, model, candidates, weights=weights)
     if levels is not None:
         sizes = resolve(LEVELS, levels, model, candidates, weights=weights)
-    rates = planned_rates(levels)
-    costs = resolve(RATE, rates, model, candidates, weights=weights) if rates else None
     found = {}
     for layer in candidates:
         own = own_regularizer(layer) if given is None else given.value(layer)
@@ -154,6 +154,5 @@ def _wanted(
         several = {n for n in its if n is not None}
         if several and large_enough(layer, its, weights):
             own = own.with_levels(*several) if len(several) == 1 else own
-            pairs = zip(its, costs.kernel_values(layer), strict=True) if costs else []
-            found[id(layer)] = _Wrap(own, its, [rate for n, rate in pairs if n is not None])
+            found[id(layer)] = _Wrap(own, its)
     return found

@@ -147,29 +147,6 @@ def nearest(weights: Tensor, centroids: Tensor) -> Tensor:
     return custom_gradient(quantize)(_tensor(weights), _tensor(centroids))
 
 
-def between(weights: Tensor, levels: Tensor, borders: Tensor) -> Tensor:
-    """The level that each weight has between given borders, passed straight through.
-
-    Args:
-        weights: Tensor of any shape.
-        levels: Tensor of shape `(levels,)`.
-        borders: Tensor of shape `(levels - 1,)`, ascending: a weight on a border has the upper level.
-
-    Returns:
-        A float32 tensor in the shape of the weights. Gradients reach the weights as if these were
-        returned, and each level as the sum over its members; borders get none.
-
-    Example:
-
-    >>> ops.convert_to_numpy(between([0.1, 0.7, 3.0], [0.0, 1.0], [0.5])).tolist()
-    [0.0, 1.0, 1.0]
-    """
-    weights, levels, borders = _tensor(weights), _tensor(levels), _tensor(borders)
-    places = ops.searchsorted(borders, ops.reshape(weights, (-1,)), side="right")
-    found = ops.reshape(ops.take(levels, ops.cast(places, "int32")), ops.shape(weights))
-    return found + (weights - ops.stop_gradient(weights))
-
-
 def _differentiable(function: Callable[..., Any], *inputs: Tensor) -> Tensor:
     """The first result of a function; the others are its gradients, of the first inputs or of all."""
 

@@ -92,6 +92,34 @@ def test_rates_for_an_archive(inputs, tmp_path):
     written = plan.save(tmp_path / "plan.yaml")
     assert qareg.Plan.load(written) == plan
     assert "levels" in error_of(qareg.share_weights, model, written)
+    assert error_of(qareg.quantization_aware, model, "sine", levels=plan) == (
+        "Expected a plan of levels to train under. Received: a plan of rates, which are for weights "
+        "that stay where they are. allocate(weights='archive', method='kmeans') plans levels."
+    )
+
+
+@pytest.mark.one_backend
+def test_levels_for_an_archive(inputs, tmp_path):
+    model, file = uneven_model(), tmp_path / "model.qareg"
+    plan = planned(model, inputs, target_ratio=0.2, weights="archive", method="kmeans")
+    assert not plan.rates and len(set(plan.levels.values())) > 1
+    shared = qareg.share_weights(model, plan)
+    qareg.recalibrate(shared, inputs[:256])
+    qareg.export.save_archive(shared, file)
+    assert file.stat().st_size == pytest.approx(plan.bytes, abs=64)
+    assert 0.9 * 0.2 * 4 * model.count_params() < plan.bytes <= 0.2 * 4 * model.count_params()
+    refused = error_of(
+        qareg.allocate,
+        model,
+        target_bytes=9000,
+        data=inputs,
+        weights="auto",
+        method="rate-distortion",
+    )
+    assert refused == (
+        "Expected weights='archive' with method='rate-distortion': rates are of no use to others. "
+        "Received: weights='auto'"
+    )
 
 
 @tensorflow_only

@@ -1,0 +1,72 @@
+"""Fitting kernels that have been trained into the bytes of an archive."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from keras_qareg.export import save_archive
+from keras_qareg.layers import QuantizationAware
+from keras_qareg.models.selection import wrappers
+
+# The least that a bit may cost, in squared distances between neighbouring levels; how often this is
+# doubled, to find what is enough, and how often the last step is halved.
+_LEAST, _DOUBLINGS, _HALVINGS = 1 / 256, 12, 6
+
+# What makes the shared model, with the rate of each kernel by path; `None`: as it was trained.
+Share = Callable[[Mapping[str, float] | None], keras.Model]
+
+
+def archive_bytes(model: keras.Model) -> int:
+    """The size of the archive of a model."""
+    with tempfile.TemporaryDirectory() as folder:
+        return save_archive(model, Path(folder) / "model.qareg").stat().st_size
+
+
+def fit_archive(student: keras.Model, share: Share, most: int) -> keras.Model:
+    """The shared model of a trained one, in an archive of no more than some bytes.
+
+    How often a trained kernel has each of its levels is not known before. Where the archive is too
+    large, its kernels are clustered anew, by the lowest rate at which it is not: the same for all, in
+    squares of the distance between the levels of each.
+
+    Args:
+        student: A model of `quantization_aware`, which has float kernels from here on.
+        share: What makes the shared model of it.
+        most: The most bytes of the archive.
+
+    Returns:
+        What `share` made; with more bytes where even the highest rate is not enough.
+    """
+    found = share(None)
+    if archive_bytes(found) <= most:
+        return found
+    layers = [layer for layer in wrappers(student) if isinstance(layer, QuantizationAware)]
+    gaps = {
+        path: float(np.ptp(table)) / max(1, len(table) - 1)
+        for layer in layers
+        for path, table in zip(layer.kernel_paths, layer.tables(), strict=True)
+    }
+    for layer in layers:
+        layer.placed.assign(0.0)
+
+    def at(rate: float) -> keras.Model:
+        return share({path: rate * gap**2 for path, gap in gaps.items()})
+
+    low, high = 0.0, _LEAST
+    for _ in range(_DOUBLINGS):
+        found = at(high)
+        if archive_bytes(found) <= most:
+            break
+        low, high = high, 2 * high
+    for _ in range(_HALVINGS):
+        tried = at((low + high) / 2)
+        if archive_bytes(tried) <= most:
+            high, found = (low + high) / 2, tried
+        else:
+            low = (low + high) / 2
+    return found
