@@ -31,7 +31,9 @@ _METHOD, _LEVELS = "sine", 16
 # Examples to choose by where there are no validation data, and inputs that a plan looks at.
 _JUDGED, _PLANNED = 2048, 512
 # The share of the epochs that tune centroids at the end, and of the learning rate.
-_TUNING_EPOCHS, _TUNING_RATE = 0.2, 0.1
+_TUNING_EPOCHS, _TUNING_RATE = 0.1, 0.1
+# How late the penalty rises: large layers settle in the last epochs, small ones before.
+_POWER = 12.0
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ def compress(
         weights: Which weights are kernels, as in `quantization_aware`.
         sample_weight: Weights of the examples, as in `fit`, where `x` is arrays.
         steps: Batches an epoch, which endless data need. `None`: all.
-        epochs: Positive integer. A fifth of them, one at least, tunes centroids at the end. Defaults
+        epochs: Positive integer. A tenth of them, one at least, tunes centroids at the end. Defaults
             to 10.
         batch_size: Examples a step, where `x` is arrays. Defaults to 64.
         optimizer: A Keras optimizer for training. By default Adam, whose rate falls by a cosine.
@@ -349,7 +351,7 @@ def _student(model: keras.Model, options: Options, levels: Any) -> keras.Model:
 def _callbacks(student: keras.Model) -> list[keras.callbacks.Callback]:
     """The penalty rises from the start: the weights were trained without one already."""
     penalized = any(isinstance(layer, QuantizationAware) for layer in wrappers(student))
-    return [PenaltySchedule(warmup_epochs=0)] if penalized else []
+    return [PenaltySchedule(warmup_epochs=0, power=_POWER)] if penalized else []
 
 
 def _after_training(student: keras.Model, options: Options, plan: Plan | None) -> keras.Model:
