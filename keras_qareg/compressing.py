@@ -223,14 +223,15 @@ def compressed(
         network, tuning = _shared(model, options, levels), options.epochs
         stages += [Stage("shared", job.judge(network)())]
     else:
-        student = _student(model, options, levels)
+        student = _student(model, options, levels, job)
         callbacks = _callbacks(student, plan)
         tuning = 0 if options.method == "wnq" else tuning
         stages += [job.recalibrated(student, "quantized")]
         rate = options.optimizer or job.adam(options.learning_rate, options.epochs - tuning)
         job.train(student, options.epochs - tuning, rate, callbacks)
         stages += [Stage("trained", job.judge(student)())]
-        network = _after_training(student, options, plan)
+        still = job.levels_of_untrained(student, levels, options.layers, options.weights)
+        network = _after_training(student, options, plan, still)
     stages += [job.recalibrated(network, "recalibrated")]
     if tuning:
         share = 1.0 if options.method == "kmeans" else _TUNING_RATE
@@ -302,10 +303,13 @@ def _job(model: keras.Model, data: Any, validation_data: Any, options: Options) 
 def _shared(model: keras.Model, options: Options, levels: Setting[int] | None) -> keras.Model:
     """The model with shared weights; without levels, those of the layers that were trained for it."""
     trained = {id(layer.layer) for layer in wrappers(model)}
+    layers: Layers = (
+        options.layers if not trained else lambda layer: bool(levels) or id(layer) in trained
+    )
     return share_weights(
         model,
         levels,
-        options.layers if levels is not None else lambda layer: id(layer) in trained,
+        layers,
         weights=options.weights,
         table=options.table,
         scale=options.scale,
@@ -313,7 +317,7 @@ def _shared(model: keras.Model, options: Options, levels: Setting[int] | None) -
     )
 
 
-def _student(model: keras.Model, options: Options, levels: Any) -> keras.Model:
+def _student(model: keras.Model, options: Options, levels: Any, job: Job) -> keras.Model:
     """A copy that computes with its quantized kernels, and trains straight through."""
     if options.method == "wnq":
         return wnq(model, _bits(levels), layers=options.layers, skip=())
@@ -321,10 +325,13 @@ def _student(model: keras.Model, options: Options, levels: Any) -> keras.Model:
     kinds = {"auto": _FOR_ARCHIVES if by_rate else _FOR_LEVELS}
     found = regularizers.get(kinds.get(options.method, options.method))
     assert found is not None
+    # A penalty pulls to the nearest level, which is not the one that a rate gives a weight.
+    kind = type(found)(strength=0.0) if by_rate else type(found)()
+    # What is not trained gets the levels that are best for it at the end.
+    still = {} if by_rate else {id(layer): None for layer in job.untrained(model)}
     student = quantization_aware(
         model,
-        # A penalty pulls to the nearest level, which is not the one that a rate gives a weight.
-        type(found)(strength=0.0) if by_rate else type(found)(),
+        (lambda layer: still.get(id(layer), kind)) if still else kind,
         options.layers,
         levels=levels,
         weights=options.weights,
@@ -347,11 +354,13 @@ def _callbacks(student: keras.Model, plan: Plan | None) -> list[keras.callbacks.
     return [PenaltySchedule(warmup_epochs=0)] if penalized else []
 
 
-def _after_training(student: keras.Model, options: Options, plan: Plan | None) -> keras.Model:
-    """What is tuned: the trained kernels with shared weights."""
+def _after_training(
+    student: keras.Model, options: Options, plan: Plan | None, still: dict[str, int]
+) -> keras.Model:
+    """What is tuned: kernels with shared weights; `still` are the levels where some were not trained."""
     if options.method == "wnq":
         return student
-    shared, most = _shared(student, options, None), _coded(plan)
+    shared, most = _shared(student, options, still or None), _coded(plan)
     # The bytes of kernels are known; what is beside them may differ a little from what was planned.
     while plan is not None and most and (size := archive_bytes(shared)) > plan.bytes:
         most -= size - plan.bytes
