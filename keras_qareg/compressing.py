@@ -95,6 +95,7 @@ def compress(
     the model was compiled with counts too. At the end weights are shared, batch normalization is
     measured anew, and the centroids are tuned. Each step starts from the best epoch of the one before:
     by its divergence from the float model, and by its loss too where `validation_data` has labels.
+    Layers that only outputs of loss weight 0 need are not trained: `share_weights` makes them small.
     docs/method.md says how the defaults were chosen.
 
     Args:
