@@ -97,6 +97,7 @@ def compress(
     the model was compiled with counts too. At the end weights are shared, batch normalization is
     measured anew, and the centroids are tuned. Each step starts from the best epoch of the one before:
     by its divergence from the float model, and by its loss too where `validation_data` has labels.
+    Layers that only outputs of loss weight 0 need are not trained: `share_weights` makes them small.
     docs/method.md says how the defaults were chosen.
 
     Args:
@@ -225,13 +226,14 @@ def compressed(
         network, tuning = _shared(model, options, levels), options.epochs
         stages += [Stage("shared", job.judge(network)())]
     else:
-        student = _student(model, options, levels)
+        student = _student(model, options, levels, job)
         tuning = 0 if options.method == "wnq" else tuning
         stages += [job.recalibrated(student, "quantized")]
         rate = options.optimizer or job.adam(options.learning_rate, options.epochs - tuning)
         job.train(student, options.epochs - tuning, rate, _callbacks(student))
         stages += [Stage("trained", job.judge(student)())]
-        network = _after_training(student, options, plan)
+        still = job.levels_of_untrained(student, levels, options.layers, options.weights)
+        network = _after_training(student, options, plan, still)
     stages += [job.recalibrated(network, "recalibrated")]
     if tuning:
         share = 1.0 if options.method == "kmeans" else _TUNING_RATE
@@ -317,10 +319,13 @@ def _shared(
 ) -> keras.Model:
     """The model with shared weights; without levels, those of the layers that were trained for it."""
     trained = {id(layer.layer) for layer in wrappers(model)}
+    layers: Layers = (
+        options.layers if not trained else lambda layer: bool(levels) or id(layer) in trained
+    )
     return share_weights(
         model,
         levels,
-        options.layers if levels is not None else lambda layer: id(layer) in trained,
+        layers,
         weights=options.weights,
         method="auto" if rates is None else "rate-distortion",
         rate=rates,
@@ -330,13 +335,16 @@ def _shared(
     )
 
 
-def _student(model: keras.Model, options: Options, levels: Any) -> keras.Model:
+def _student(model: keras.Model, options: Options, levels: Any, job: Job) -> keras.Model:
     """A copy that computes with its quantized kernels, and trains straight through."""
     if options.method == "wnq":
         return wnq(model, _bits(levels), layers=options.layers, skip=())
+    kind = _METHOD if options.method == "auto" else options.method
+    # What is not trained gets the levels that are best for it at the end.
+    still = {id(layer): None for layer in job.untrained(model)}
     student = quantization_aware(
         model,
-        _METHOD if options.method == "auto" else options.method,
+        (lambda layer: still.get(id(layer), kind)) if still else kind,
         options.layers,
         levels=levels,
         weights=options.weights,
@@ -354,16 +362,20 @@ def _callbacks(student: keras.Model) -> list[keras.callbacks.Callback]:
     return [PenaltySchedule(warmup_epochs=0, power=_POWER)] if penalized else []
 
 
-def _after_training(student: keras.Model, options: Options, plan: Plan | None) -> keras.Model:
-    """What is tuned: the trained kernels with shared weights."""
+def _after_training(
+    student: keras.Model, options: Options, plan: Plan | None, still: dict[str, int]
+) -> keras.Model:
+    """What is tuned: kernels with shared weights; `still` are the levels where some were not trained."""
     if options.method == "wnq":
         return student
     if plan is None or plan.weights != "archive":
-        return _shared(student, options, None)
+        return _shared(student, options, still or None)
     levels = plan.levels
 
     def share(rates: Mapping[str, float] | None) -> keras.Model:
-        return _shared(student, options, None if rates is None else levels, rates)
+        if rates is None:
+            return _shared(student, options, still or None)
+        return _shared(student, options, levels, {**dict.fromkeys(still, 0.0), **rates})
 
     return fit_archive(student, share, plan.bytes)
 

@@ -102,6 +102,23 @@ def test_each_layer_may_have_levels_of_its_own(task):
 
 
 @pytest.mark.one_backend
+def test_a_head_that_does_not_count_is_shared_and_not_trained(task):
+    keras.utils.set_random_seed(0)
+    inputs, x = keras.Input((8,)), task[1][:256]
+    trunk = layers.Dense(16, "relu", name="trunk")(inputs)
+    heads = {n: layers.Dense(2, name=n, kernel_regularizer="l2")(trunk) for n in ("p", "q")}
+    model = keras.Model(inputs, heads)
+    model.compile("sgd", {"p": "mse", "q": "mse"}, loss_weights={"p": 0.0, "q": 1.0})
+    books = qareg.codebooks(qareg.share_weights(model, 4))
+    targets = {"p": np.ones((256, 2)), "q": np.zeros((256, 2))}
+    small = qareg.compress(model, x, targets, levels=4, epochs=2, learning_rate=0.05, verbose=0)
+    kernels = {name: ops.convert_to_numpy(small.get_layer(name).kernel) for name in ("p", "q")}
+    np.testing.assert_array_equal(kernels["p"], books["p/kernel"].weights)
+    assert not np.array_equal(kernels["q"], books["q/kernel"].weights)
+    assert small.get_layer("p").trainable
+
+
+@pytest.mark.one_backend
 def test_an_archive_stays_in_its_budget(task):
     model, x, y = task
     options = Options(target_bytes=3600, form="archive", epochs=2, seed=0, verbose=0)

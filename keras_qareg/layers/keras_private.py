@@ -70,6 +70,23 @@ def set_trainable_alone(layer: Layer, value: bool) -> None:
     layer._trainable = value
 
 
+@contextlib.contextmanager
+def frozen(layers: list[Layer]) -> Iterator[None]:
+    """Layers that do not train meanwhile; each layer and weight inside is then as it was."""
+    inside = [part for layer in layers for part in layers_inside(layer)]
+    before = [(part, part.trainable) for part in inside]
+    weights = [(weight, weight.trainable) for layer in layers for weight in layer.variables]
+    try:
+        for layer in layers:
+            layer.trainable = False
+        yield
+    finally:
+        for part, value in before:
+            set_trainable_alone(part, value)
+        for weight, value in weights:
+            weight.trainable = value
+
+
 @functools.lru_cache
 def _names_of_keras() -> frozenset[str]:
     """The attributes that a trained model has whoever wrote it."""

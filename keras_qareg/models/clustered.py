@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -95,6 +96,41 @@ def cluster_all(
         finally:
             pool.shutdown(cancel_futures=True)
     return books
+
+
+def warn_of_moved(
+    wanted: dict[Layer, Wanted], found: dict[Layer, list[tuple[Codebook, bool]]], way: Way
+) -> None:
+    """Warns where kernels had few values already, and a table of whole numbers cannot hold these."""
+    moved, most = [], 0.0
+    for layer, its in wanted.items():
+        if its.table != "int8" or way.method not in ("auto", "kmeans"):
+            continue
+        if has_centroids(layer, its, way):
+            continue
+        books = iter(found[layer])
+        for kernel, levels, values in zip(
+            kernels(layer, way.weights), its.levels, used_kernels(layer, way.weights), strict=True
+        ):
+            book = None if levels is None else next(books)[0]
+            own = Codebook.exact(values)
+            # As many values as weights are not few.
+            if book is None or own is None or 2 * len(own.centroids) > values.size:
+                continue
+            distance = float(np.abs(book.weights - values).max())
+            if len(own.centroids) <= (levels or 0) and distance:
+                left = np.unique(book.weights).size
+                moved.append(
+                    f"'{kernel.path}' ({len(own.centroids)} values, {left} of them are left)"
+                )
+                most = max(most, distance / float(np.abs(values).max()))
+    if moved:
+        warnings.warn(
+            "Kernels that had no more values than `levels` already are rounded by table='int8': to "
+            f"whole numbers of 8 bits times a step, by up to {most:.2%} of their largest value: "
+            f"{', '.join(moved)}. table='float32' keeps them as they are.",
+            stacklevel=3,
+        )
 
 
 def regularizer_of(layer: Layer) -> regularizers.QuantizationRegularizer | None:

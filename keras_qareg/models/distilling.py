@@ -91,7 +91,7 @@ class Distiller(keras.Model):
         self._hidden = lambda: teacher
         kinds = kinds_of_outputs(teacher)
         self._divergences = [_Divergence(kind, temperature) for kind in kinds]
-        self._shares = _shares_of_outputs(teacher, len(kinds))
+        self._shares = shares_of_outputs(teacher, len(kinds))
         self._classifies = kinds[0] in ("probabilities", "logits")
         names = getattr(student, "output_names", None)
         if names is not None:
@@ -152,8 +152,8 @@ def _check_outputs(student: keras.Model, teacher: keras.Model) -> None:
         )
 
 
-def _shares_of_outputs(model: keras.Model, count: int) -> list[float]:
-    """How much each output counts: as in the loss that the model was compiled with."""
+def shares_of_outputs(model: keras.Model, count: int) -> list[float]:
+    """How much each of so many outputs counts: as in the loss that the model was compiled with."""
     given = compile_arguments(model).get("loss_weights") if model.compiled else None
     if isinstance(given, dict):
         names = getattr(model, "output_names", None) or list(given)
@@ -208,7 +208,7 @@ def kinds_of_outputs(model: keras.Model) -> list[str]:
     ['probability']
     """
     outputs = keras.tree.flatten(getattr(model, "outputs", None) or [])
-    losses = _losses(model, len(outputs))
+    losses = losses_of_outputs(model, len(outputs))
     if not outputs:  # a subclassed model has no tensors to look at
         return [_kind_of_loss(loss) or "values" for loss in losses]
     return [
@@ -217,7 +217,7 @@ def kinds_of_outputs(model: keras.Model) -> list[str]:
     ]
 
 
-def _losses(model: keras.Model, count: int) -> list[Any]:
+def losses_of_outputs(model: keras.Model, count: int) -> list[Any]:
     """The compiled loss of each output; `None` where there is none, or it is not known which."""
     given = getattr(model, "loss", None)
     if isinstance(given, dict):

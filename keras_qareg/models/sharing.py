@@ -20,7 +20,14 @@ from keras_qareg.layers import (
 from keras_qareg.layers.keras_private import set_trainable_alone
 from keras_qareg.models.accounting import inner_layer, own_weights
 from keras_qareg.models.cloning import clone
-from keras_qareg.models.clustered import Wanted, Way, cluster_all, has_centroids, trained_levels
+from keras_qareg.models.clustered import (
+    Wanted,
+    Way,
+    cluster_all,
+    has_centroids,
+    trained_levels,
+    warn_of_moved,
+)
 from keras_qareg.models.configuring import (
     LEVELS,
     RATE,
@@ -98,7 +105,9 @@ def share_weights(
             weight, which runs at float speed, or as a table with indices. `"even"`: consecutive whole
             numbers times a step, zero among them (-1 and 1 with two levels), which files hold in as
             few bits as the levels need; with methods `"auto"` and `"uniform"` alone. `"float32"`: any.
-            They stay so in tuning. Of k-means, few values that are such already stay what they are.
+            They stay so in tuning. Of k-means, few values that are such already stay what they are; few
+            that are not are rounded, with a warning. Of more than about a hundred levels, neighbours
+            that are closer than a step become one.
         scale: How many steps a kernel has: `"kernel"` one, `"channel"` one for each output channel, so
             that each has up to `levels` values of its own. For the latter, weights are divided by the
             root mean square of their channel, and clustered together, each counting by the square of
@@ -149,6 +158,7 @@ def share_weights(
     wanted = wanted_of(model, chosen, sizes, way, (table, scale, rate))
     warn_of_overlooked(model, layers, weights)
     found = cluster_all(wanted, way, verbose)
+    warn_of_moved(wanted, found, way)
     made = []
 
     def leave(layer: Layer) -> Layer:

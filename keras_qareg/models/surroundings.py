@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import keras
@@ -98,6 +98,49 @@ def _ends(model: Layer, layers: list[Layer], forward: bool) -> list[Layer]:
         if not ends:
             waiting += edges.get(operation, [])
     return [layer for layer in layers if id(layer) in found]
+
+
+def only_behind(model: keras.Model, outputs: Sequence[bool]) -> list[Layer]:
+    """The layers that some outputs of a model are computed with, and no others.
+
+    Args:
+        model: A built model.
+        outputs: Which outputs these are, in the order of `keras.tree.flatten`.
+
+    Returns:
+        List of layers, without those made of them; none for a model without a graph.
+    """
+    if not is_graph(model):
+        return []
+    pairs = list(zip(model.outputs, outputs, strict=True))
+    meant, others = (
+        _leading_to([tensor for tensor, is_meant in pairs if is_meant is side])
+        for side in (True, False)
+    )
+    used = {id(weight) for layer in others for weight in layer.weights}
+    known = {id(layer) for layer in others}
+    return [
+        layer
+        for layer in meant
+        if id(layer) not in known and not any(id(weight) in used for weight in layer.weights)
+    ]
+
+
+def _leading_to(tensors: list[Any]) -> list[Layer]:
+    """The layers that symbolic tensors are computed with; of a model inside, its layers."""
+    waiting, seen = list(tensors), set()
+    found: dict[int, Layer] = {}
+    while waiting:
+        operation, node, place = waiting.pop()._keras_history
+        if (id(operation), node, place) in seen:
+            continue
+        seen.add((id(operation), node, place))
+        waiting += operation._inbound_nodes[node].input_tensors
+        if is_graph(operation):
+            waiting.append(operation.outputs[place])
+        elif isinstance(operation, Layer):
+            found[id(operation)] = operation
+    return list(found.values())
 
 
 def _turned(parents: dict[Any, list[Any]]) -> dict[Any, list[Any]]:

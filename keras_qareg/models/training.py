@@ -10,11 +10,18 @@ from typing import Any
 import keras
 import numpy as np
 from keras import ops
+from keras.layers import Layer
 
 from keras_qareg.data import Data
+from keras_qareg.layers import Weights
+from keras_qareg.layers.keras_private import frozen, layers_inside
 from keras_qareg.models.compiling import compile_like
-from keras_qareg.models.distilling import distill
+from keras_qareg.models.configuring import LEVELS, Setting, resolve
+from keras_qareg.models.distilling import distill, losses_of_outputs, shares_of_outputs
+from keras_qareg.models.reading import every_kernel
 from keras_qareg.models.recalibrating import recalibrate
+from keras_qareg.models.selection import Layers, select, wrappers
+from keras_qareg.models.surroundings import only_behind
 
 # Inputs without which the statistics of batch normalization are better left as they are, and about so
 # many, evenly taken, as are enough for them.
@@ -78,6 +85,43 @@ class Job:
         own = type(self.teacher).test_step is not keras.Model.test_step
         return own or getattr(self.teacher, "loss", None) is not None
 
+    def untrained(self, network: keras.Model) -> list[Layer]:
+        """The layers that no loss is at work in: behind outputs that do not count, and inside these."""
+        count = len(getattr(network, "outputs", None) or [])
+        if self._by_itself or type(self.teacher).compute_loss is not keras.Model.compute_loss:
+            return []  # it may look at what it likes
+        shares, losses = (f(self.teacher, count) for f in (shares_of_outputs, losses_of_outputs))
+        taught = self.distillation > 0
+        idle = [
+            not share or not (taught or loss) for share, loss in zip(shares, losses, strict=False)
+        ]
+        found = [] if all(idle) else only_behind(network, idle)
+        return [part for layer in found for part in layers_inside(layer)]
+
+    def levels_of_untrained(
+        self, student: keras.Model, levels: Setting[int], layers: Layers, weights: Weights
+    ) -> dict[str, int]:
+        """By paths, the levels of all kernels that are to be shared, where some were not trained.
+
+        Args:
+            student: The trained network, in which those are plain.
+            levels: As in `share_weights`, for the float model.
+            layers: As there.
+            weights: As there.
+
+        Returns:
+            Dict, empty where all were trained.
+        """
+        still = {id(layer) for layer in self.untrained(student)}
+        if not still:
+            return {}
+        chosen = select(self.teacher, layers, weights)
+        given = resolve(LEVELS, levels, self.teacher, chosen, weights=weights).of(chosen)
+        wanted = {kernel.path: choice.value for kernel, choice in given}
+        shared = still | {id(layer) for layer in wrappers(student)}
+        paths = [k.path for k in every_kernel(student, weights) if id(k.layer) in shared]
+        return {path: wanted[path] for path in paths if wanted.get(path) is not None}
+
     def trainer(self, network: keras.Model, optimizer: Any, labels: bool) -> keras.Model:
         """What trains a network, or, without an optimizer, judges it: a distiller, or itself."""
         if self._by_itself:
@@ -130,14 +174,16 @@ class Job:
         callbacks: Sequence[keras.callbacks.Callback] = (),
     ) -> None:
         """Trains a network, and leaves it as it was after its best epoch, or at the start."""
-        trainer = self.trainer(network, optimizer, self.has_loss and self.data.has_targets)
         best = _BestEpoch(self, network)
-        trainer.fit(
-            **self.data.fit_arguments(self.batch_size),
-            epochs=epochs,
-            callbacks=[*callbacks, best],
-            verbose=self.verbose,
-        )
+        # Where no loss is at work, penalties alone would move the weights.
+        with frozen(self.untrained(network)):
+            trainer = self.trainer(network, optimizer, self.has_loss and self.data.has_targets)
+            trainer.fit(
+                **self.data.fit_arguments(self.batch_size),
+                epochs=epochs,
+                callbacks=[*callbacks, best],
+                verbose=self.verbose,
+            )
         best.restore()
 
     def recalibrate(self, network: keras.Model) -> bool:

@@ -103,6 +103,17 @@ def test_normalization_by_batches_and_back():
     assert (layer.momentum, layer.trainable, "call" in vars(layer)) == (0.9, False, False)
 
 
+def test_frozen_layers_train_again_where_they_did():
+    model = small_cnn(normalize=True)
+    model.get_layer("norm").gamma.trainable = model.get_layer("fc").trainable = False
+    before = [weight.path for weight in model.trainable_variables]
+    with keras_private.frozen(model.layers[:3]):
+        assert {weight.path.split("/")[-2] for weight in model.trainable_variables} == {"out"}
+        assert not model.get_layer("norm").trainable
+    assert [weight.path for weight in model.trainable_variables] == before
+    assert model.get_layer("norm").trainable and not model.get_layer("fc").trainable
+
+
 def test_operations_get_names_that_layers_have_not():
     inputs = keras.Input((2,))
     added = ops.square(inputs) + 1.0

@@ -1,5 +1,7 @@
 """Weights shared on a grid: whole numbers times one step, before and after tuning."""
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -193,3 +195,41 @@ def test_bad_rates():
         qareg.share_weights(model, method="rate-distortion", rate={"fc/kernel": 0.1})
     with pytest.raises(ValueError, match=r"Expected `rate` to be a number, 0 or more"):
         qareg.share_weights(model, method="rate-distortion", rate=-1.0)
+
+
+@pytest.mark.one_backend
+@pytest.mark.parametrize("table", ["int8", "float32"])
+def test_few_values_stay_or_there_is_a_warning(table):
+    random = np.random.default_rng(0)
+    model = keras.Sequential([keras.Input((60,)), layers.Dense(10, name="d")])
+    for values in ([0.3], [-0.3, 0.0, 0.7], [0.1, 0.2, 0.3, 0.7]):  # whole numbers times a step
+        kernel = random.choice(np.array(values, "float32"), (60, 10))
+        model.get_layer("d").kernel.assign(kernel)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            shared = qareg.share_weights(model, 16, table=table)
+        (book,) = qareg.codebooks(shared).values()
+        np.testing.assert_array_equal(book.weights, kernel)
+    kernel = random.choice(random.normal(size=200).astype("float32"), (60, 10))
+    model.get_layer("d").kernel.assign(kernel)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", UserWarning)
+        shared = qareg.share_weights(model, 200, table=table)
+    found = next(iter(qareg.codebooks(shared).values())).weights
+    if table == "float32":
+        assert not told
+        np.testing.assert_array_equal(found, kernel)
+        return
+    moved = np.abs(found - kernel).max() / np.abs(kernel).max()
+    path, before, after = (
+        model.get_layer("d").kernel.path,
+        len(np.unique(kernel)),
+        len(np.unique(found)),
+    )
+    assert str(told[-1].message) == (
+        "Kernels that had no more values than `levels` already are rounded by table='int8': to whole "
+        f"numbers of 8 bits times a step, by up to {moved:.2%} of their largest value: "
+        f"'{path}' ({before} values, {after} of them are left). "
+        "table='float32' keeps them as they are."
+    )

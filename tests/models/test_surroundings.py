@@ -1,11 +1,16 @@
-"""Which layers are first and last, and which may get negative inputs."""
+"""Which layers are first, last, or behind some outputs alone, and which may get negative inputs."""
 
 import keras
 import pytest
 from keras import layers, ops
 
 from keras_qareg.models.selection import select
-from keras_qareg.models.surroundings import first_layers, last_layers, may_get_negative_inputs
+from keras_qareg.models.surroundings import (
+    first_layers,
+    last_layers,
+    may_get_negative_inputs,
+    only_behind,
+)
 
 pytestmark = pytest.mark.one_backend
 
@@ -67,3 +72,23 @@ def test_ends_and_negative_inputs(build, first, last, negative):
     assert [layer.name for layer in last_layers(model, weighted)] == last
     found = [layer.name for layer in may_get_negative_inputs(model, weighted)]
     assert sorted(found) == sorted(negative)
+
+
+def test_what_is_only_behind_some_outputs():
+    inner, inputs = branches(), [keras.Input((8, 8, 3)), keras.Input((20,))]
+    shared, (first, second) = layers.Dense(3, name="shared"), inner(inputs)
+    heads = [first, shared(second), shared(layers.Dense(2, name="own")(inputs[1]))]
+    model = keras.Model(inputs, heads)
+
+    def found(*outputs):
+        return {layer.name for layer in only_behind(model, outputs) if layer.count_params()}
+
+    everything = {
+        layer.name for layer in [*inner.layers, *model.layers[3:]] if layer.count_params()
+    }
+    assert found(True, False, False) == {"h1"}
+    assert found(True, True, False) == everything - {"own", "shared"}
+    assert found(False, False, True) == {"own"}
+    assert found(False, False, False) == set()
+    assert found(True, True, True) == everything
+    assert only_behind(subclassed(), [True]) == []
