@@ -9,6 +9,7 @@ from typing import Any
 
 import keras
 
+from keras_qareg import settings
 from keras_qareg.allocation import allocate
 from keras_qareg.allocation.fitting import fit_archive
 from keras_qareg.callbacks import PenaltySchedule
@@ -271,7 +272,12 @@ def planned(model: keras.Model, data: Any, options: Options) -> Plan | None:
 
 def _plan(model: keras.Model, data: Data, options: Options) -> Plan | None:
     if options.target_bytes is None and options.target_ratio is None:
-        return options.levels if isinstance(options.levels, Plan) else None
+        given: Any = options.levels
+        if settings.is_file(given):
+            given = settings.read(given).get("levels")
+        if isinstance(given, settings.RatedLevels):
+            return Plan.load(given.path)
+        return given if isinstance(given, Plan) else None
     some = data.some(_PLANNED, options.batch_size)
     return allocate(
         model,

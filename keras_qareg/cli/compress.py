@@ -198,7 +198,7 @@ class _Work:
     def _sentence(self, its: dict[str, Any]) -> str:
         levels, options = its["levels"], self.options
         most = f"at most {levels} levels a kernel"
-        if levels is None or isinstance(levels, dict):
+        if not isinstance(levels, int):
             most = "levels as said above"
         if self.examples is None:
             return f"Sharing weights, {most}\n{_SHARED_ONLY}"
