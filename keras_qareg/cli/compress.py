@@ -177,6 +177,8 @@ class _Work:
             target_bytes=options.target_bytes,
             target_ratio=options.target_ratio,
             form="archive" if options.out.suffix == ARCHIVE else options.weights,
+            # Files are written with these too, and full-integer then.
+            representative_data=None if self.examples is None else self.examples[0],
             layers=options.layers,
             seed=options.seed,
             verbose=shown,

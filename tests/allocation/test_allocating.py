@@ -127,6 +127,16 @@ def test_levels_for_an_archive(inputs, tmp_path):
 
 
 @tensorflow_only
+def test_a_plan_for_the_full_integer_file_of_tflite_micro(inputs, tmp_path):
+    model, some = uneven_model(), inputs[:32]
+    plan = planned(model, some, target_bytes=30_000, weights="tflm", representative_data=some)
+    shared = qareg.share_weights(model, plan)
+    report = qareg.export.litert(shared, tmp_path / "m.tflite", "tflm", some)
+    assert 28_000 < report.bytes <= 30_000
+    assert report.bytes == pytest.approx(plan.bytes, abs=64)
+
+
+@tensorflow_only
 @pytest.mark.slow
 def test_the_fastest_form_that_meets_a_budget(inputs):
     model = uneven_model()
