@@ -9,6 +9,7 @@ from typing import Any
 
 import keras
 
+from keras_qareg import settings
 from keras_qareg.allocation import allocate
 from keras_qareg.allocation.fitting import fit_archive
 from keras_qareg.callbacks import PenaltySchedule
@@ -113,6 +114,7 @@ def compress(
         target_bytes: Positive integer: the most bytes of the file; instead of `levels`.
         target_ratio: The same as a share of the float32 file's bytes, from 0 to 1.
         form: The form of file that the budget is for: `weights` of `allocate`. Defaults to `"auto"`.
+            `"tflm"` is float32 here: for a full-integer file, pass a plan of `allocate` as `levels`.
         layers: Which layers, as in `quantization_aware`.
         weights: Which weights are kernels, as in `quantization_aware`.
         sample_weight: Weights of the examples, as in `fit`, where `x` is arrays.
@@ -190,6 +192,7 @@ class Options:
     target_bytes: int | None = None
     target_ratio: float | None = None
     form: str = "auto"
+    representative_data: Any = None  # of `allocate`
     layers: Layers = "all"
     weights: Weights = None
     steps: int | None = None
@@ -271,7 +274,12 @@ def planned(model: keras.Model, data: Any, options: Options) -> Plan | None:
 
 def _plan(model: keras.Model, data: Data, options: Options) -> Plan | None:
     if options.target_bytes is None and options.target_ratio is None:
-        return options.levels if isinstance(options.levels, Plan) else None
+        given: Any = options.levels
+        if settings.is_file(given):
+            given = settings.read(given).get("levels")
+        if isinstance(given, settings.RatedLevels):
+            return Plan.load(given.path)
+        return given if isinstance(given, Plan) else None
     some = data.some(_PLANNED, options.batch_size)
     return allocate(
         model,
@@ -281,6 +289,7 @@ def _plan(model: keras.Model, data: Data, options: Options) -> Plan | None:
         weights=options.form,
         # What trains is planned by levels: rates are for weights that stay where they are.
         method="auto" if options.method == "kmeans" else "kmeans",
+        representative_data=options.representative_data,
         layers=options.layers,
         table=options.table,
         scale=_scale(options),
@@ -351,7 +360,10 @@ def _student(model: keras.Model, options: Options, levels: Any, job: Job) -> ker
         table=options.table,
     )
     for layer in wrappers(student):
-        if isinstance(layer, QuantizationAware):
+        if isinstance(layer, QuantizationAware) and layer.regularizer.learned:
+            layer.placed.assign(1.0)  # they are where `quantization_aware` placed them
+            layer.scheduled = True
+        elif isinstance(layer, QuantizationAware):
             layer.place_centroids()
     return student
 

@@ -118,7 +118,7 @@ class Plan:
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Writes the plan as YAML, to be read and changed by hand.
 
-        `levels` of the transforms takes such a file too, but for those with rates.
+        `levels` of the transforms takes such a file too.
 
         Args:
             path: The file to write, ending in `.yaml` or `.yml`.
@@ -142,7 +142,7 @@ class Plan:
         kernels = {row.path: _numbers_of(row) for row in self.rows}
         levels = {"levels": {row.path: row.levels or "float" for row in self.rows}}
         content = {
-            # Levels without their rates would be those of another plan: only `load` finds these.
+            # Levels without their rates would be those of another plan.
             **({} if self.rates else levels),
             "table": self.table,
             "scale": self.scale,

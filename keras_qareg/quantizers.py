@@ -25,9 +25,16 @@ from keras import ops
 
 from keras_qareg.choices import Described, deserialized, find
 from keras_qareg.numerics import replicas
-from keras_qareg.numerics.basis import Grid, best_basis, best_change, grid_of, nearest
+from keras_qareg.numerics.basis import (
+    Grid,
+    best_basis,
+    best_change,
+    grid_of,
+    nearest,
+    settled,
+)
 from keras_qareg.numerics.codebook import Codebook
-from keras_qareg.numerics.compiled import Tensor, constant, custom_gradient
+from keras_qareg.numerics.compiled import Tensor, constant, custom_gradient, known
 
 MAX_WEIGHT_BITS, MAX_ACTIVATION_BITS = 4, 8
 # Rounds of least squares from where a new basis starts.
@@ -149,10 +156,9 @@ class WeightNormalizationQuantizer(_LearnedLevels):
         return basis + (1.0 - self.momentum) * self._correction(flat, basis)
 
     def start(self, weights: Tensor, channel_axes: int = 1) -> Tensor:
-        """A basis for a new kernel: nearest levels and least squares in turn, 20 times.
+        """A basis for a new kernel: from evenly spaced levels, nearest ones and least squares, 20 times.
 
-        From evenly spaced levels, by operations of the backend alone, which layers that are built in
-        the middle of a graph need.
+        Layers may be built in the middle of a program, where kernels have no values yet.
 
         Args:
             weights: Tensor, the latent kernel.
@@ -168,7 +174,11 @@ class WeightNormalizationQuantizer(_LearnedLevels):
         spread = ops.sqrt(ops.mean(ops.square(flat), axis=0))
         powers = constant(0.5 * _NORMAL_STEP[self.bits] * powers, spread)
         basis = powers * ops.reshape(spread, shape[1:])
-        # A loop of the backend, which JAX compiles as one program.
+        values, start = known(flat), known(basis)
+        if values is not None and start is not None:
+            start = start.reshape(self.bits, -1)
+            found = settled(values, start, self.uniform, ITERATIONS).reshape(shape)
+            return ops.convert_to_tensor(found)
         return ops.fori_loop(
             0, ITERATIONS, lambda _, basis: basis + self._correction(flat, basis), basis
         )

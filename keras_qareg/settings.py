@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -15,6 +16,24 @@ KEYS = ("levels", "regularizer", "table", "scale", "bits", "activation_bits")
 # What `Plan.save` writes beside these: where its levels come from, which no transform takes.
 NOTES = "plan"
 SUFFIXES = (".yaml", ".yml")
+
+
+@dataclass(frozen=True)
+class RatedLevels:
+    """The levels in the file of a plan by rates, which are those of the plan with its rates alone.
+
+    Attributes:
+        path: The file.
+        levels: The levels of each kernel by path.
+        rates: What a bit of each may cost.
+    """
+
+    path: Path
+    levels: Mapping[str, Any]
+    rates: Mapping[str, Any]
+
+    def __str__(self) -> str:
+        return str(self.path)
 
 
 def is_file(value: Any) -> bool:
@@ -29,7 +48,8 @@ def read(path: str | PurePath) -> dict[str, Any]:
         path: The file.
 
     Returns:
-        Dict from names of arguments to what each layer gets, as the file says it.
+        Dict from names of arguments to what each layer gets, as the file says it; of a plan by rates,
+        its levels are `RatedLevels`.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -43,14 +63,27 @@ def read(path: str | PurePath) -> dict[str, Any]:
         raise FileNotFoundError(f"Expected a YAML file. Received: {path}, which does not exist")
     try:
         config = parsed(path.read_text(encoding="utf-8"))
-        if isinstance(config, dict):
-            config.pop(NOTES, None)
+        rated = _rated(path, config.pop(NOTES, None)) if isinstance(config, dict) else None
         for name, setting in check_keys(config).items():
             if isinstance(setting, Mapping):
                 _check_texts(f"`{name}`", setting)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    return config
+    return config if rated is None else {"levels": rated, **config}
+
+
+def _rated(path: Path, notes: Any) -> RatedLevels | None:
+    """What `Plan.save` noted of a plan by rates; of another file, nothing."""
+    kernels = notes.get("kernels") if isinstance(notes, dict) else None
+    if not isinstance(kernels, dict):
+        return None
+    rates = {kernel: its["rate"] for kernel, its in kernels.items() if "rate" in (its or {})}
+    levels = notes.get("levels")
+    if rates and not isinstance(levels, dict):
+        raise ValueError(
+            f"Expected `{NOTES}` with `levels` by paths of kernels. Received: {levels!r}"
+        )
+    return RatedLevels(path, levels, rates) if rates else None
 
 
 def check_keys(config: Any) -> dict[str, Any]:

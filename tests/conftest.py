@@ -65,9 +65,12 @@ def pytest_collection_finish():
 
 
 @pytest.fixture(scope="session", autouse=True)
-def converted_once():
+def converted_once(tmp_path_factory):
     """Keras and TensorFlow convert each model once, in seconds; the rest of an export is quick."""
-    convert, kept = keras.Model.export, {}
+    convert, folder = keras.Model.export, tmp_path_factory.getbasetemp()
+    # All processes of one run of the tests have their folders in one.
+    kept = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "converted"
+    kept.mkdir(exist_ok=True)
 
     def export(model, filepath, format="tf_saved_model", **options):
         if format != "litert":
@@ -78,10 +81,14 @@ def converted_once():
         key = hashlib.sha256(model.to_json().encode())
         for part in [*model.get_weights(), *keras.tree.flatten(told)]:
             key.update(part.tobytes() if isinstance(part, np.ndarray) else repr(part).encode())
-        if key.digest() not in kept:
-            convert(model, filepath, format, **options)
-            kept[key.digest()] = Path(filepath).read_bytes()
-        Path(filepath).write_bytes(kept[key.digest()])
+        found = kept / key.hexdigest()
+        if found.exists():
+            Path(filepath).write_bytes(found.read_bytes())
+            return None
+        convert(model, filepath, format, **options)
+        draft = found.with_suffix(f".{os.getpid()}")
+        draft.write_bytes(Path(filepath).read_bytes())
+        draft.replace(found)
         return None
 
     with pytest.MonkeyPatch.context() as patch:

@@ -57,6 +57,19 @@ def gradients(function, *arrays, graph=False):
     return float(value), [ops.convert_to_numpy(grad) for grad in grads]
 
 
+def program(function):
+    """A function of arrays as one program, as in `fit`: eagerly, each operation takes its time."""
+    if BACKEND == "jax":
+        import jax
+
+        return jax.jit(function)
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        return tf.function(function)
+    return function
+
+
 def digits(count=256):
     """The first images of scikit-learn's digits: `(count, 8, 8, 1)` in [0, 1], and labels."""
     images, labels = load_digits(return_X_y=True)

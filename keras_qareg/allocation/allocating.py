@@ -32,6 +32,7 @@ def allocate(
     data: Any = None,
     weights: str = "auto",
     method: str = "auto",
+    representative_data: Any = None,
     layers: Layers = "all",
     table: Setting[str] = "int8",
     scale: Setting[str] = "auto",
@@ -60,13 +61,17 @@ def allocate(
         method: How kernels are clustered, as in `share_weights`. `"rate-distortion"`, which archives
             alone can make use of: a rate for each kernel; `"kmeans"`: levels, which is better where the
             network trains on. `"auto"` (default): a rate for archives, else levels.
+        representative_data: As in `export.litert`: with it, the plan for `"tflm"` is one for the
+            full-integer file that is then written; `None` (default): for the float32 one. `"int8"` takes
+            `data` where it is `None`.
         layers: Which layers, as in `share_weights`; the others stay float, which counts.
         table: What values a kernel may have, as in `share_weights`.
         scale: Whether kernels have one step or one a channel, as in `share_weights`.
         verbose: 0 shows nothing, 1 and `"auto"` (default) a bar with the time left.
 
     Returns:
-        A `Plan`: pass it as `levels`.
+        A `Plan`: pass it as `levels`. It gives kernels 2 to 256 levels, or leaves them float; a kernel
+        of one value, all zeros say, stays so whatever its levels.
 
     Raises:
         ValueError: If an argument is out of its range, none or several budgets are given, data do not
@@ -93,7 +98,12 @@ def allocate(
         if by_rate:
             search = RateSearch(network, losses, bar.done)
         else:
-            file: File = Archive(network) if form == "archive" else TFLite(network, form, data)
+            calibration = representative_data if form == "tflm" else None
+            if form == "int8":
+                calibration = data if representative_data is None else representative_data
+            file: File = (
+                Archive(network) if form == "archive" else TFLite(network, form, calibration)
+            )
             search = Search(network, file, losses, bar.done)
         budget = target_bytes
         if target_ratio is not None:

@@ -38,6 +38,7 @@ class Kernel:
         tables: How many tables of float32 numbers a file has for it.
         factors: How many float32 factors, one a channel, beside the tables.
         fixed: Whether files hold it as float32 in any case.
+        entry: Bytes of a weight, or a number in a table: 1 in full-integer files.
     """
 
     path: str
@@ -48,10 +49,11 @@ class Kernel:
     tables: int = 1
     factors: int = 0
     fixed: bool = False
+    entry: int = FLOAT_BYTES
 
     def table_bytes(self, levels: int) -> int:
         """Bytes of tables and factors."""
-        return FLOAT_BYTES * (self.tables * levels + self.factors)
+        return self.entry * (self.tables * levels + self.factors)
 
 
 class Costs:
@@ -99,7 +101,7 @@ class Costs:
 
     def _options(self, kernel: Kernel, levels: int | None) -> dict[str, int]:
         """Bytes in each way that the form may hold a kernel."""
-        whole = FLOAT_BYTES * kernel.size
+        whole = kernel.entry * kernel.size
         if self.form == "int8":  # whatever its values are
             return {"int8": kernel.size + FLOAT_BYTES * kernel.channels}
         if levels is None or kernel.fixed:
@@ -153,12 +155,14 @@ def as_written(kernel: Kernel, form: str, levels: int, forms: Sequence[KernelFor
     elif held.startswith("tflm"):
         bits = max(1, bits_of(own[0].levels))
         stored -= -(-kernel.size * bits // 8) + HEADER_BYTES
+    elif held.startswith("int") and form == "tflm":  # of so many levels, tables take more
+        return replace(kernel, tables=kernel.channels)
     elif held.startswith("int"):
         stored -= -(-kernel.size * bits_of_kind(held) // 8)
         return replace(kernel, factors=stored // FLOAT_BYTES if stored > FLOAT_BYTES else 0)
     else:
         return kernel
-    table = FLOAT_BYTES * own[0].levels
-    if stored == table + FLOAT_BYTES * kernel.channels:
+    table = kernel.entry * own[0].levels
+    if stored == table + kernel.entry * kernel.channels:
         return replace(kernel, factors=kernel.channels)
     return replace(kernel, tables=max(1, round(stored / table)))

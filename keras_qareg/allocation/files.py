@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
 
-from keras_qareg.allocation.costs import Costs, Kernel, as_written
+from keras_qareg.allocation.costs import FLOAT_BYTES, Costs, Kernel, as_written
 from keras_qareg.allocation.network import FIRST, Levels, Network
 from keras_qareg.export.archive.archive import coded_bytes, content_of
 from keras_qareg.export.litert.convert import draft
@@ -49,7 +50,7 @@ class TFLite:
     Args:
         network: The network.
         form: The form, as in `export.litert`.
-        data: Inputs; they calibrate `"int8"`.
+        data: Inputs that calibrate full-integer files, of the forms `"int8"` and `"tflm"`; or `None`.
 
     Attributes:
         costs: The bytes of kernels.
@@ -61,12 +62,13 @@ class TFLite:
 
     def __init__(self, network: Network, form: str, data: Any):
         self._network, self._form = network, form
-        self._data = data if form == "int8" else None
+        self._data = data
         self._sizes: dict[tuple[int | None, ...], int] = {}
         levels = network.uniform(FIRST)
         first = self._written(levels)
+        entry = FLOAT_BYTES if data is None else 1
         kernels = [
-            as_written(kernel, form, count or 0, first.kernels)
+            as_written(replace(kernel, entry=entry), form, count or 0, first.kernels)
             for kernel, count in zip(network.kernels, levels, strict=True)
         ]
         self.costs = Costs(form, kernels)

@@ -177,6 +177,8 @@ class _Work:
             target_bytes=options.target_bytes,
             target_ratio=options.target_ratio,
             form="archive" if options.out.suffix == ARCHIVE else options.weights,
+            # Files are written with these too, and full-integer then.
+            representative_data=None if self.examples is None else self.examples[0],
             layers=options.layers,
             seed=options.seed,
             verbose=shown,
@@ -198,7 +200,7 @@ class _Work:
     def _sentence(self, its: dict[str, Any]) -> str:
         levels, options = its["levels"], self.options
         most = f"at most {levels} levels a kernel"
-        if levels is None or isinstance(levels, dict):
+        if not isinstance(levels, int):
             most = "levels as said above"
         if self.examples is None:
             return f"Sharing weights, {most}\n{_SHARED_ONLY}"

@@ -95,6 +95,8 @@ ARGUMENTS = {a.name: a for a in (LEVELS, REGULARIZER, TABLE, SCALE, BITS, ACTIVA
 
 def planned_rates(levels: Any) -> dict[str, float]:
     """What a bit of each kernel may cost by a plan for an archive; of any other setting, nothing."""
+    if settings.is_file(levels):
+        levels = settings.read(levels).get(LEVELS.name)
     rates = getattr(levels, "rates", None) or {}
     shared = [path for path, count in levels.levels.items() if count is not None] if rates else []
     return {path: rates.get(path, 0.0) for path in shared}

@@ -152,6 +152,25 @@ def best_basis(values: np.ndarray, bits: int, evenly: bool = False) -> np.ndarra
     return np.concatenate(found).T.astype("float32")
 
 
+def settled(values: np.ndarray, basis: np.ndarray, evenly: bool, rounds: int) -> np.ndarray:
+    """A basis after some rounds of nearest levels and least squares, for digits -1 and 1.
+
+    Args:
+        values: Array `(n, channels)`, finite.
+        basis: Array `(bits, channels)`, where it starts.
+        evenly: As in `best_basis`.
+        rounds: How many.
+
+    Returns:
+        Float32 array `(bits, channels)`.
+    """
+    magnitudes = _Sorted.of(values)
+    start = basis.T[:, None].astype("float64") / magnitudes.largest[..., None]
+    direction = 2.0 ** np.arange(len(basis)) if evenly else None
+    found = _settled(magnitudes, start, direction, rounds)[:, 0] * magnitudes.largest
+    return found.T.astype("float32")
+
+
 def _starts(bits: int, evenly: bool) -> np.ndarray:
     if evenly:
         return _SHAPES[bits][0][0] * np.outer(

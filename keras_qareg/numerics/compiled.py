@@ -160,6 +160,23 @@ def _is_far(tensor: Any) -> bool:
     return on_torch() and tensor.device.type not in ("cpu", "meta")
 
 
+def known(tensor: Any) -> np.ndarray | None:
+    """The values of a tensor; `None` while the backend makes a program, in which it has none yet."""
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        concrete = tf.executing_eagerly() and not tf.is_symbolic_tensor(tensor)
+    elif keras.backend.backend() == "jax":
+        import jax
+
+        concrete = not isinstance(tensor, jax.core.Tracer)
+    else:
+        import torch
+
+        concrete = tensor.device.type != "meta" and not torch.compiler.is_compiling()
+    return np.asarray(ops.convert_to_numpy(tensor)) if concrete else None
+
+
 def take(table: Any, places: Any) -> Any:
     """`table[places]` of a vector, for places within it: `keras.ops.take`, in one pass on PyTorch."""
     if not on_torch():

@@ -91,8 +91,12 @@ def test_rates_for_an_archive(inputs, tmp_path):
     assert made(plan)[1] < 0.3 * loss
     written = plan.save(tmp_path / "plan.yaml")
     assert qareg.Plan.load(written) == plan
-    assert "levels" in error_of(qareg.share_weights, model, written)
-    assert error_of(qareg.quantization_aware, model, "sine", levels=plan) == (
+    books = [qareg.codebooks(qareg.share_weights(model, levels)) for levels in (plan, written)]
+    for book, same in zip(*(found.values() for found in books), strict=True):
+        np.testing.assert_array_equal(book.weights, same.weights)
+    told = qareg.config.explain(model, written).rows
+    assert [row.values["levels"] for row in told] == list(plan.levels.values())
+    assert error_of(qareg.quantization_aware, model, "sine", levels=str(written)) == (
         "Expected a plan of levels to train under. Received: a plan of rates, which are for weights "
         "that stay where they are. allocate(weights='archive', method='kmeans') plans levels."
     )
@@ -120,6 +124,16 @@ def test_levels_for_an_archive(inputs, tmp_path):
         "Expected weights='archive' with method='rate-distortion': rates are of no use to others. "
         "Received: weights='auto'"
     )
+
+
+@tensorflow_only
+def test_a_plan_for_the_full_integer_file_of_tflite_micro(inputs, tmp_path):
+    model, some = uneven_model(), inputs[:32]
+    plan = planned(model, some, target_bytes=30_000, weights="tflm", representative_data=some)
+    shared = qareg.share_weights(model, plan)
+    report = qareg.export.litert(shared, tmp_path / "m.tflite", "tflm", some)
+    assert 28_000 < report.bytes <= 30_000
+    assert report.bytes == pytest.approx(plan.bytes, abs=64)
 
 
 @tensorflow_only

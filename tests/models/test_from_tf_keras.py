@@ -106,6 +106,30 @@ def test_a_file_without_tf_keras(written, tmp_path):
     assert not qareg.from_tf_keras(path, compile=False).compiled
 
 
+@pytest.mark.one_backend
+@pytest.mark.parametrize(
+    ("package", "custom", "reason"),
+    [
+        (None, None, "tf_keras is not installed (pip install 'keras-qareg[tf-keras]')"),
+        (object(), None, "tf_keras cannot open it (TypeError: groups)"),
+        (object(), {"Mine": keras.layers.Identity}, "tf_keras does not know `custom_objects`"),
+    ],
+)
+def test_what_is_not_compared_is_said(written, monkeypatch, package, custom, reason):
+    def opened(path):
+        raise TypeError("groups\nand more")
+
+    path = written(graph(DEPTHWISE), WEIGHTS)
+    monkeypatch.setattr(objects, "tf_keras", lambda: package)
+    monkeypatch.setattr(objects, "opened", opened)
+    with pytest.warns(UserWarning) as told:
+        qareg.from_tf_keras(path, custom_objects=custom)
+    assert str(told[0].message) == (
+        f"The outputs of the model in {path} are not compared with those in Keras 2, because {reason}. "
+        "Compare them where you can."
+    )
+
+
 def refusals():
     """Configurations and weights that are refused, and in which words."""
     x = [["x", 0, 0, {}]]

@@ -197,3 +197,26 @@ def test_pruned_and_clustered(tmp_path):
     )
     model = trained(clustered)
     assert len(np.unique(model.layers[0].get_weights()[0])) <= 4 and model.compiled
+
+
+@pytest.mark.parametrize("kind", ["pruned", "clustered"])
+def test_wrappers_in_models_inside_models(tmp_path, kind):
+    mot = pytest.importorskip("tensorflow_model_optimization")
+    inner = k2.Sequential([Input((8, 8, 1)), L.Conv2D(4, 3), L.BatchNormalization(), L.Flatten()])
+    if kind == "pruned":
+        half = mot.sparsity.keras.ConstantSparsity(0.5, 0, frequency=1)
+        inner = mot.sparsity.keras.prune_low_magnitude(inner, half)
+        callbacks = [mot.sparsity.keras.UpdatePruningStep()]
+    else:
+        start, callbacks = mot.clustering.keras.CentroidInitialization.LINEAR, []
+        inner = mot.clustering.keras.cluster_weights(inner, 4, start)
+    x = np.random.default_rng(0).normal(size=(8, 8, 8, 1)).astype("float32")
+    image = Input((8, 8, 1))
+    model = k2.Model(image, L.Dense(3)(inner(image)))
+    model.compile("sgd", "mse")
+    model.fit(x, np.zeros((8, 3)), verbose=0, callbacks=callbacks)
+    model.save(tmp_path / "m.h5")
+    for converted in map(qareg.from_tf_keras, (model, tmp_path / "m.h5")):
+        np.testing.assert_allclose(predict(converted, x), model(x), rtol=1e-5, atol=1e-6)
+        values = converted.layers[1].layers[0].get_weights()[0]
+        assert np.mean(values == 0) == 0.5 if kind == "pruned" else len(np.unique(values)) <= 4

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from keras_qareg.models.legacy.source import Source, read_h5
 from keras_qareg.models.legacy.training import compile_as
 from keras_qareg.models.legacy.weights import assign
 
+_CUSTOM = "tf_keras does not know `custom_objects`"
+
 
 def from_tf_keras(
     model: Any,
@@ -31,7 +34,7 @@ def from_tf_keras(
     The layers are made again from the configuration, and called as they were; operations of TensorFlow
     in the graph become operations of Keras. Every weight is found by its name. Wrappers of TFMOT's
     pruning and clustering are stripped. Where tf_keras is installed, both models compute random inputs,
-    and their outputs must be the same.
+    and their outputs must be the same; where it is not, or cannot open a file, there is a warning.
 
     Args:
         model: A Functional or Sequential model of tf_keras; or the path of what Keras 2 wrote: an `.h5`
@@ -76,9 +79,9 @@ def from_tf_keras(
     """
     custom = dict(custom_objects or {})
     if objects.is_tf_keras(model):
-        source, original = objects.source_of(model), model
+        source, original, reason = objects.source_of(model), model, ""
     elif isinstance(model, str | os.PathLike):
-        source, original = _read(Path(model), custom)
+        source, original, reason = _read(Path(model), custom)
     else:
         raise ValueError(
             "Expected a model of tf_keras, or the path of one. Received: "
@@ -90,13 +93,19 @@ def from_tf_keras(
     assign(made, layers, source)
     if original is not None:
         check_same(made, original, tolerance)
+    else:
+        warnings.warn(
+            f"The outputs of the model in {model} are not compared with those in Keras 2, because "
+            f"{reason}. Compare them where you can.",
+            stacklevel=2,
+        )
     if compile:
         compile_as(made, source.training, custom)
     return made
 
 
-def _read(path: Path, custom: dict[str, Any]) -> tuple[Source, Any]:
-    """What is in a file, and the model of tf_keras, where that can be had."""
+def _read(path: Path, custom: dict[str, Any]) -> tuple[Source, Any, str]:
+    """What is in a file, and the model of tf_keras; or `None`, and why that cannot be had."""
     if not path.exists():
         raise FileNotFoundError(
             f"Expected a model of Keras 2. Received: {path}, which is not there."
@@ -115,19 +124,22 @@ def _read(path: Path, custom: dict[str, Any]) -> tuple[Source, Any]:
     else:
         source = read_h5(path)
         if not objects.is_wrapped(source.config):
-            return source, None if custom else _opened_or_none(path, source)
+            return source, *(_to_compare(path, source) if not custom else (None, _CUSTOM))
     original = objects.opened(path)
-    return objects.source_of(original), original
+    return objects.source_of(original), original, ""
 
 
-def _opened_or_none(path: Path, source: Source) -> Any:
-    """The model of tf_keras in a file, to compare with; `None` where it does not open there."""
-    if objects.tf_keras() is None or '"Lambda"' in json.dumps(source.config):
-        return None  # the code of a Lambda would run
+def _to_compare(path: Path, source: Source) -> tuple[Any, str]:
+    """The model of tf_keras in a file; or `None`, and why it cannot be had."""
+    if objects.tf_keras() is None:
+        return None, "tf_keras is not installed (pip install 'keras-qareg[tf-keras]')"
+    if '"Lambda"' in json.dumps(source.config):
+        return None, "the code of its Lambda layers would run"
     try:
-        return objects.opened(path)
-    except Exception:
-        return None
+        return objects.opened(path), ""
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0]
+        return None, f"tf_keras cannot open it ({type(error).__name__}: {reason[:200]})"
 
 
 def written_by_keras_2(path: Path) -> bool:
