@@ -17,7 +17,9 @@ __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 # themselves once they are imported; these here stand in until then.
 _SERIALIZABLE = {
     "layers": (
+        "ActivationRange",
         "HardSigmoid",
+        "IntegerKernels",
         "QuantizationAware",
         "SharedWeights",
         "WNQConv2D",

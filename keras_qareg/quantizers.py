@@ -368,14 +368,14 @@ def get(identifier: Identifier) -> Quantizer | None:
     return find(identifier, Quantizer, _BY_NAME, "quantizer", bits=2)
 
 
-def check_bits(name: str, bits: SupportsIndex, most: int) -> int:
-    """`bits` as an `int`; raises a `ValueError` unless it is an integer from 1 to `most`."""
+def check_bits(name: str, bits: SupportsIndex, most: int, least: int = 1) -> int:
+    """`bits` as an `int`; raises a `ValueError` unless it is an integer from `least` to `most`."""
     try:
         value = 0 if isinstance(bits, bool) else operator.index(bits)
     except TypeError:
         value = 0
-    if not 1 <= value <= most:
+    if not least <= value <= most:
         raise ValueError(
-            f"Expected `{name}` to be an integer from 1 to {most}. Received: {name}={bits!r}"
+            f"Expected `{name}` to be an integer from {least} to {most}. Received: {name}={bits!r}"
         )
     return value

@@ -15,7 +15,7 @@ import numpy as np
 from keras import ops
 from keras.layers import Layer
 
-from keras_qareg.layers import QUANTIZED, KernelWrapper, SharedWeights, kernels
+from keras_qareg.layers import EXTENDED, QUANTIZED, KernelWrapper, SharedWeights, kernels
 from keras_qareg.layers.keras_private import (
     attributes,
     children,
@@ -109,7 +109,7 @@ def _listed(variables: list[keras.Variable]) -> str:
 
 
 def _plain_weights(layer: Layer) -> list[keras.Variable]:
-    if not isinstance(layer, QUANTIZED):
+    if not isinstance(layer, EXTENDED):
         return layer.weights
     added = {id(weight) for weight in layer.quantization_weights}
     return [weight for weight in layer.weights if id(weight) not in added]
@@ -186,7 +186,7 @@ def account_for(model: keras.Model, copied: keras.Model, counterparts: Counterpa
         became.setdefault(id(before), set()).add(id(after))
     known = {*became, *(identity for found in became.values() for identity in found)}
     for layer in (*layers_inside(model), *layers_inside(copied)):
-        if isinstance(layer, QUANTIZED):
+        if isinstance(layer, EXTENDED):
             known |= {id(weight) for weight in layer.quantization_weights}
     lost = [weight.path for weight in model.weights if id(weight) not in known]
     new = [weight.path for weight in copied.weights if id(weight) not in known]

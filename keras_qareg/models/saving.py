@@ -15,7 +15,7 @@ from typing import Any
 import keras
 from keras.layers import Layer
 
-from keras_qareg.layers import QUANTIZED
+from keras_qareg.layers import EXTENDED
 from keras_qareg.layers.keras_private import children, layers_inside
 
 _copying: ContextVar[bool] = ContextVar("copying", default=False)
@@ -35,8 +35,8 @@ def guard_configs(model: keras.Model) -> None:
     """Makes `get_config` of what holds changed layers raise where the configuration lacks these."""
     for layer in layers_inside(model):
         inside = layers_inside(layer)[1:]
-        ours = isinstance(layer, QUANTIZED) or type(layer).__module__.startswith("keras.")
-        if not ours and any(isinstance(part, QUANTIZED) for part in inside):
+        ours = isinstance(layer, EXTENDED) or type(layer).__module__.startswith("keras.")
+        if not ours and any(isinstance(part, EXTENDED) for part in inside):
             vars(layer)["get_config"] = functools.partial(_full_config, layer)
 
 
@@ -60,7 +60,7 @@ def _changed(layer: Layer) -> list[Layer]:
     """The layers of this package in a layer, but not those inside them."""
     found: list[Layer] = []
     for child in children(layer):
-        found += [child] if isinstance(child, QUANTIZED) else _changed(child)
+        found += [child] if isinstance(child, EXTENDED) else _changed(child)
     return found
 
 

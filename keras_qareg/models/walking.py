@@ -7,7 +7,7 @@ from collections import Counter
 import keras
 from keras.layers import Layer
 
-from keras_qareg.layers import QUANTIZED
+from keras_qareg.layers import EXTENDED
 from keras_qareg.layers.keras_private import children, layers_inside
 
 
@@ -39,14 +39,14 @@ def entered(model: Layer, deep: bool = False) -> set[int]:
 
     def is_entered(layer: Layer) -> bool:
         inner = layers_inside(layer)[1:]
-        return not isinstance(layer, QUANTIZED) and (
+        return not isinstance(layer, EXTENDED) and (
             isinstance(layer, keras.Model)
-            or any(isinstance(part, QUANTIZED) or id(part) in several for part in inner)
+            or any(isinstance(part, EXTENDED) or id(part) in several for part in inner)
             or (deep and bool(inner) and not type(layer).__module__.startswith("keras."))
         )
 
     inside_quantized = {
-        id(part) for layer in found if isinstance(layer, QUANTIZED) for part in layers_inside(layer)
+        id(part) for layer in found if isinstance(layer, EXTENDED) for part in layers_inside(layer)
     }
     return {id(layer) for layer in found if is_entered(layer)} - inside_quantized
 
