@@ -18,6 +18,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 _SERIALIZABLE = {
     "layers": (
         "ActivationRange",
+        "FreezableBatchNormalization",
         "HardSigmoid",
         "IntegerKernels",
         "QuantizationAware",

@@ -1,4 +1,4 @@
-"""Callbacks: the schedule of the penalty, and a record of the centroids."""
+"""Callbacks: the schedule of the penalty, frozen statistics, and a record of the centroids."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_qareg.layers import QuantizationAware
+from keras_qareg.layers import FreezableBatchNormalization, QuantizationAware
+from keras_qareg.layers.keras_private import layers_inside
 from keras_qareg.models.reading import unique_names
 from keras_qareg.models.selection import wrappers
 from keras_qareg.numerics.clustering import METHODS
@@ -210,6 +211,90 @@ class PenaltySchedule(keras.callbacks.Callback):
             return 1.0
         weights = sum(math.prod(kernel.shape) for kernel in layer.kernels)
         return max(1.0, int(balance) / weights)
+
+
+class FreezeBatchNormalization(keras.callbacks.Callback):
+    """Freezes the statistics of batch normalization in the middle of a training, without a jump.
+
+    Until then training normalizes by the statistics of each batch; from then on by kept ones, as the
+    file does, so that kernels and ranges are trained for the network that is shipped. What is kept is
+    the average, with equal weights, over the last steps before (`layers.FreezableBatchNormalization`):
+    moving averages lag behind weights that still move, and changing to them would be a jump. Scales and
+    offsets go on training.
+
+    The layers remember what they are, so training goes on as it was under `fit(initial_epoch=...)` and
+    `keras.callbacks.BackupAndRestore`.
+
+    Args:
+        after: Float in [0, 1], the share of the training after which they are frozen. Defaults to 0.5.
+        steps: Positive integer: how many steps are averaged, where there were so many. Defaults to 50.
+            Where the number of steps of an epoch is unknown, whole epochs count.
+
+    Raises:
+        ValueError: If an argument is out of its range, or the model has no layer that can be frozen.
+
+    Example:
+
+    >>> freeze = FreezeBatchNormalization(after=0.5)  # model.fit(..., callbacks=[freeze])
+    >>> freeze
+    FreezeBatchNormalization(after=0.5, steps=50)
+    """
+
+    def __init__(self, after: float = 0.5, *, steps: int = 50):
+        super().__init__()
+        if isinstance(after, bool) or not 0.0 <= after <= 1.0:
+            raise ValueError(f"Expected `after` to be from 0 to 1. Received: after={after!r}")
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+            raise ValueError(
+                f"Expected `steps` to be a positive integer. Received: steps={steps!r}"
+            )
+        self.after, self.steps, self._epoch = float(after), steps, 0
+        self._state = (False, False)  # averaging, frozen
+
+    def __repr__(self) -> str:
+        return f"FreezeBatchNormalization(after={self.after}, steps={self.steps})"
+
+    def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
+        if not self._layers():
+            raise ValueError(
+                "Expected a model with batch normalization that can be frozen for "
+                f"FreezeBatchNormalization. Received: model '{self.model.name}' without any. Make it "
+                "with keras_qareg.quantize_activations(model, data)."
+            )
+        counted, frozen = (
+            float(ops.convert_to_numpy(state)) > 0
+            for state in (self._layers()[0].counted, self._layers()[0].frozen)
+        )
+        self._state = (counted, frozen)
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        self._epoch = epoch
+        if not (self.params or {}).get("steps"):
+            at = math.ceil(self.after * self.params.get("epochs", 1))
+            self._set(averaging=epoch == at - 1, frozen=epoch >= at)
+
+    def on_train_batch_begin(self, batch: int, logs: dict[str, float] | None = None) -> None:
+        steps = (self.params or {}).get("steps")
+        if steps:
+            now = self._epoch * steps + batch
+            at = math.ceil(self.after * steps * self.params.get("epochs", 1))
+            self._set(averaging=at - self.steps <= now < at, frozen=now >= at)
+
+    def _layers(self) -> list[FreezableBatchNormalization]:
+        return [x for x in layers_inside(self.model) if isinstance(x, FreezableBatchNormalization)]
+
+    def on_train_end(self, logs: dict[str, float] | None = None) -> None:
+        self._set(averaging=False, frozen=self._state[1])
+
+    def _set(self, averaging: bool, frozen: bool) -> None:
+        if (averaging, frozen) == self._state:
+            return
+        self._state = (averaging, frozen)
+        if keras.backend.backend() == "jax":
+            self.model.jax_state_sync()  # during an epoch, Keras keeps the weights elsewhere
+        for layer in self._layers():
+            layer.counted.assign(float(averaging))
+            layer.frozen.assign(float(frozen))
 
 
 class CentroidHistory(keras.callbacks.Callback):

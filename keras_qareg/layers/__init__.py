@@ -7,6 +7,7 @@ walks through a model (`models`).
 
 from keras_qareg.layers.activation_range import ActivationRange
 from keras_qareg.layers.activations import HardSigmoid
+from keras_qareg.layers.freezable import FreezableBatchNormalization
 from keras_qareg.layers.integer_kernels import IntegerKernels
 from keras_qareg.layers.kernel_wrapper import (
     KernelWrapper,
@@ -23,13 +24,14 @@ from keras_qareg.layers.wnq import WNQConv2D, WNQDense, WNQDepthwiseConv2D
 # Layers of this package that stand for a plain one; `quantization_weights` is what they add to it.
 QUANTIZED = (KernelWrapper, WeightNormalized)
 # All that have weights which no plain model has: `quantization_weights`.
-EXTENDED = (*QUANTIZED, ActivationRange)
+EXTENDED = (*QUANTIZED, ActivationRange, FreezableBatchNormalization)
 
 __all__ = [
     "EXTENDED",
     "KEPT_CONSTRAINTS",
     "QUANTIZED",
     "ActivationRange",
+    "FreezableBatchNormalization",
     "HardSigmoid",
     "IntegerKernels",
     "KernelWrapper",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ from keras import ops
 from keras.layers import BatchNormalization
 
 from keras_qareg.data import read
+from keras_qareg.layers import FreezableBatchNormalization
 from keras_qareg.layers.keras_private import layers_inside, normalizing_by_batches
 from keras_qareg.models.selection import check_built
 
@@ -61,7 +63,11 @@ def recalibrate(
     statistics = [v for layer in found for v in (layer.moving_mean, layer.moving_variance)]
     before = [ops.convert_to_numpy(v).copy() for v in statistics]
     try:
-        with normalizing_by_batches(found):
+        with contextlib.ExitStack() as stack:
+            for layer in found:
+                if isinstance(layer, FreezableBatchNormalization):
+                    stack.enter_context(layer.thawed())
+            stack.enter_context(normalizing_by_batches(found))
             _measure(model, found, (inputs for inputs, _, _ in given.batches(batch_size)))
         if not all(np.isfinite(ops.convert_to_numpy(v)).all() for v in statistics):
             raise ValueError(
