@@ -15,6 +15,7 @@ from .models import codebooks as codebooks
 from .models import distill as distill
 from .models import from_tf_keras as from_tf_keras
 from .models import quantization_aware as quantization_aware
+from .models import quantize_activations as quantize_activations
 from .models import recalibrate as recalibrate
 from .models import share_weights as share_weights
 from .models import strip as strip

@@ -12,7 +12,7 @@ from keras import ops
 
 from keras_qareg.layers import Weights, kernels
 from keras_qareg.models import kernel_codebooks
-from keras_qareg.models.selection import overlooked, quantized_layers
+from keras_qareg.models.selection import extended_layers, overlooked, quantized_layers
 from keras_qareg.models.walking import leaf_layers
 from keras_qareg.numerics.codebook import Codebook
 
@@ -165,7 +165,7 @@ def summary(
         if not getattr(layer, "remembers", True)
         for kernel in kernels(layer)
     }
-    counted = {id(weight) for layer in layers for weight in layer.quantization_weights}
+    counted = {id(w) for layer in extended_layers(model) for w in layer.quantization_weights}
     befores = [None] * len(found) if reference is None else _weights_of(reference, weights, found)
     rows = []
     for (path, kernel, book), before in zip(found, befores, strict=True):

@@ -33,6 +33,7 @@ FUNCTIONS = [
     "distill",
     "from_tf_keras",
     "quantization_aware",
+    "quantize_activations",
     "recalibrate",
     "share_weights",
     "strip",

@@ -35,7 +35,9 @@ class ActivationRange(keras.layers.Layer):
         bits: 8 (default) or 16.
         symmetric: Whether the zero point is 0; with 16 bits it always is. Defaults to `False`.
         fixed: Step and zero point that the runtime prescribes, as `(1 / 256, -128)` for the outputs of a
-            softmax: these never change. `None` (default): what `place` says, then learned.
+            softmax: these never change, and training passes on its inputs as they are, so that a
+            cross-entropy sees small probabilities too. `None` (default): what `place` says, and then
+            what is learned.
         **kwargs: `name`, `trainable`, `dtype`, as for every Keras layer.
 
     Attributes:
@@ -112,6 +114,9 @@ class ActivationRange(keras.layers.Layer):
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         if self._observer is not None:
             self._observer(inputs)
+            return inputs
+        if training and self.fixed is not None:
+            return inputs  # a probability that is rounded to 0 would teach a loss nothing
         if training and not self._is_placed:
             warnings.warn(
                 f"Layer '{self.name}' is trained before it has a range: it passes on its inputs as they "
@@ -170,10 +175,7 @@ class ActivationRange(keras.layers.Layer):
             ValueError: If the range is not finite, or nothing but 0. A fixed one stays as it is.
         """
         if self.fixed is None:
-            try:
-                step, zero_point = grid_of(low, high, self.bits, self.symmetric)
-            except ValueError as error:
-                raise ValueError(f"Layer '{self.name}': {error}") from error
+            step, zero_point = self.check(low, high)
             self.step.assign(step)
             self.zero_point.assign(float(zero_point))
             for learned in (self.stretch, self.shift):
@@ -182,9 +184,16 @@ class ActivationRange(keras.layers.Layer):
             self.calibrated.assign(1.0)
         self._is_placed = True
 
+    def check(self, low: float, high: float) -> tuple[np.float32, int]:
+        """The step and the zero point of a range; raises a `ValueError` where `place` would."""
+        try:
+            return grid_of(low, high, self.bits, self.symmetric)
+        except ValueError as error:
+            raise ValueError(f"Layer '{self.name}': {error}") from error
+
     @contextlib.contextmanager
     def observed(self, observer: Callable[[Any], None]) -> Iterator[None]:
-        """Shows all inputs to a function, in calls that are not compiled."""
+        """Shows all inputs to a function and passes them on, in calls that are not compiled."""
         self._observer = observer
         try:
             yield

@@ -210,6 +210,39 @@ def graph_parents(model: keras.Model) -> dict[Any, list[Any]]:
     }
 
 
+def nodes(model: keras.Model) -> list[Any]:
+    """The calls in a Sequential or Functional model, each after those that its inputs come from.
+
+    Each has an `operation`, the `arguments` that it was called with, `input_tensors` and `outputs`
+    (`Function._nodes_by_depth`).
+    """
+    graph = getattr(model, "_functional", None) or model  # of a Sequential model
+    by_depth = graph._nodes_by_depth
+    in_order = [node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth]]
+    return [node for node in in_order if node.operation and not node.is_input]
+
+
+def name_outputs(copied: keras.Model, model: keras.Model) -> None:
+    """Lets losses and targets of a copy have the names that they have of a model (`output_names`).
+
+    These are the names of its last operations, behind which the copy may have others.
+    """
+    if hasattr(model, "output_names"):
+        copied.output_names = list(model.output_names)
+
+
+def has_names_of_its_own(model: keras.Model) -> bool:
+    """Whether the outputs of a model have other names than its last operations (`output_names`)."""
+    names = [tensor._keras_history.operation.name for tensor in model.outputs]
+    return getattr(model, "output_names", names) != names
+
+
+def without(model: keras.Sequential, kind: type[Layer]) -> keras.Sequential:
+    """A Sequential model of the layers of another but for those of a kind (`Sequential._layers`)."""
+    kept = [layer for layer in model._layers if not isinstance(layer, kind)]
+    return keras.Sequential(kept, name=model.name, trainable=model.trainable)
+
+
 def name_apart(tensors: Any, taken: set[str]) -> None:
     """Renames the operations, layers apart, behind symbolic tensors where others have their names.
 

@@ -10,6 +10,7 @@ changed, and `selection` finds the layers that are meant; each transform is a fi
 does not: the mathematics (`numerics`), files (`export`), and what is done to one layer (`layers`).
 """
 
+from keras_qareg.models.activations import quantize_activations
 from keras_qareg.models.converting import wnq
 from keras_qareg.models.distilling import distill
 from keras_qareg.models.legacy import from_tf_keras
@@ -25,6 +26,7 @@ __all__ = [
     "from_tf_keras",
     "kernel_codebooks",
     "quantization_aware",
+    "quantize_activations",
     "quantizes_inputs",
     "recalibrate",
     "share_weights",

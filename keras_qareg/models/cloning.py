@@ -141,7 +141,12 @@ def _without_regularizers(config: Any) -> Any:
 
 
 def clone(
-    model: keras.Model, change: Change, *, deep: bool = False, thaw: bool = False
+    model: keras.Model,
+    change: Change,
+    *,
+    deep: bool = False,
+    thaw: bool = False,
+    graph: Callable[[Callable[[Any], Layer]], keras.Model] | None = None,
 ) -> keras.Model:
     """A copy of a model, with its weights, in which some layers have a successor.
 
@@ -150,6 +155,8 @@ def clone(
         change: For each leaf layer, the function that makes its successor, or None.
         deep: Whether layers that are made of layers are entered, as in `walking.entered`.
         thaw: Whether weights that were frozen one by one train again.
+        graph: Makes the new model, from a function that copies a layer or operation of the old one;
+            `None` (default): of the same graph and class.
 
     Returns:
         A built model with the weights and states of `model`, compiled like it where it was compiled.
@@ -160,7 +167,7 @@ def clone(
     check_lambdas(model)
     copies = _Copies(model, change, deep)
     with copying():
-        copied = copies.of(model)
+        copied = copies.of(model) if graph is None else copies.put_into(graph, model)
         _complete(copied, model)
     counterparts = [
         found
@@ -205,6 +212,15 @@ class _Copies:
             if getattr(layer, "compiled", False):
                 self.compiled.append((layer, copied))
         return self._made[id(layer)]
+
+    def put_into(
+        self, graph: Callable[[Callable[[Any], Layer]], keras.Model], model: keras.Model
+    ) -> keras.Model:
+        """The model that is made of the copies of layers, where it is another graph than theirs."""
+        copied = graph(self.of)
+        if model.compiled:
+            self.compiled.append((model, copied))
+        return copied
 
     def _of_leaf(self, layer: Layer, spare: Layer | None) -> Layer:
         if not isinstance(layer, Layer):  # an operation such as keras.ops.relu

@@ -14,11 +14,22 @@ from keras.layers import Layer
 
 from keras_qareg.layers.keras_private import (
     attributes,
+    has_names_of_its_own,
     layers_inside,
+    name_outputs,
     of_class,
     set_trainable_alone,
     uncompiled,
+    without,
 )
+
+
+class Passed(Layer):
+    """Stands for a layer that a copy of a graph leaves out: what reads it reads what it would read."""
+
+    def call(self, inputs: Any) -> Any:
+        """Its inputs: where no graph is copied, this is what the layer does."""
+        return inputs
 
 
 def copy_graph(
@@ -37,7 +48,7 @@ def copy_graph(
     Raises:
         ValueError: If an attribute is a symbolic tensor that the copy has not.
     """
-    bare = keras.models.clone_model(uncompiled(graph), clone_function=copy)
+    bare = _bare_copy(uncompiled(graph), copy)
     copied = bare if type(bare) is type(graph) else of_class(bare, graph)
     copied.dtype_policy = graph.dtype_policy
     set_trainable_alone(copied, graph.trainable)
@@ -46,6 +57,22 @@ def copy_graph(
         if name not in theirs:
             setattr(copied, name, _counterpart(value, f"{graph.name}.{name}", copy, copies))
     return copied
+
+
+def _bare_copy(graph: keras.Model, copy: Callable[[Layer], Layer]) -> keras.Model:
+    """A copy without what the author of the model added to it."""
+
+    def call(layer: Layer, *args: Any, **kwargs: Any) -> Any:
+        return args[0] if isinstance(layer, Passed) else layer(*args, **kwargs)
+
+    if isinstance(graph, keras.Sequential):
+        bare = keras.models.clone_model(graph, clone_function=copy)
+        passed = any(isinstance(layer, Passed) for layer in bare.layers)
+        return without(bare, Passed) if passed else bare
+    bare = keras.models.clone_model(graph, clone_function=copy, call_function=call)
+    if has_names_of_its_own(graph):
+        name_outputs(bare, graph)
+    return bare
 
 
 def _counterpart(

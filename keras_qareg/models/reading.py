@@ -10,15 +10,7 @@ import keras
 from keras import ops
 from keras.layers import Layer
 
-from keras_qareg.layers import (
-    KernelWrapper,
-    QuantizationAware,
-    SharedWeights,
-    WeightNormalized,
-    Weights,
-    channel_axes,
-    kernels,
-)
+from keras_qareg.layers import QUANTIZED, KernelWrapper, Weights, channel_axes, kernels
 from keras_qareg.models.accounting import inner_layer
 from keras_qareg.models.selection import check_built
 from keras_qareg.models.walking import leaf_layers, scopes
@@ -140,6 +132,6 @@ def every_kernel(
 
 def _layer_codebooks(layer: Layer) -> dict[int, Codebook]:
     """The codebooks of what a layer of this package quantizes, by the identities of the kernels."""
-    if not isinstance(layer, QuantizationAware | SharedWeights | WeightNormalized):
+    if not isinstance(layer, QUANTIZED):
         return {}
     return {id(k): book for k, book in zip(kernels(layer), layer.codebooks(), strict=True)}

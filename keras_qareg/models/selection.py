@@ -11,7 +11,7 @@ import keras
 from keras.layers import Layer
 
 from keras_qareg.choices import check_choice
-from keras_qareg.layers import QUANTIZED, KernelWrapper, Weights, kernels, path_inside
+from keras_qareg.layers import EXTENDED, QUANTIZED, KernelWrapper, Weights, kernels, path_inside
 from keras_qareg.layers.keras_private import layers_inside
 from keras_qareg.models.accounting import inner_layer, own_weights
 from keras_qareg.models.walking import leaf_layers
@@ -46,6 +46,11 @@ def wrappers(model: keras.Model) -> list[KernelWrapper]:
 def quantized_layers(model: keras.Model) -> list[Layer]:
     """All layers of this package in a model: the wrappers, and those of WNQ."""
     return [layer for layer in leaf_layers(model) if isinstance(layer, QUANTIZED)]
+
+
+def extended_layers(model: keras.Model) -> list[Layer]:
+    """The layers of this package in a model that have weights which a plain model has not."""
+    return [layer for layer in leaf_layers(model) if isinstance(layer, EXTENDED)]
 
 
 def select(
@@ -163,9 +168,9 @@ def check_built(model: Any) -> None:
         )
 
 
-def check_plain(model: keras.Model) -> None:
-    """Raises a `ValueError` where a model has layers of this package already."""
-    names = [layer.name for layer in quantized_layers(model)]
+def check_plain(model: keras.Model, besides: tuple[type[Layer], ...] | type[Layer] = ()) -> None:
+    """Raises a `ValueError` where kernels of a model are quantized already, but for those of a kind."""
+    names = [layer.name for layer in quantized_layers(model) if not isinstance(layer, besides)]
     if names:
         raise ValueError(
             f"Expected a plain model. Received: a model with quantized layers already ({names}). "

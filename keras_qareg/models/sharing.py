@@ -10,7 +10,9 @@ from keras.layers import Layer
 
 from keras_qareg.choices import check_choice
 from keras_qareg.layers import (
+    EXTENDED,
     KEPT_CONSTRAINTS,
+    IntegerKernels,
     QuantizationAware,
     SharedWeights,
     Weights,
@@ -19,7 +21,7 @@ from keras_qareg.layers import (
 )
 from keras_qareg.layers.keras_private import set_trainable_alone
 from keras_qareg.models.accounting import inner_layer, own_weights
-from keras_qareg.models.cloning import clone
+from keras_qareg.models.cloning import clone, fresh
 from keras_qareg.models.clustered import (
     Wanted,
     Way,
@@ -162,13 +164,17 @@ def share_weights(
     made = []
 
     def leave(layer: Layer) -> Layer:
-        copy = plain(layer)
+        # Ranges, and kernels of integers beside them, are not what sharing takes the place of.
+        kept = isinstance(layer, EXTENDED) and not isinstance(layer, QuantizationAware)
+        return untrained(layer, fresh(layer) if kept else plain(layer))
+
+    def untrained(layer: Layer, copy: Layer) -> Layer:
         copy.trainable = trainable == "centroids+rest" and layer.trainable
         return copy
 
     def share(layer: Layer) -> Layer:
         wrapper = SharedWeights(
-            leave(layer),
+            untrained(layer, plain(layer)),
             _held(wanted[layer], found[layer]),
             zero_centroid=zero_centroid is True or any(zero for _, zero in found[layer]),
             table=wanted[layer].table,
@@ -208,7 +214,7 @@ def check_sharing(
         )
     check_choice("trainable", trainable, TRAINABLE)
     for layer in quantized_layers(model):
-        if not isinstance(layer, QuantizationAware):
+        if not isinstance(layer, QuantizationAware | IntegerKernels):
             raise ValueError(
                 "Expected a model whose weights are not shared or quantized yet. Received: a model "
                 f"with layer '{layer.name}' of type {type(layer).__name__}. Take "

@@ -9,10 +9,21 @@ import numpy as np
 from keras import ops
 from keras.layers import Layer
 
-from keras_qareg.layers import QuantizationAware, SharedWeights, WeightNormalized, Weights, kernels
+from keras_qareg.layers import (
+    EXTENDED,
+    QUANTIZED,
+    ActivationRange,
+    FreezableBatchNormalization,
+    QuantizationAware,
+    SharedWeights,
+    WeightNormalized,
+    Weights,
+    kernels,
+)
 from keras_qareg.layers.keras_private import attributes, layers_inside
 from keras_qareg.models.accounting import inner_layer
 from keras_qareg.models.cloning import clone, fresh
+from keras_qareg.models.graphs import Passed
 from keras_qareg.models.selection import check_built, check_plain, quantized_layers
 from keras_qareg.regularizers import QuantizationRegularizer
 
@@ -20,8 +31,8 @@ from keras_qareg.regularizers import QuantizationRegularizer
 def strip(model: keras.Model, into: keras.Model | None = None) -> keras.Model:
     """An ordinary Keras model with the same outputs, the original layer names, and plain kernels.
 
-    Shared kernels are written out as `centroids[indices]`, those of WNQ layers as they were
-    quantized, and those of `QuantizationAware` layers as they were trained, or as quantized where
+    Shared kernels are written out as `centroids[indices]`, those of WNQ layers and of integers as they
+    were quantized, and those of `QuantizationAware` layers as they were trained, or as quantized where
     that is what they compute with. The regularizers of this package are taken off, so that the saved
     model loads where keras_qareg is not installed.
 
@@ -33,8 +44,8 @@ def strip(model: keras.Model, into: keras.Model | None = None) -> keras.Model:
 
     Returns:
         A new model, or `into`. Where weights were shared, all layers of a new one are trainable; else
-        as they were. Plain layers do not quantize their inputs: with `activation_bits` its outputs
-        differ, and there is a warning.
+        as they were. Plain layers do not quantize activations: with ranges, which are left out, and with
+        `activation_bits`, its outputs differ, and there is a warning.
 
     Raises:
         ValueError: If the model is unbuilt, or `into` has other weights.
@@ -54,13 +65,20 @@ def strip(model: keras.Model, into: keras.Model | None = None) -> keras.Model:
             "differ.",
             stacklevel=2,
         )
+    ranges = [x.name for x in layers_inside(model) if isinstance(x, ActivationRange)]
+    if ranges:
+        warnings.warn(
+            f"Ranges of activations {ranges} are left out: plain layers compute with activations in "
+            "floating point, so that outputs differ.",
+            stacklevel=2,
+        )
     pairs = []
 
     def unwrap(layer: Layer) -> Layer:
         successor = plain(layer)
         if thaw:
             successor.trainable = True
-        if isinstance(layer, SharedWeights | WeightNormalized | QuantizationAware):
+        if isinstance(layer, QUANTIZED):
             pairs.append((layer, successor))
         return successor
 
@@ -96,7 +114,7 @@ def unquantized(model: keras.Model) -> keras.Model:
     A plain model is not copied: some can only be used as the objects that their author made.
     """
     check_built(model)
-    ours = (SharedWeights, WeightNormalized, QuantizationAware, QuantizationRegularizer)
+    ours = (*EXTENDED, QuantizationRegularizer)
     parts = [
         part for layer in layers_inside(model) for part in (layer, *attributes(layer).values())
     ]
@@ -113,6 +131,10 @@ def used_kernels(layer: Layer, weights: Weights = None) -> list[np.ndarray]:
 
 def plain(layer: Layer) -> Layer:
     """An unbuilt layer as Keras has it, without what this package put around or into it."""
+    if isinstance(layer, ActivationRange):
+        return Passed(name=layer.name)
+    if isinstance(layer, FreezableBatchNormalization):
+        return fresh(layer, into=keras.layers.BatchNormalization)
     if isinstance(layer, WeightNormalized):
         return fresh(layer, clean=True, into=layer.base, config=layer.base_config())
     return fresh(inner_layer(layer), clean=True)

@@ -8,7 +8,8 @@ import keras
 from keras.layers import Layer
 
 from keras_qareg import regularizers
-from keras_qareg.layers import QuantizationAware, Weights, kernels
+from keras_qareg.layers import IntegerKernels, QuantizationAware, Weights, kernels
+from keras_qareg.models.accounting import inner_layer
 from keras_qareg.models.cloning import clone, fresh, own_regularizer
 from keras_qareg.models.configuring import (
     LEVELS,
@@ -83,7 +84,7 @@ def quantization_aware(
     'QuantizationAware'
     """
     check_built(model)
-    check_plain(model)
+    check_plain(model, besides=IntegerKernels)
     if planned_rates(levels):
         raise ValueError(
             "Expected a plan of levels to train under. Received: a plan of rates, which are for weights "
@@ -106,7 +107,7 @@ def quantization_aware(
         levels = [n for n in its.levels if n is not None]
         made.append(
             QuantizationAware(
-                fresh(layer, clean=True),
+                fresh(inner_layer(layer), clean=True),
                 its.regularizer,
                 straight_through=straight_through,
                 table=tables.value(layer),
@@ -147,7 +148,7 @@ def _wanted(
         sizes = resolve(LEVELS, levels, model, candidates, weights=weights)
     found = {}
     for layer in candidates:
-        own = own_regularizer(layer) if given is None else given.value(layer)
+        own = own_regularizer(inner_layer(layer)) if given is None else given.value(layer)
         if own is None:
             continue
         its = sizes.kernel_values(layer) if sizes else [own.levels] * len(kernels(layer, weights))

@@ -17,6 +17,9 @@ from keras import ops
 
 from keras_qareg.numerics.compiled import Tensor, custom_gradient
 
+# How often the two ends of a range are fitted to each other.
+_ROUNDS = 2
+
 
 def code_range(bits: int) -> tuple[int, int]:
     """The lowest and the highest code of signed integers: `(-128, 127)` of 8 bits."""
@@ -139,3 +142,65 @@ def fake_quantized_kernel(kernel: Tensor, channel_axes: int, largest: int) -> Te
         return codes * steps, lambda upstream: (upstream,)
 
     return custom_gradient(quantize)(ops.copy(kernel))
+
+
+def best_range(
+    counts: np.ndarray, low: float, high: float, bits: int, symmetric: bool
+) -> tuple[float, float]:
+    """The range for which integers are nearest to values, by least squares: the rare ends may be cut.
+
+    Args:
+        counts: How many values are in each of some bins of equal width, `(bins,)`.
+        low: The lowest value.
+        high: The highest.
+        bits: Bits of a code.
+        symmetric: As in `grid_of`.
+
+    Returns:
+        `(low, high)`, no wider than the values.
+
+    Example:
+
+    >>> counts = np.zeros(2048); counts[:20], counts[-1] = 10_000, 1
+    >>> [round(end, 2) for end in best_range(counts, 0.0, 100.0, 8, False)]
+    [0.0, 47.0]
+    """
+    width = (high - low) / len(counts)
+    centers = low + width * (np.arange(len(counts)) + 0.5)
+    first, last = code_range(bits)
+
+    def error(bottom: float, top: float) -> float:
+        step, zero = grid_of(bottom, top, bits, symmetric)
+        codes = np.clip(np.rint(centers / float(step)), first - zero, last - zero)
+        return float((counts * np.square(codes * float(step) - centers)).sum())
+
+    shares = np.linspace(1.0, 0.1, 91)  # the widest of equals
+    bottom, top = low, high
+    for _ in range(_ROUNDS):
+        if high > 0:
+            top = min((share * high for share in shares), key=lambda end: error(bottom, end))
+        if low < 0:
+            bottom = min((share * low for share in shares), key=lambda end: error(end, top))
+    return bottom, top
+
+
+def cut_range(counts: np.ndarray, low: float, high: float, share: float) -> tuple[float, float]:
+    """The range without so large a share of the values at each end.
+
+    Args:
+        counts, low, high: As in `best_range`.
+        share: The share, from 0 on, less than a half.
+
+    Returns:
+        `(low, high)`.
+
+    Example:
+
+    >>> cut_range(np.array([1, 98, 0, 1]), 0.0, 4.0, share=0.01)
+    (1.0, 2.0)
+    """
+    below = np.cumsum(counts) / counts.sum()
+    first = int(np.searchsorted(below, share, side="right"))
+    last = int(np.searchsorted(below, 1.0 - share, side="left"))
+    width = (high - low) / len(counts)
+    return low + width * first, low + width * (last + 1)

@@ -9,7 +9,7 @@ import numpy as np
 from keras import ops
 
 from keras_qareg.layers import kernels
-from keras_qareg.models.selection import quantized_layers
+from keras_qareg.models.selection import extended_layers, quantized_layers
 from keras_qareg.models.stripping import used_kernels
 
 
@@ -23,8 +23,9 @@ def plain_weights(model: keras.Model) -> list[tuple[str, np.ndarray]]:
         List of paths and arrays.
     """
     added, used = set[int](), dict[int, np.ndarray]()
-    for layer in quantized_layers(model):
+    for layer in extended_layers(model):
         added |= {id(weight) for weight in layer.quantization_weights}
+    for layer in quantized_layers(model):
         pairs = zip(kernels(layer), used_kernels(layer), strict=True)
         used |= {id(kernel): array for kernel, array in pairs}
     return [
