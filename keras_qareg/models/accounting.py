@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import tempfile
+from collections.abc import Iterable
 from typing import Any
 
 import keras
@@ -175,8 +176,15 @@ def _copy_adapted_state(old: Layer, new: Layer) -> None:
         new.finalize_state()
 
 
-def account_for(model: keras.Model, copied: keras.Model, counterparts: Counterparts) -> None:
+def account_for(
+    model: keras.Model,
+    copied: keras.Model,
+    counterparts: Counterparts,
+    replaced: Iterable[Layer] = (),
+) -> None:
     """Proves that a copy has every weight of a model, each once, and none from elsewhere.
+
+    Weights of layers that were `replaced`, which others have as constants, are left out.
 
     Raises:
         ValueError: If not, with the names of the weights.
@@ -188,6 +196,7 @@ def account_for(model: keras.Model, copied: keras.Model, counterparts: Counterpa
     for layer in (*layers_inside(model), *layers_inside(copied)):
         if isinstance(layer, EXTENDED):
             known |= {id(weight) for weight in layer.quantization_weights}
+    known |= {id(weight) for layer in replaced for weight in layer.weights}
     lost = [weight.path for weight in model.weights if id(weight) not in known]
     new = [weight.path for weight in copied.weights if id(weight) not in known]
     if lost or new:

@@ -99,7 +99,10 @@ def quantize_activations(
         return lambda layer: _with_integers(layer, plain, id(layer) in linear)
 
     quantized = clone(
-        model, change, graph=lambda copy: made_of(flat, copy, made.behind, made.before)
+        model,
+        change,
+        graph=lambda copy: made_of(flat, copy, made.behind, made.before),
+        replaced=flat.replaced,
     )
     if data is not None:
         calibrate(quantized, data, method=method, batch_size=batch_size, steps=steps)

@@ -147,6 +147,7 @@ def clone(
     deep: bool = False,
     thaw: bool = False,
     graph: Callable[[Callable[[Any], Layer]], keras.Model] | None = None,
+    replaced: Iterable[Layer] = (),
 ) -> keras.Model:
     """A copy of a model, with its weights, in which some layers have a successor.
 
@@ -157,6 +158,7 @@ def clone(
         thaw: Whether weights that were frozen one by one train again.
         graph: Makes the new model, from a function that copies a layer or operation of the old one;
             `None` (default): of the same graph and class.
+        replaced: Layers that others stand for in that graph: they have no copy.
 
     Returns:
         A built model with the weights and states of `model`, compiled like it where it was compiled.
@@ -174,7 +176,7 @@ def clone(
         for old, new in copies.pairs
         for found in copy_contents(old, new, id(old) in copies.inside, thaw)
     ]
-    account_for(model, copied, counterparts)
+    account_for(model, copied, counterparts, replaced)
     retie(model, copied, counterparts)
     _rename_inputs(copied, model)
     guard_configs(copied)

@@ -21,6 +21,7 @@ from keras_qareg.layers.keras_private import (
     nodes,
     set_trainable_alone,
 )
+from keras_qareg.models.accounting import inner_layer
 
 
 @dataclass(eq=False)
@@ -73,12 +74,14 @@ class Flat:
         inputs: Its inputs.
         outputs: Its outputs.
         calls: The calls.
+        replaced: Layers of the model that other calls stand for.
     """
 
     model: keras.Model
     inputs: list[Value] = field(default_factory=list)
     outputs: list[Value] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
+    replaced: list[Layer] = field(default_factory=list)
 
     def readers(self) -> dict[Value, list[Call]]:
         """The calls that read each tensor."""
@@ -218,7 +221,7 @@ def made_of(
     for call in flat.calls:
         operation = call.operation if call.is_new else copy(call.operation)
         if id(operation) not in renamed and operation.name != call.name:
-            operation.name = call.name
+            operation.name = inner_layer(operation).name = call.name
         renamed.add(id(operation))
 
         def tensor_of(part: Any, call: Call = call) -> Any:

@@ -40,7 +40,7 @@ _KINDS = {
     **dict.fromkeys((*_KERNELS, "WNQConv2D", "WNQDepthwiseConv2D", "WNQDense"), KERNEL),
     **dict.fromkeys(("Add", "Subtract", "Multiply"), FUSING),
     **dict.fromkeys(("GlobalAveragePooling1D", "GlobalAveragePooling2D", "Mean"), OWN),
-    **dict.fromkeys(("LeakyReLU", "LeakyRelu", "ELU", "Elu", "Rescaling"), OWN),
+    **dict.fromkeys(("LeakyReLU", "LeakyRelu", "ELU", "Elu", "Gelu", "HardSilu", "Rescaling"), OWN),
     **dict.fromkeys(("MaxPooling1D", "MaxPooling2D", "MaxPool", "Flatten", "Reshape"), SAME),
     **dict.fromkeys(("GlobalMaxPooling1D", "GlobalMaxPooling2D", "Permute", "Transpose"), SAME),
     **dict.fromkeys(("ZeroPadding1D", "ZeroPadding2D", "Cropping1D", "Cropping2D"), SAME),
@@ -56,10 +56,11 @@ _KINDS = {
 _BY_ACTIVATION = {
     **dict.fromkeys(("softmax", "sigmoid", "tanh"), FIXED),
     **dict.fromkeys(("relu", "relu6"), RELU),
-    **dict.fromkeys(("elu", "leaky_relu"), OWN),
+    **dict.fromkeys(("elu", "leaky_relu", "gelu", "hard_silu"), OWN),
     "linear": THROUGH,
 }
-_KNOWN = ", ".join((*FUSED[1:], "softmax", "sigmoid", "tanh", "silu", "hard_silu", "elu"))
+_PIECED = ("silu", "hard_sigmoid")  # as `splitting` writes them
+_KNOWN = ", ".join(sorted({*_BY_ACTIVATION, *_PIECED} - {"linear"}))
 _GENERAL = (
     "Quantize what is before and behind it as models of their own, or leave activations in floating "
     "point: export.litert does so without ranges."
@@ -69,7 +70,7 @@ _INSTEAD = {
     "SeparableConv": "Write it as a DepthwiseConv2D and a Conv2D of kernel size 1.",
     "Conv2DTranspose": "Write it as an UpSampling2D and a Conv2D.",
     "DepthwiseConv1D": "Write it as a DepthwiseConv2D, with an axis of size 1.",
-    "Normalization": "Take it out of the model, and normalize inputs before.",
+    "Normalization": "Give it the last axis, or none.",
     "Average": "Write it as an Add and a Rescaling.",
 }
 

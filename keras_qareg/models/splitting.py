@@ -10,8 +10,10 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import keras
 import numpy as np
-from keras.layers import Activation, Layer, Multiply, ReLU, Rescaling
+from keras import ops
+from keras.layers import Activation, Layer, Multiply, Normalization, ReLU, Rescaling
 
 from keras_qareg.models.accounting import inner_layer
 from keras_qareg.models.flattening import Call, Flat, Value
@@ -19,21 +21,19 @@ from keras_qareg.models.operators import FUSED, KERNEL, NoIntegerForm, activatio
 
 # A layer, and what it reads: the pieces before it by number, -1 for what the activation is of.
 Piece = tuple[str, Callable[..., Layer], tuple[int, ...]]
-_SIGMOID: list[Piece] = [
-    ("shifted", lambda **kwargs: Rescaling(1.0, offset=3.0, **kwargs), (-1,)),
-    ("clipped", lambda **kwargs: ReLU(6.0, **kwargs), (0,)),
-    ("hard_sigmoid", lambda **kwargs: Rescaling(1 / 6, **kwargs), (1,)),
-]
 _PIECES: dict[str, list[Piece]] = {
     "silu": [
-        ("sigmoid", lambda **kwargs: Activation("sigmoid", **kwargs), (-1,)),
+        ("sigmoid", functools.partial(Activation, "sigmoid"), (-1,)),
         ("silu", Multiply, (-1, 0)),
     ],
-    "hard_sigmoid": _SIGMOID,
-    "hard_silu": [*_SIGMOID, ("hard_silu", Multiply, (-1, 2))],
+    "hard_sigmoid": [
+        ("moved", functools.partial(Rescaling, 1.0, offset=3.0), (-1,)),
+        ("clipped", functools.partial(ReLU, 6.0), (0,)),
+        ("hard_sigmoid", functools.partial(Rescaling, 1 / 6), (1,)),
+    ],
 }
 # Operations that are activations of such names.
-_OPERATIONS = {"Silu": "silu", "HardSilu": "hard_silu", "HardSigmoid": "hard_sigmoid"}
+_OPERATIONS = {"Silu": "silu", "HardSigmoid": "hard_sigmoid"}
 
 
 def split(flat: Flat) -> set[int]:
@@ -58,6 +58,7 @@ def split(flat: Flat) -> set[int]:
             calls += _written(call, value, _PIECES.get(activation, one), made, whole=False)
         elif pieces:
             calls += _written(call, call.inputs[0], pieces, made, whole=True)
+            flat.replaced += [call.operation] if isinstance(call.operation, Layer) else []
         else:
             calls.append(call)
     flat.calls = calls
@@ -79,18 +80,37 @@ def _pieces_of(operation: Any) -> list[Piece]:
     """What an operation is written as: nothing where it stays."""
     if isinstance(operation, Activation):
         return _PIECES.get(activation_of(operation), [])
-    if (
-        isinstance(operation, Rescaling)
-        and np.any(operation.offset)
-        and np.any(operation.scale != 1)
-    ):
-        scale, offset = operation.scale, operation.offset
-        return [
-            ("scaled", lambda **kwargs: Rescaling(scale, **kwargs), (-1,)),
-            ("moved", lambda **kwargs: Rescaling(1.0, offset=offset, **kwargs), (0,)),
-        ]
+    if isinstance(operation, Rescaling):
+        both = np.any(np.asarray(operation.scale) != 1) and np.any(operation.offset)
+        return _affine(operation.scale, operation.offset, moved_first=False) if both else []
+    if isinstance(operation, Normalization) and operation.axis in ((), (-1,)):
+        return _normalizing(operation)
     name = _OPERATIONS.get(type(operation).__name__)
     return [] if isinstance(operation, Layer) or name is None else _PIECES[name]
+
+
+def _affine(scale: Any, offset: Any, moved_first: bool) -> list[Piece]:
+    """A factor and a summand, each where it does something; one piece at least."""
+    pairs: list[tuple[str, Callable[..., Layer], bool]] = [
+        ("scaled", functools.partial(Rescaling, scale), bool(np.any(np.asarray(scale) != 1))),
+        ("moved", functools.partial(Rescaling, 1.0, offset=offset), bool(np.any(offset))),
+    ]
+    wanted = [pair[:2] for pair in (pairs[::-1] if moved_first else pairs) if pair[2]]
+    wanted = wanted or [("same", keras.layers.Identity)]
+    return [(label, make, (place - 1,)) for place, (label, make) in enumerate(wanted)]
+
+
+def _normalizing(layer: Normalization) -> list[Piece]:
+    """What a layer that was adapted to data computes, with its mean and variance as constants."""
+    mean, variance = (
+        np.asarray(ops.convert_to_numpy(part), "float64").reshape(-1)
+        for part in (layer.mean, layer.variance)
+    )
+    deviation = np.maximum(np.sqrt(variance), keras.backend.epsilon())
+    scale, offset = (deviation, mean) if layer.invert else (1.0 / deviation, -mean)
+    # A number where all channels have the same; else a list, as a configuration holds it.
+    factor, summand = (x.tolist() if np.ptp(x) else float(x[0]) for x in (scale, offset))
+    return _affine(factor, summand, moved_first=not layer.invert)
 
 
 def _written(
