@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -85,6 +86,12 @@ def quantize_activations(
     check_width(bits)
     _check_without_ranges(model)
     flat = flattened_model(model)
+    if not type(model).__module__.startswith("keras."):
+        warnings.warn(
+            f"Model '{model.name}' is a {type(model).__name__}; the new one is a keras.Model of its "
+            "graph, without the methods and attributes that the class adds.",
+            stacklevel=2,
+        )
     linear = split(flat)
     placement = placed(flat, bits)
     made = _Ranges(flat, placement, bits, trainable)
