@@ -78,8 +78,8 @@ def quantize_activations(
 
     >>> model = keras.Sequential([keras.Input((16,)), keras.layers.Dense(8, "relu", name="fc")])
     >>> quantized = quantize_activations(model, np.eye(16))
-    >>> [layer.name for layer in quantized.layers][1:], quantized.get_layer("fc_range").grid()[1]
-    (['input_range', 'fc', 'fc_range'], -128)
+    >>> [layer.name for layer in quantized.layers][2:], quantized.get_layer("fc_range").grid()[1]
+    (['fc', 'fc_range'], -128)
     """
     check_built(model)
     check_float(model)

@@ -83,7 +83,7 @@ def _pieces_of(operation: Any) -> list[Piece]:
     if isinstance(operation, Rescaling):
         both = np.any(np.asarray(operation.scale) != 1) and np.any(operation.offset)
         return _affine(operation.scale, operation.offset, moved_first=False) if both else []
-    if isinstance(operation, Normalization) and operation.axis in ((), (-1,)):
+    if isinstance(operation, Normalization) and all(n == 1 for n in operation.mean.shape[:-1]):
         return _normalizing(operation)
     name = _OPERATIONS.get(type(operation).__name__)
     return [] if isinstance(operation, Layer) or name is None else _PIECES[name]

@@ -163,7 +163,7 @@ def best_range(
 
     >>> counts = np.zeros(2048); counts[:20], counts[-1] = 10_000, 1
     >>> [round(end, 2) for end in best_range(counts, 0.0, 100.0, 8, False)]
-    [0.0, 47.0]
+    [0.0, 76.0]
     """
     width = (high - low) / len(counts)
     centers = low + width * (np.arange(len(counts)) + 0.5)
@@ -174,7 +174,7 @@ def best_range(
         codes = np.clip(np.rint(centers / float(step)), first - zero, last - zero)
         return float((counts * np.square(codes * float(step) - centers)).sum())
 
-    shares = np.linspace(1.0, 0.1, 91)  # the widest of equals
+    shares = np.linspace(1.0, 0.1, 91).tolist()  # the widest of equals
     bottom, top = low, high
     for _ in range(_ROUNDS):
         if high > 0:
