@@ -227,8 +227,9 @@ class FreezeBatchNormalization(keras.callbacks.Callback):
 
     Args:
         after: Float in [0, 1], the share of the training after which they are frozen. Defaults to 0.5.
-        steps: Positive integer: how many steps are averaged, where there were so many. Defaults to 50.
-            Where the number of steps of an epoch is unknown, whole epochs count.
+        steps: Positive integer: how many steps are averaged; no more than a quarter of those before, as
+            weights move most at first. Defaults to 50. Where the number of steps of an epoch is
+            unknown, the epoch before counts.
 
     Raises:
         ValueError: If an argument is out of its range, or the model has no layer that can be frozen.
@@ -278,7 +279,8 @@ class FreezeBatchNormalization(keras.callbacks.Callback):
         if steps:
             now = self._epoch * steps + batch
             at = math.ceil(self.after * steps * self.params.get("epochs", 1))
-            self._set(averaging=at - self.steps <= now < at, frozen=now >= at)
+            first = at - max(1, min(self.steps, at // 4))
+            self._set(averaging=first <= now < at, frozen=now >= at)
 
     def _layers(self) -> list[FreezableBatchNormalization]:
         return [x for x in layers_inside(self.model) if isinstance(x, FreezableBatchNormalization)]

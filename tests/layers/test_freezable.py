@@ -75,9 +75,12 @@ def test_statistics_are_averaged_and_frozen_within_one_fit(options):
     model, watch = network(), Watch()
     model.compile("sgd", "mse", **options)
     images, _ = digits(64)
-    freeze = FreezeBatchNormalization(after=0.5, steps=3)
-    model.fit(images, np.zeros((64, 10)), 16, 2, verbose=0, callbacks=[freeze, watch])
-    assert watch.seen == [[0, 0], [2, 0], [3, 0], [4, 0], [0, 1], [0, 1], [0, 1], [0, 1]]
+    for steps, averaged in ((2, 2), (50, 4)):
+        model.get_layer("norm").frozen.assign(0.0)
+        freeze = FreezeBatchNormalization(after=0.5, steps=steps)
+        model.fit(images, np.zeros((64, 10)), 4, 2, verbose=0, callbacks=[freeze, watch])
+        counts = [[count + 2, 0] for count in range(averaged)]
+        assert watch.seen == [[0, 0]] * (16 - averaged) + counts + [[0, 1]] * 16
 
 
 def loss_by(model, images, labels, training):
