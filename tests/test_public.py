@@ -8,7 +8,11 @@ import keras
 import pytest
 
 import keras_qareg as qareg
-from keras_qareg.callbacks import CentroidHistory, PenaltySchedule
+from keras_qareg.callbacks import (
+    CentroidHistory,
+    FreezeBatchNormalization,
+    PenaltySchedule,
+)
 from keras_qareg.regularizers import Cosine, NearestExponential, NearestSquared, Sine
 from tests.helpers import BACKEND, small_cnn
 
@@ -51,6 +55,7 @@ PUBLIC = [
     ),
     *(Sine, Cosine, NearestSquared, NearestExponential),
     *(qareg.layers.QuantizationAware, qareg.layers.SharedWeights),
+    *(qareg.layers.ActivationRange, qareg.layers.IntegerKernels, FreezeBatchNormalization),
     *(qareg.quantizers.WeightNormalizationQuantizer, qareg.quantizers.ActivationQuantizer),
     *(PenaltySchedule, CentroidHistory),
     *(qareg.optimizers.with_centroid_optimizer, qareg.report.summary),
