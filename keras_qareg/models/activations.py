@@ -151,14 +151,14 @@ class _Ranges:
     def behind(self, value: Value, tensor: Any) -> Any:
         """What is read in the place of a tensor."""
         its = self.placement.behind.get(value)
-        return tensor if its is None else self._of(its)(tensor)
+        return tensor if its is None else self._of(its, tensor)(tensor)
 
     def before(self, call: Call, value: Value, tensor: Any) -> Any:
         """What one call reads in the place of a tensor."""
         its = self.placement.before.get((call, value))
-        return tensor if its is None else self._of(its)(tensor)
+        return tensor if its is None else self._of(its, tensor)(tensor)
 
-    def _of(self, its: Range) -> ActivationRange:
+    def _of(self, its: Range, tensor: Any) -> ActivationRange:
         its = its.own
         if its not in self.layers:
             name = first = f"{its.name}_range"
@@ -168,6 +168,6 @@ class _Ranges:
                 name = f"{first}_{count}"
             self.taken.add(name)
             self.layers[its] = ActivationRange(
-                self.bits, fixed=its.fixed, name=name, trainable=self.trainable
+                self.bits, fixed=its.fixed, name=name, trainable=self.trainable, dtype=tensor.dtype
             )
         return self.layers[its]
