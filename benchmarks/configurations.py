@@ -167,7 +167,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    rows = [f"{json.dumps(k)}: {json.dumps(v, separators=(',', ':'))}" for k, v in templates().items()]
+    rows = [
+        f"{json.dumps(k)}: {json.dumps(v, separators=(',', ':'))}" for k, v in templates().items()
+    ]
     (arguments.out / "templates_1.json").write_text("{\n" + ",\n".join(rows) + "\n}\n")
     configurations.templates.cache_clear()
     heads = []

@@ -42,7 +42,8 @@ def _archive(options: argparse.Namespace) -> None:
     check_model(options.source)
     check_backend()
     with custom_objects(options.custom_objects):
-        from keras_qareg.export.archive.archive import describe, save_archive
+        from keras_qareg.export.archive.archive import save_archive
+        from keras_qareg.export.archive.reading import describe
 
         model = load_model(options.source)
         say(describe(save_archive(model, options.out, float_dtype=options.float_dtype)))
@@ -112,7 +113,7 @@ def _inspect(options: argparse.Namespace) -> None:
 
 
 def _described(path: Path, kind: Kind) -> str:
-    from keras_qareg.export.archive.archive import describe
+    from keras_qareg.export.archive.reading import describe
     from keras_qareg.export.litert.inspection import describe_litert
 
     return describe(path) if kind is Kind.ARCHIVE else describe_litert(path)

@@ -211,7 +211,7 @@ class _Work:
         """Writes the file, says what it is, and returns what the record has of it."""
         options = self.options
         if options.out.suffix == ARCHIVE:
-            from keras_qareg.export.archive.archive import describe
+            from keras_qareg.export.archive.reading import describe
 
             self._say("Writing the archive and comparing it with Keras")
             size, float_bytes, proof = write_archive(network, options.out, self._check_size)

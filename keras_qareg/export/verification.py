@@ -9,9 +9,9 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_qareg.export.archive.archive import read_archive, stored_tensors
 from keras_qareg.export.archive.container import is_archive
 from keras_qareg.export.archive.proof import compare
+from keras_qareg.export.archive.reading import read_archive
 from keras_qareg.export.litert import flatbuffer
 from keras_qareg.export.litert.inspection import describe_litert, stored_constants
 from keras_qareg.export.litert.micro import expanded
@@ -29,8 +29,8 @@ def verify(
 ) -> str:
     """Compares a `.tflite` file or an archive with a Keras model.
 
-    An archive must have the very tensors of the plain model, or these as float16 where it was saved
-    so. A `.tflite` file must give its outputs, with XNNPACK and without: to 1e-4 of the largest, to
+    An archive must have the very tensors of the plain model, or these rounded or folded where it was
+    saved so. A `.tflite` file must give its outputs, with XNNPACK and without: to 1e-4 of the largest, to
     1e-2 where weights are float16; for int8 the difference is said. Each kernel that `export.litert`
     rewrote must be one of the model's, in the order of its axes and times a factor a channel. A model
     that was shared, what `strip` makes of it, and that loaded again are all the model of a file.
@@ -125,10 +125,12 @@ def _holds_kernel(model: Any, constant: flatbuffer.Constant, kernels: list[np.nd
 
 
 def _verify_archive(model: keras.Model, path: Path) -> str:
-    entries = read_archive(path).manifest["tensors"]
-    halved = any(
-        entry["dtype"] == "float32" and entry.get("stored") == "float16" for entry in entries
-    )
-    compare(model, stored_tensors(path), path, "float16" if halved else "float32")
-    exact = "bit for bit" + (", or to the precision of float16" if halved else "")
-    return f"equal: all {len(entries)} tensors, {exact}"
+    with read_archive(path) as archive:
+        compare(model, archive, path)
+        manifest = archive.manifest
+    exact = "bit for bit"
+    if manifest.float_dtype != "float32":
+        exact += f", or to the precision of {manifest.float_dtype}"
+    if manifest.folded:
+        exact += ", with normalizations folded"
+    return f"equal: all {len(manifest.tensors)} tensors, {exact}"

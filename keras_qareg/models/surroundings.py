@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -164,7 +165,27 @@ def normalized_layers(model: keras.Model, layers: Iterable[Layer]) -> list[Layer
     Returns:
         List of layers: `Dense`, convolutions and depthwise convolutions.
     """
-    found: set[int] = set()
+    found = {id(layer) for layer, _ in _normalized(model)}
+    return [layer for layer in layers if id(layer) in found]
+
+
+def layers_before_normalizations(model: keras.Model) -> dict[int, Layer]:
+    """By the identity of a batch normalization, the linear layer of which it alone reads the outputs.
+
+    Normalizations that are called on several layers are not among them.
+    """
+    pairs = _normalized(model)
+    calls = Counter(id(normalization) for _, normalization in pairs)
+    return {
+        id(normalization): layer
+        for layer, normalization in pairs
+        if calls[id(normalization)] == 1 and len(normalization._inbound_nodes) == 1
+    }
+
+
+def _normalized(model: keras.Model) -> list[tuple[Layer, Layer]]:
+    """Linear layers and the batch normalizations that alone read what they compute."""
+    found: dict[int, tuple[Layer, Layer]] = {}
     others: set[int] = set()
     for graph in filter(is_graph, layers_inside(model)):
         if (
@@ -176,9 +197,11 @@ def normalized_layers(model: keras.Model, layers: Iterable[Layer]) -> list[Layer
         outputs = {id(tensor._keras_history.operation) for tensor in graph.outputs}
         for operation in parents:
             after = [] if id(operation) in outputs else children.get(operation, [])
-            alone = len(after) == 1 and _normalizes(after[0], operation)
-            (found if alone else others).add(id(operation))
-    return [layer for layer in layers if id(layer) in found - others]
+            if len(after) == 1 and _normalizes(after[0], operation):
+                found[id(operation)] = operation, after[0]
+            else:
+                others.add(id(operation))
+    return [pair for place, pair in found.items() if place not in others]
 
 
 def _normalizes(operation: Any, before: Any) -> bool:

@@ -72,7 +72,9 @@ class Classes:
 
 def blocks(axes: Axes, rows: np.ndarray, columns: np.ndarray, numbers: tuple[int, int]) -> Blocks:
     """Where the pairs of classes are in a matrix whose rows and columns are sorted by class."""
-    counts = [np.bincount(found, minlength=n) for found, n in zip((rows, columns), numbers, strict=True)]
+    counts = [
+        np.bincount(found, minlength=n) for found, n in zip((rows, columns), numbers, strict=True)
+    ]
     return Blocks(
         *(np.argsort(found, kind="stable") for found in (rows, columns)),
         *(np.concatenate([[0], np.cumsum(count)]) for count in counts),
@@ -144,7 +146,9 @@ def find_classes(indices: np.ndarray, levels: int) -> Classes | None:
 
 def _of_axes(axes: Axes, indices: np.ndarray, levels: int) -> Classes:
     matrix = axes.matrix(indices)
-    middle = float(np.bincount(indices.reshape(-1), minlength=levels) @ np.arange(levels)) / indices.size
+    middle = (
+        float(np.bincount(indices.reshape(-1), minlength=levels) @ np.arange(levels)) / indices.size
+    )
     squares = np.square(np.arange(levels, dtype="float32") - np.float32(middle))
     spread = squares[matrix]
     spreads = spread.mean(axis=(1, 2)), spread.mean(axis=(0, 1))
@@ -170,7 +174,9 @@ def _refined(
             rows = _moved(_counts(matrix, np.arange(len(rows)), columns, levels), rows)
             other = matrix.transpose(2, 1, 0)
             columns = _moved(_counts(other, np.arange(len(columns)), rows, levels), columns)
-        rows, columns = (_ranked(found, by) for found, by in zip((rows, columns), spreads, strict=True))
+        rows, columns = (
+            _ranked(found, by) for found, by in zip((rows, columns), spreads, strict=True)
+        )
         bits = float(_bits(_counts(matrix, rows, columns, levels), axis=(0, 1, 2)))
         bits += _label_bits(rows, len(rows)) + _label_bits(columns, len(columns))
         yield Classes(start.axes, rows, columns, bits)
@@ -208,7 +214,9 @@ def _grouped(spread: np.ndarray) -> np.ndarray:
     return groups
 
 
-def _cut(counts: np.ndarray, sizes: tuple[int, int], start: int) -> tuple[np.ndarray, np.ndarray, float]:
+def _cut(
+    counts: np.ndarray, sizes: tuple[int, int], start: int
+) -> tuple[np.ndarray, np.ndarray, float]:
     """Cuts groups into classes, rows and columns in turn: the class of each group, and the bits."""
     columns = np.arange(counts.shape[1]) * min(start, counts.shape[1]) // counts.shape[1]
     rows = np.zeros(len(counts), "int64")

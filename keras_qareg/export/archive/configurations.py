@@ -73,7 +73,9 @@ def _short(value: Json, known: dict[str, Any]) -> Json:
         return {key: _short(part, known) for key, part in value.items()}
     module, registered, defaults = known.get(value["class_name"], (None, None, {}))
     name: Json = value["class_name"]
-    if name not in known or not same([module, registered], [value["module"], value["registered_name"]]):
+    if name not in known or not same(
+        [module, registered], [value["module"], value["registered_name"]]
+    ):
         name, defaults = [value["module"], name, value["registered_name"]], {}
     config = value["config"]
     if isinstance(config.get("layers"), list):

@@ -39,12 +39,14 @@ class Floats:
         tail: Signs and last bits.
         symbols: The symbols.
         table: Their folded frequencies.
+        size: All bytes, about.
     """
 
     head: bytes
     tail: bytes
     symbols: np.ndarray
     table: np.ndarray
+    size: float
 
     def put(self, writer: Writer) -> None:
         """Adds table and symbols to the stream."""
@@ -78,9 +80,11 @@ def plan_floats(numbers: np.ndarray, dtype: str) -> Floats:
             best, least = (bytes(head), (symbols - lowest).astype("uint8"), table), cost
     if best is None:
         none = np.zeros(0, "int64")
-        return Floats(bytes([_PLAIN]), bits.astype(f"<u{width // 8}").tobytes(), none, none)
+        raw = bits.astype(f"<u{width // 8}").tobytes()
+        return Floats(bytes([_PLAIN]), raw, none, none, least / 8)
     head_, symbols, table = best
-    return Floats(head_, _tail(bits, mantissa - (head_[0] & 7), signs, width), symbols, table)
+    tail = _tail(bits, mantissa - (head_[0] & 7), signs, width)
+    return Floats(head_, tail, symbols, table, least / 8)
 
 
 def read_floats(cursor: Cursor, count: int, dtype: str) -> PlannedFloats:

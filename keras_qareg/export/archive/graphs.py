@@ -107,7 +107,9 @@ class _Expected:
     def named(self, kind: str) -> str:
         last = self._numbers.get(kind)
         if last is None:
-            words = re.sub(r"([a-z])([A-Z])", r"\1_\2", re.sub(r"(.)([A-Z][a-z0-9]+)", r"\1_\2", kind))
+            words = re.sub(
+                r"([a-z])([A-Z])", r"\1_\2", re.sub(r"(.)([A-Z][a-z0-9]+)", r"\1_\2", kind)
+            )
             return words.lower()
         stem, _, number = last.rpartition("_")
         return f"{stem}_{int(number) + 1}" if stem and number.isdecimal() else f"{last}_1"

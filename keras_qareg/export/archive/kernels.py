@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from keras_qareg.export.archive.ans import Reader, StreamError, Writer
+from keras_qareg.export.archive.ans import Reader, Writer
 from keras_qareg.export.archive.classes import Axes, Blocks, Classes, blocks, find_classes
 from keras_qareg.export.archive.fields import Cursor, FieldError
 from keras_qareg.export.archive.floats import plan_floats, read_floats
@@ -27,11 +27,15 @@ _GRID, _EVEN, _BEST = 1, 2, 4
 _CERTAIN = 1 << 18
 
 
-def encode_kernel(book: Codebook) -> bytes:
+EFFORTS = ("fast", "best")
+
+
+def encode_kernel(book: Codebook, effort: str = "fast") -> bytes:
     """The section of a kernel, in the fewest bytes.
 
     Args:
         book: Its codebook.
+        effort: As in `save_archive`.
     """
     if book.centroids.ndim == 1:
         book = _compact(book)
@@ -82,6 +86,13 @@ def decode_kernel(section: bytes, shape: Sequence[int]) -> Codebook:
     matrix = _take_indices(reader, axes, place, tables)
     reader.close()
     return Codebook(values.reshape(levels, *channels), axes.kernel(matrix))
+
+
+def coding_of(section: bytes) -> str:
+    """How a kernel is coded: by one table of frequencies, or by classes of rows and of columns."""
+    flags = section[0]
+    rows, columns = (flags >> 4 & 3) + 1, (flags >> 6) + 1
+    return "even" if flags & _EVEN else "ans" if rows * columns == 1 else f"ans {rows}x{columns}"
 
 
 def _section(book: Codebook, classes: Classes | None, even: bool) -> bytes:
@@ -145,6 +156,3 @@ def _compact(book: Codebook) -> Codebook:
     used = book.counts > 0
     places = np.cumsum(used) - 1
     return Codebook(book.centroids[used], places[book.indices])
-
-
-__all__ = ["StreamError", "decode_kernel", "encode_kernel"]

@@ -96,7 +96,11 @@ def _tensor_text(tensors: Sequence[Tensor], names: Sequence[str]) -> Any:
         before, _, name = tensor.path.rpartition("/")
         outer, _, layer = before.rpartition("/")
         start = max(place, 0)
-        if not _PLAIN_NAME.fullmatch(name) or layer not in names[start:] or set(outer) & set(" :*+@"):
+        if (
+            not _PLAIN_NAME.fullmatch(name)
+            or layer not in names[start:]
+            or set(outer) & set(" :*+@")
+        ):
             return [[t.path, list(t.shape), t.dtype, t.kept] for t in tensors]
         if outer != root:
             words.append(f"@{outer}")
@@ -115,7 +119,7 @@ def _tensor_text(tensors: Sequence[Tensor], names: Sequence[str]) -> Any:
 def _tensors(text: Any, names: Sequence[str]) -> Iterable[Tensor]:
     if isinstance(text, list):
         for path, shape, dtype, kept in text:
-            yield _checked(str(path), tuple(shape), dtype, kept)
+            yield checked_tensor(str(path), tuple(shape), dtype, kept)
         return
     root, place, last = "", -1, -1
     for word in text.split():
@@ -133,10 +137,11 @@ def _tensors(text: Any, names: Sequence[str]) -> Iterable[Tensor]:
         shape = (last,) if sizes is None else tuple(map(int, filter(None, sizes.split(","))))
         last = shape[-1] if shape else -1
         outer = f"{root}/" if root else ""
-        yield _checked(f"{outer}{names[place]}/{name}", shape, dtype or "float32", kept)
+        yield checked_tensor(f"{outer}{names[place]}/{name}", shape, dtype or "float32", kept)
 
 
-def _checked(path: str, shape: tuple[Any, ...], dtype: Any, kept: Any) -> Tensor:
+def checked_tensor(path: str, shape: tuple[Any, ...], dtype: Any, kept: Any) -> Tensor:
+    """A tensor of which sizes and words make sense; raises a `FieldError` otherwise."""
     for size in shape:
         if isinstance(size, bool) or not isinstance(size, int) or size < 0:
             raise FieldError(f"Expected a size of 0 or more. Received: {size!r}")

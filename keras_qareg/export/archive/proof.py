@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 
 import keras
 import numpy as np
 from keras import ops
 
+from keras_qareg.export.archive.folding import folded, held_books, weight_names
+from keras_qareg.export.archive.reading import Archive
+from keras_qareg.export.archive.tensors import rounded
 from keras_qareg.layers import kernels
+from keras_qareg.models import codebooks, unquantized
 from keras_qareg.models.selection import extended_layers, quantized_layers
 from keras_qareg.models.stripping import used_kernels
 
@@ -35,36 +39,52 @@ def plain_weights(model: keras.Model) -> list[tuple[str, np.ndarray]]:
     ]
 
 
-def compare(
-    model: keras.Model, tensors: list[np.ndarray], path: Path, float_dtype: str = "float32"
-) -> None:
+def compare(model: keras.Model, archive: Archive, path: str | os.PathLike[str]) -> None:
     """Compares the tensors of an archive with the weights that a model computes with, bit for bit.
+
+    Where floats were rounded, or normalizations folded, the same is done to the weights of the model.
 
     Args:
         model: A built model.
-        tensors: What was read from the file.
+        archive: What was read from the file.
         path: The file, for the message.
-        float_dtype: `"float16"` where float32 tensors may be rounded to that.
 
     Raises:
         ValueError: If tensors differ.
     """
-    expected = plain_weights(model)
+    expected, manifest = plain_weights(model), archive.manifest
+    if manifest.folded:
+        expected = _folded(model, expected)
     other = [
         name
-        for (name, array), tensor in zip(expected, tensors, strict=False)
-        if not _same(array, tensor, float_dtype)
+        for (name, array), tensor in zip(expected, archive.all_tensors(), strict=False)
+        if not _same(array, tensor, manifest.float_dtype)
     ]
-    if other or len(expected) != len(tensors):
+    if other or len(expected) != len(manifest.tensors):
         raise ValueError(
             f"Expected the {len(expected)} tensors of model '{model.name}' in {path}. Received: "
-            f"{len(tensors)}, of which these differ: {other}"
+            f"{len(manifest.tensors)}, of which these differ: {other}"
         )
 
 
+def _folded(
+    model: keras.Model, weights: list[tuple[str, np.ndarray]]
+) -> list[tuple[str, np.ndarray]]:
+    plain, arrays = unquantized(model), [np.asarray(array) for _, array in weights]
+    books = held_books(weight_names(plain), arrays, codebooks(model))
+    arrays, _ = folded(plain, arrays, books)
+    return [(name, array) for (name, _), array in zip(weights, arrays, strict=True)]
+
+
 def _same(wanted: np.ndarray, found: np.ndarray, float_dtype: str) -> bool:
+    wanted = np.asarray(wanted)
+    if wanted.shape != found.shape or wanted.dtype != found.dtype:
+        return False
+    # To the bit: a negative zero is no zero, and what is not a number stays what it is.
+    if np.ascontiguousarray(wanted).tobytes() == np.ascontiguousarray(found).tobytes():
+        return True
     if np.array_equal(wanted, found, equal_nan=wanted.dtype.kind == "f"):
         return True
     if float_dtype == "float32" or wanted.dtype != np.float32:
         return False
-    return np.array_equal(wanted.astype(float_dtype).astype("float32"), found, equal_nan=True)
+    return np.array_equal(rounded(wanted, float_dtype), found, equal_nan=True)
