@@ -18,9 +18,9 @@ os.environ.setdefault("KERAS_BACKEND", "jax")
 
 import numpy as np
 import zstandard
+from keras_qareg.export.archive.coding import decode_indices, encode_indices
 
 from benchmarks import results
-from keras_qareg.export.archive.coding import decode_indices, encode_indices
 from keras_qareg.numerics.clustering import kmeans
 from keras_qareg.numerics.codebook import Codebook
 

@@ -14,11 +14,11 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import numpy as np
+from keras_qareg.export.archive.coding import encode_indices
 
 from benchmarks import results
 from benchmarks.penalty import penalties, runner, variables
 from benchmarks.timing import interleaved
-from keras_qareg.export.archive.coding import encode_indices
 from keras_qareg.numerics.clustering import kmeans
 from keras_qareg.numerics.codebook import Codebook
 

@@ -14,6 +14,7 @@ import math
 import os
 import tempfile
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from keras_qareg.export.archive.manifest import (
     configuration_of,
 )
 from keras_qareg.export.archive.proof import compare
-from keras_qareg.export.archive.reading import Archive, assets_of, read_archive
+from keras_qareg.export.archive.reading import WORKERS, Archive, assets_of, read_archive
 from keras_qareg.export.archive.tensors import encode_tensors
 from keras_qareg.export.files import check_target
 from keras_qareg.layers.keras_private import layers_inside
@@ -131,12 +132,15 @@ def content_of(
     held = held_books(names, arrays, books)
     if fold:
         arrays, held = folded(plain, arrays, held)
-    kept, sections = [], []
-    for place, (name, array) in enumerate(zip(names, arrays, strict=True)):
-        tensor = Tensor(name, array.shape, str(array.dtype), TOGETHER)
-        section, tensor = _section(tensor, array, held.get(place), float_dtype, effort)
-        kept.append(tensor)
-        sections += [] if section is None else [section]
+
+    def made(place: int) -> tuple[bytes | None, Tensor]:
+        tensor = Tensor(names[place], arrays[place].shape, str(arrays[place].dtype), TOGETHER)
+        return _section(tensor, arrays[place], held.get(place), float_dtype, effort)
+
+    with ThreadPoolExecutor(WORKERS) as pool:
+        coded = list(pool.map(made, range(len(names))))
+    kept = [tensor for _, tensor in coded]
+    sections = [section for section, _ in coded if section is not None]
     together = [place for place, tensor in enumerate(kept) if tensor.kept == TOGETHER]
     others = encode_tensors([kept[p] for p in together], [arrays[p] for p in together], float_dtype)
     assets = list(assets_of(plain))

@@ -8,9 +8,16 @@ from collections.abc import Sequence
 import numpy as np
 
 from keras_qareg.export.archive.ans import Reader, Writer
-from keras_qareg.export.archive.classes import Axes, Blocks, Classes, blocks, find_classes
-from keras_qareg.export.archive.fields import Cursor, FieldError
-from keras_qareg.export.archive.floats import plan_floats, read_floats
+from keras_qareg.export.archive.classes import (
+    Axes,
+    Blocks,
+    Classes,
+    blocks,
+    candidates,
+    find_classes,
+)
+from keras_qareg.export.archive.fields import Cursor, FieldError, varint
+from keras_qareg.export.archive.floats import PlannedFloats, plan_floats, read_floats
 from keras_qareg.export.archive.frequencies import (
     best_slope,
     put_folded,
@@ -19,10 +26,11 @@ from keras_qareg.export.archive.frequencies import (
     tables_of,
     take_folded,
 )
+from keras_qareg.export.archive.mixing import decode_mixed, encode_mixed
 from keras_qareg.numerics.codebook import Codebook
 
 # Bits of the first byte; numbers of classes, less one, are in bits 4 and 5, and 6 and 7.
-_GRID, _EVEN, _BEST = 1, 2, 4
+_GRID, _EVEN, _MIXED = 1, 2, 4
 # A larger kernel is written once: whether classes are worth it is estimated well enough.
 _CERTAIN = 1 << 18
 
@@ -46,6 +54,8 @@ def encode_kernel(book: Codebook, effort: str = "fast") -> bytes:
         tried.append(_section(book, None, even=False))
     if book.indices.size <= _CERTAIN:
         tried.append(_section(book, None, even=True))
+    if effort == "best" and levels > 1 and book.indices.size:
+        tried.append(_mixed_section(book))
     return min(tried, key=len)
 
 
@@ -61,16 +71,22 @@ def decode_kernel(section: bytes, shape: Sequence[int]) -> Codebook:
     """
     shape, cursor = tuple(shape), Cursor(section)
     flags, levels, tabled = cursor.byte(), cursor.byte() + 1, cursor.byte()
-    if tabled > len(shape) or flags & 12:
+    mixed = bool(flags & _MIXED)
+    if tabled > len(shape) or flags & 8 or (mixed and flags & ~_GRID != _MIXED):
         raise FieldError(f"Expected a kernel of shape {shape}. Received: another one")
     channels = shape[len(shape) - tabled :]
     steps = math.prod(channels)
     codes = np.frombuffer(cursor.take(levels if flags & _GRID else 0), "i1")
     numbers = (flags >> 4 & 3) + 1, (flags >> 6) + 1
     axes = _read_axes(cursor, shape) if numbers != (1, 1) else Axes(shape, (), ())
-    slope = cursor.byte() if not flags & _EVEN and levels > 1 else 0
+    slope = cursor.byte() if not flags & (_EVEN | _MIXED) and levels > 1 else 0
     floats = read_floats(cursor, steps if flags & _GRID else levels * steps, "float32")
-    reader = Reader(cursor.rest())
+    reader = Reader(cursor.take(cursor.varint()) if mixed else cursor.rest())
+    if mixed:
+        axes = _mixed_axes(shape)
+        matrix = decode_mixed(cursor.rest(), axes.sizes, levels)
+        values = _values(reader, floats, codes, flags)
+        return Codebook(values.reshape(levels, *channels), axes.kernel(matrix))
     rows, columns = (
         reader.take(size, [1] * n) for size, n in zip(axes.sizes[::2], numbers, strict=True)
     )
@@ -80,9 +96,7 @@ def decode_kernel(section: bytes, shape: Sequence[int]) -> Codebook:
         tables = tables_of(folded.reshape(*numbers, levels), place.sizes)
     else:
         tables = np.ones((*numbers, levels), "int64")
-    values = floats.take(reader).view("float32")
-    if flags & _GRID:
-        values = np.multiply.outer(codes.astype("float32"), values)
+    values = _values(reader, floats, codes, flags)
     matrix = _take_indices(reader, axes, place, tables)
     reader.close()
     return Codebook(values.reshape(levels, *channels), axes.kernel(matrix))
@@ -92,15 +106,13 @@ def coding_of(section: bytes) -> str:
     """How a kernel is coded: by one table of frequencies, or by classes of rows and of columns."""
     flags = section[0]
     rows, columns = (flags >> 4 & 3) + 1, (flags >> 6) + 1
+    if flags & _MIXED:
+        return "mixed"
     return "even" if flags & _EVEN else "ans" if rows * columns == 1 else f"ans {rows}x{columns}"
 
 
 def _section(book: Codebook, classes: Classes | None, even: bool) -> bytes:
-    levels, channels = len(book.centroids), book.centroids.ndim - 1
-    grid = book.grid
-    steps = book.centroids if grid is None else grid[1]
-    if grid is not None and book.centroids.nbytes <= levels + steps.nbytes:
-        grid, steps = None, book.centroids
+    levels, head = len(book.centroids), _Head(book)
     axes = Axes(book.indices.shape, (), ()) if classes is None else classes.axes
     none = np.zeros(1, "int64")
     rows, columns = (none, none) if classes is None else (classes.rows, classes.columns)
@@ -110,22 +122,61 @@ def _section(book: Codebook, classes: Classes | None, even: bool) -> bytes:
     counts = np.array([np.bincount(matrix[b].reshape(-1), minlength=levels) for b in place])
     tables = roots(counts.reshape(*numbers, levels))
     folded = table_differences(tables, place.sizes).reshape(-1)
-    slope, floats = best_slope(folded), plan_floats(steps.astype("float32"), "float32")
-    flags = (grid is not None) * _GRID | even * _EVEN | numbers[0] - 1 << 4 | numbers[1] - 1 << 6
-    head = bytes([flags, levels - 1, channels])
-    head += grid[0].astype("i1").tobytes() if grid is not None else b""
-    head += _axes_field(axes) if numbers != (1, 1) else b""
-    head += bytes([slope]) if levels > 1 and not even else b""
+    slope = best_slope(folded)
+    fields = _axes_field(axes) if numbers != (1, 1) else b""
+    fields += bytes([slope]) if levels > 1 and not even else b""
     writer = Writer()
     writer.put(rows, [1] * numbers[0])
     writer.put(columns, [1] * numbers[1])
     if levels > 1 and not even:
         put_folded(writer, folded, slope)
-    floats.put(writer)
+    head.floats.put(writer)
     weights = np.ones_like(tables) if even else np.square(tables)
     for block, table in zip(place, weights.reshape(-1, levels), strict=True):
         writer.put(matrix[block], table)
-    return head + floats.head + floats.tail + writer.finish()
+    flags = even * _EVEN | numbers[0] - 1 << 4 | numbers[1] - 1 << 6
+    return head.fields(flags, fields) + writer.finish()
+
+
+def _mixed_section(book: Codebook) -> bytes:
+    head, writer = _Head(book), Writer()
+    head.floats.put(writer)
+    stream = writer.finish()
+    mixed = encode_mixed(_mixed_axes(book.indices.shape).matrix(book.indices), len(book.centroids))
+    return head.fields(_MIXED, b"") + varint(len(stream)) + stream + mixed
+
+
+class _Head:
+    """What a section has of the table of a kernel.
+
+    Args:
+        book: The codebook of the kernel.
+    """
+
+    def __init__(self, book: Codebook):
+        self._levels, self._channels = len(book.centroids), book.centroids.ndim - 1
+        grid, steps, self._codes = book.grid, book.centroids, b""
+        if grid is not None and book.centroids.nbytes > self._levels + grid[1].nbytes:
+            self._codes, steps = grid[0].astype("i1").tobytes(), grid[1]
+        self.floats = plan_floats(steps.astype("float32"), "float32")
+
+    def fields(self, flags: int, more: bytes) -> bytes:
+        """All fields before the stream, with others between codes and floats."""
+        flags |= _GRID if self._codes else 0
+        first = bytes([flags, self._levels - 1, self._channels])
+        return first + self._codes + more + self.floats.head + self.floats.tail
+
+
+def _mixed_axes(shape: tuple[int, ...]) -> Axes:
+    """Output channels by input channels."""
+    found = candidates(shape)
+    return found[-1] if found else Axes(shape, (), ())
+
+
+def _values(reader: Reader, floats: PlannedFloats, codes: np.ndarray, flags: int) -> np.ndarray:
+    """The centroids, one table or one for each channel, flat."""
+    values = floats.take(reader).view("float32")
+    return np.multiply.outer(codes.astype("float32"), values) if flags & _GRID else values
 
 
 def _take_indices(reader: Reader, axes: Axes, place: Blocks, tables: np.ndarray) -> np.ndarray:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import tempfile
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import IO
 
@@ -30,6 +33,8 @@ from keras_qareg.report import table
 
 # What a file may unfold to: a kernel of one value takes no bytes at all, so a ratio alone is not enough.
 _FREE_BYTES, _BYTES_PER_BYTE = 64 << 20, 4096
+# Kernels that are coded at a time.
+WORKERS = min(8, os.cpu_count() or 1)
 
 
 class Version2:
@@ -59,15 +64,16 @@ class Version2:
                 f"Expected a section for each. Received: {len(self._sections)} of them"
             )
 
-    def tensor(self, place: int) -> np.ndarray:
-        """A tensor, in its shape and dtype."""
+    def decoder(self, place: int) -> Callable[[], np.ndarray]:
+        """Reads what is in the file of a tensor; the function that makes the tensor of it."""
         tensor = self.manifest.tensors[place]
         if tensor.kept == TOGETHER:
-            return self._together()[self._others.index(place)]
+            found = self._together()[self._others.index(place)]
+            return lambda: found
         section = self._sections[self._section_of[place]]
         if tensor.kept == KERNEL:
-            return decode_kernel(section, tensor.shape).weights
-        return decode_tensors(section, [tensor], self.manifest.float_dtype)[0]
+            return lambda: decode_kernel(section, tensor.shape).weights
+        return lambda: decode_tensors(section, [tensor], self.manifest.float_dtype)[0]
 
     def tensor_bytes(self, place: int) -> int | None:
         """How many bytes of the file are for a tensor; `None` where it shares them with others."""
@@ -122,12 +128,19 @@ class Archive:
     def tensor(self, place: int) -> np.ndarray:
         """One tensor: the others are not read. Raises an `ArchiveError` if it is damaged."""
         with naming(self._source):
-            return self._content.tensor(place)
+            return self._content.decoder(place)()
 
     def all_tensors(self) -> Iterator[np.ndarray]:
-        """The tensors in the order of the model's weights, one at a time."""
-        for place in range(len(self.manifest.tensors)):
-            yield self.tensor(place)
+        """The tensors in the order of the model's weights, a few of which are decoded at a time."""
+        waiting: deque[Future[np.ndarray]] = deque()
+        with naming(self._source), ThreadPoolExecutor(WORKERS) as pool:
+            for place in range(len(self.manifest.tensors)):
+                # Files are read here, one after the other; threads decode.
+                waiting.append(pool.submit(self._content.decoder(place)))
+                if len(waiting) > WORKERS:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
 
     def asset(self, place: int) -> bytes:
         """The content of one of the manifest's assets."""
@@ -139,7 +152,7 @@ class Archive:
         total, lines = 0, list[tuple[str, ...]]()
         with naming(self._source):
             for place, tensor in enumerate(self.manifest.tensors):
-                values, size = self._content.tensor(place), self._content.tensor_bytes(place)
+                values, size = self._content.decoder(place)(), self._content.tensor_bytes(place)
                 total += values.nbytes
                 shape, distinct = "x".join(map(str, tensor.shape)), str(np.unique(values).size)
                 coding = self._content.coding(place)
