@@ -46,7 +46,8 @@ def _archive(options: argparse.Namespace) -> None:
         from keras_qareg.export.archive.reading import describe
 
         model = load_model(options.source)
-        say(describe(save_archive(model, options.out, float_dtype=options.float_dtype)))
+        ways = {"fold": options.fold, "effort": options.effort}
+        say(describe(save_archive(model, options.out, float_dtype=options.float_dtype, **ways)))
 
 
 def _unarchive(options: argparse.Namespace) -> None:

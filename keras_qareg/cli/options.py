@@ -192,9 +192,20 @@ def _add_archive(commands: Any) -> None:
     archive = _command(commands, "archive", "write a model as one small archive", "FILE.qareg")
     archive.add_argument(
         "--float-dtype",
-        choices=("float32", "float16"),
+        choices=("float32", "float16", "bfloat16"),
         default="float32",
         help="of tensors that are not shared (default: float32)",
+    )
+    archive.add_argument(
+        "--fold",
+        action="store_true",
+        help="for inference: each batch normalization as one factor and one offset a channel",
+    )
+    archive.add_argument(
+        "--effort",
+        choices=("fast", "best"),
+        default="fast",
+        help="best takes fewer bytes and ten times as long; it needs numba (default: fast)",
     )
     _command(
         commands,

@@ -30,8 +30,8 @@ def verify(
     """Compares a `.tflite` file or an archive with a Keras model.
 
     An archive must have the very tensors of the plain model, or these rounded or folded where it was
-    saved so. A `.tflite` file must give its outputs, with XNNPACK and without: to 1e-4 of the largest, to
-    1e-2 where weights are float16; for int8 the difference is said. Each kernel that `export.litert`
+    saved so. A `.tflite` file must give its outputs, with XNNPACK and without: to 1e-4 of the largest,
+    to 1e-2 where weights are float16; for int8 the difference is said. Each kernel that `export.litert`
     rewrote must be one of the model's, in the order of its axes and times a factor a channel. A model
     that was shared, what `strip` makes of it, and that loaded again are all the model of a file.
 

@@ -1,8 +1,8 @@
 """One file for a whole model, near what its shared weights can be coded in.
 
-An archive holds the configuration of the plain model without defaults, and each of its tensors: one of few
-values as a table with entropy-coded indices (`kernels`), others together (`tensors`). Nothing in it is
-code: no pickle, and Lambda layers only on request.
+An archive holds the configuration of the plain model without defaults, and each of its tensors: one of
+few values as a table with entropy-coded indices (`kernels`), others together (`tensors`). Nothing in it
+is code: no pickle, and Lambda layers only on request.
 
 `container.py` says how bytes are laid out and verified. What a tensor would need in memory is checked
 against what a file of this size may hold.
@@ -66,13 +66,14 @@ def save_archive(
         path: The file to write, in a folder that exists. The usual suffix is `.qareg`.
         float_dtype: How tensors that are not shared are kept: `"float32"` (default) as they are, or
             `"float16"` or `"bfloat16"`, at half the size and three or two digits.
-        fold: Whether each `BatchNormalization` with scale and center is kept as one factor and one offset
-            a channel, for inference: its mean becomes 0, its variance 1 less epsilon. Where it alone reads
-            what a linear layer computes, the bias of that layer and the steps of its kernel are in them
-            too: the kernel has whole numbers. Outputs are the same but for rounding; training goes on
-            from other numbers. Defaults to False: all tensors are kept to the bit.
-        effort: `"fast"` (default), or `"best"` for a few percent fewer bytes by adaptive mixing of
-            contexts, with which both ends take ten times as long; needs `pip install keras-qareg[best]`.
+        fold: Whether each `BatchNormalization` with scale and center is kept as one factor and one
+            offset a channel, for inference: its mean becomes 0, its variance 1 less epsilon. Where it
+            alone reads what a linear layer computes, the bias of that layer and the steps of its kernel
+            are in them too: the kernel has whole numbers. Outputs are the same but for rounding;
+            training goes on from other numbers. Defaults to False: all tensors are kept to the bit.
+        effort: `"fast"` (default), or `"best"`, which mixes contexts: up to a tenth fewer bytes where
+            rows and columns of kernels differ, and both ends take about ten times as long; needs
+            `pip install keras-qareg[best]`, to read too.
 
     Returns:
         The path of the file.

@@ -72,14 +72,12 @@ class Classes:
 
 def blocks(axes: Axes, rows: np.ndarray, columns: np.ndarray, numbers: tuple[int, int]) -> Blocks:
     """Where the pairs of classes are in a matrix whose rows and columns are sorted by class."""
-    counts = [
-        np.bincount(found, minlength=n) for found, n in zip((rows, columns), numbers, strict=True)
+    starts = [
+        np.concatenate([[0], np.cumsum(np.bincount(found, minlength=number))])
+        for found, number in zip((rows, columns), numbers, strict=True)
     ]
-    return Blocks(
-        *(np.argsort(found, kind="stable") for found in (rows, columns)),
-        *(np.concatenate([[0], np.cumsum(count)]) for count in counts),
-        axes.sizes[1],
-    )
+    orders = [np.argsort(found, kind="stable") for found in (rows, columns)]
+    return Blocks(orders[0], orders[1], starts[0], starts[1], axes.sizes[1])
 
 
 @dataclass(frozen=True)
@@ -193,7 +191,7 @@ def _moved(counts: np.ndarray, classes: np.ndarray) -> np.ndarray:
 
 def _ranked(classes: np.ndarray, spread: np.ndarray) -> np.ndarray:
     """The same classes, none empty, in the order of their spread."""
-    present, places = np.unique(classes, return_inverse=True)
+    _, places = np.unique(classes, return_inverse=True)
     means = np.bincount(places, weights=spread) / np.bincount(places)
     return np.argsort(np.argsort(means))[places]
 

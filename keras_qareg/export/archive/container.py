@@ -7,7 +7,7 @@ Layout of version 2, where `varint` is a whole number of seven bits a byte, the 
     8         BLAKE2b of the index
     varint    bytes of the index
     ...       index: three varints, the bytes of the manifest as stored and as it is and the number of
-              sections; the size of each section, a varint; BLAKE2b of each, 4 bytes; the manifest, by zstd
+              sections; the size of each, a varint; BLAKE2b of each, 4 bytes; the manifest, by zstd
     ...       the sections, in order, to the end of the file
 
 Everything is checked before it is used: lengths against the file, digests against the bytes. Sections
@@ -160,6 +160,8 @@ def naming(source: Source) -> Iterator[None]:
     try:
         yield
     except ArchiveError as error:
+        if str(error).endswith(f"(file '{name}')"):
+            raise
         raise ArchiveError(f"{error} (file '{name}')") from error.__cause__
     except (FieldError, StreamError) as error:
         raise ArchiveError(

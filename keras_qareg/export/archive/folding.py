@@ -1,10 +1,10 @@
 """Normalization as one factor and one offset a channel: what a file for inference needs.
 
-A `BatchNormalization` computes `(x - mean) * gamma / sqrt(variance + epsilon) + beta`. With the factor
-`f = gamma / sqrt(variance + epsilon)` it becomes one of mean 0, variance `1 - epsilon`, gamma `f` and beta
-`beta - mean * f`, which computes the same but for rounding. Where it alone reads what a linear layer
-computes, that layer's bias goes into beta and becomes 0, and the step of each channel of its kernel goes
-into gamma, which leaves whole numbers in the kernel. Classes and configurations stay.
+A `BatchNormalization` computes `(x - mean) * gamma / sqrt(variance + epsilon) + beta`. With the
+factor `f = gamma / sqrt(variance + epsilon)` it becomes one of mean 0, variance `1 - epsilon`, gamma `f`
+and beta `beta - mean * f`, which computes the same but for rounding. Where it alone reads what a linear
+layer computes, that layer's bias goes into beta and becomes 0, and the step of each channel of its
+kernel goes into gamma, which leaves whole numbers in the kernel. Classes and configurations stay.
 """
 
 from __future__ import annotations

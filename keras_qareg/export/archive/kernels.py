@@ -26,7 +26,7 @@ from keras_qareg.export.archive.frequencies import (
     tables_of,
     take_folded,
 )
-from keras_qareg.export.archive.mixing import decode_mixed, encode_mixed
+from keras_qareg.export.archive.mixing import decode_mixed, encode_mixed, fits
 from keras_qareg.numerics.codebook import Codebook
 
 # Bits of the first byte; numbers of classes, less one, are in bits 4 and 5, and 6 and 7.
@@ -54,7 +54,8 @@ def encode_kernel(book: Codebook, effort: str = "fast") -> bytes:
         tried.append(_section(book, None, even=False))
     if book.indices.size <= _CERTAIN:
         tried.append(_section(book, None, even=True))
-    if effort == "best" and levels > 1 and book.indices.size:
+    sizes = _mixed_axes(book.indices.shape).sizes
+    if effort == "best" and levels > 1 and book.indices.size and fits(sizes, levels):
         tried.append(_mixed_section(book))
     return min(tried, key=len)
 
@@ -204,6 +205,8 @@ def _read_axes(cursor: Cursor, shape: tuple[int, ...]) -> Axes:
 
 def _compact(book: Codebook) -> Codebook:
     """Without the centroids that no weight has."""
+    if not book.indices.size:
+        return book
     used = book.counts > 0
     places = np.cumsum(used) - 1
     return Codebook(book.centroids[used], places[book.indices])

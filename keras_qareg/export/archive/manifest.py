@@ -1,10 +1,10 @@
 """The manifest of an archive: the configuration, and what tensors there are, as one short text.
 
 Tensors stand in the order of the weights of the model, each as
-`layer/name[:shape][:dtype][mark]`, with spaces between. `layer` is how many names of layers further the
-layer is in the configuration than the one before, 0 for the same. Before the name stands what paths have
-before the layer, as `@path`, where that changes. Without a shape a tensor is a vector, as long as the last
-axis of the one before; without a dtype it is float32.
+`[layer]/name[:shape][:dtype][mark]`, with spaces between. `layer` is how many names further the layer is
+in the configuration than the one before; none for the same. What paths have before the layer stands
+before, as `@path`, where that changes. Without a shape a tensor is a vector, as long as the last axis of
+the one before; without a dtype it is float32.
 """
 
 from __future__ import annotations

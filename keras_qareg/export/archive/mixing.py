@@ -24,10 +24,15 @@ _KNOTS = (
     *(1, 2, 3, 6, 10, 16, 27, 45, 73, 120, 194, 310, 488, 747, 1101, 1546, 2047, 2549, 2994, 3348),
     *(3607, 3785, 3901, 3975, 4022, 4050, 4068, 4079, 4085, 4089, 4092, 4093, 4094),
 )
-CONTEXTS = 8
-# How many steps of spread are told apart; of rows and columns, and of neighbors.
-_STEPS, _NEAR = 12, 12
 _COUNTED = 1023
+_FREE_SLOTS, _SLOTS = 1 << 20, 16
+
+
+def fits(sizes: tuple[int, int, int], levels: int) -> bool:
+    """Whether the contexts of a matrix take no more memory than a multiple of the matrix."""
+    rows, free, columns = sizes
+    size = (rows + columns + 2 * free) << (levels - 1).bit_length()
+    return size <= _FREE_SLOTS + _SLOTS * rows * free * columns
 
 
 def encode_mixed(matrix: np.ndarray, levels: int) -> bytes:
@@ -46,6 +51,8 @@ def encode_mixed(matrix: np.ndarray, levels: int) -> bytes:
 
 def decode_mixed(coded: bytes, sizes: tuple[int, int, int], levels: int) -> np.ndarray:
     """The inverse of `encode_mixed`: uint8 array of shape `sizes`."""
+    if not fits(sizes, levels):
+        raise FieldError(f"Expected a matrix. Received: one of shape {sizes}")
     matrix = np.zeros(sizes, "uint8")
     content = np.frombuffer(coded, "uint8")
     padded = np.concatenate([content, np.zeros(8, "uint8")])
@@ -118,7 +125,7 @@ def _code(matrix, levels, room, coded, squash, stretch, rates, trust):  # type: 
     low, high, value, used = 0, 0xFFFFFFFF, 0, 0
     if decodes:
         for place in range(4):
-            value = value << 8 | coded[place]
+            value = value << 8 | int(coded[place])
         used = 4
     for row in range(rows):
         for place in range(free):
@@ -131,17 +138,17 @@ def _code(matrix, levels, room, coded, squash, stretch, rates, trust):  # type: 
                 sides = (left, left2, up, up2, before, before)
                 around = 0
                 for side in sides:
-                    around += abs(2 * np.int64(side) - levels + 1)
+                    around += abs(2 * int(side) - levels + 1)
                 around = min(11, around * 6 // (3 * levels))
-                one = row_spread[row] * 12 // (max(row_seen[row], 1) * levels)
-                two = column_spread[column] * 12 // (max(column_seen[column], 1) * levels)
+                one = int(row_spread[row]) * 12 // (max(int(row_seen[row]), 1) * levels)
+                two = int(column_spread[column]) * 12 // (max(int(column_seen[column]), 1) * levels)
                 one, two = min(11, one), min(11, two)
-                symbol = np.int64(matrix[row, place, column])
+                symbol = int(matrix[row, place, column])
                 at[0] = 0
                 at[1] = row
                 at[2] = column
                 at[3] = place * 2 + (1 if around > 5 else 0)
-                at[4] = (np.int64(left) >> drop) * (near + 1) + (np.int64(up) >> drop)
+                at[4] = (int(left) >> drop) * (near + 1) + (int(up) >> drop)
                 at[5] = around
                 at[6] = one * 12 + two
                 at[7] = two * 12 + around
@@ -149,21 +156,20 @@ def _code(matrix, levels, room, coded, squash, stretch, rates, trust):  # type: 
                     at[context] = starts[context] + at[context] * nodes
                 node = 1
                 for bit in range(bits - 1, -1, -1):
-                    base = stretch[chances[at[0] + node] >> 4]
+                    base = int(stretch[chances[at[0] + node] >> 4])
                     inputs[0] = base
                     total = weights[node, 0] * base
                     for context in range(1, 8):
                         slot = at[context] + node
-                        said = stretch[chances[slot] >> 4] - base
-                        inputs[context] = said * trust[counts[slot]] >> 16
+                        said = int(stretch[chances[slot] >> 4]) - base
+                        inputs[context] = said * int(trust[counts[slot]]) >> 16
                         total += weights[node, context] * inputs[context]
                     total >>= 16
-                    chance = squash[min(max(total, -2047), 2047) + 2047]
+                    chance = int(squash[min(max(total, -2047), 2047) + 2047])
                     middle = low + ((high - low) * chance >> 12)
+                    yes = symbol >> bit & 1
                     if decodes:
                         yes = 1 if value <= middle else 0
-                    else:
-                        yes = symbol >> bit & 1
                     if yes:
                         high = middle
                     else:
@@ -171,7 +177,7 @@ def _code(matrix, levels, room, coded, squash, stretch, rates, trust):  # type: 
                     while (low ^ high) & 0xFF000000 == 0:
                         if decodes:
                             value = (
-                                value << 8 | (coded[used] if used < coded.size else 0)
+                                value << 8 | (int(coded[used]) if used < coded.size else 0)
                             ) & 0xFFFFFFFF
                         elif used < room.size:
                             room[used] = high >> 24
@@ -183,8 +189,9 @@ def _code(matrix, levels, room, coded, squash, stretch, rates, trust):  # type: 
                     for context in range(8):
                         weights[node, context] += (inputs[context] * error + 32768) >> 16
                         slot = at[context] + node
-                        count = counts[slot]
-                        chances[slot] += ((yes << 16) - yes - chances[slot]) * rates[count] >> 16
+                        count = int(counts[slot])
+                        gap = (yes << 16) - yes - int(chances[slot])
+                        chances[slot] += gap * int(rates[count]) >> 16
                         if count < 1023:
                             counts[slot] = count + 1
                     node = node << 1 | yes

@@ -55,16 +55,16 @@ def decode_tensors(section: bytes, tensors: Sequence[Tensor], float_dtype: str) 
     held = [1 if one else count for one, count in zip(single, counts, strict=True)]
     if any(one and count < 2 for one, count in zip(single, counts, strict=True)):
         raise FieldError("Expected tensors of more than one number. Received: smaller ones")
-    groups = {}
+    groups: dict[tuple[str, tuple[int, ...]], bytes | PlannedFloats] = {}
     for (_, dtype), places in _groups(tensors, float_dtype).items():
         count = sum(held[place] for place in places)
         groups[dtype, tuple(places)] = _read_group(cursor, count, dtype) if count else b""
     reader = Reader(cursor.rest())
     found: list[np.ndarray] = [np.empty(0)] * len(tensors)
-    for (dtype, places), read in groups.items():
+    for (dtype, members), read in groups.items():
         numbers = read.take(reader) if isinstance(read, PlannedFloats) else _numbers(read, dtype)
-        ends = np.cumsum([held[place] for place in places])
-        for place, part in zip(places, np.split(numbers, ends[:-1]), strict=True):
+        ends = np.cumsum([held[place] for place in members])
+        for place, part in zip(members, np.split(numbers, ends[:-1]), strict=True):
             whole = np.repeat(part, counts[place]) if single[place] else part
             found[place] = _restored(whole, dtype, tensors[place])
     reader.close()

@@ -1,21 +1,17 @@
 """Archives: what comes out is what went in, to the bit; what is damaged is refused."""
 
-import json
-import struct
-import zlib
+import io
 
 import keras
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from keras import layers, ops
 
 import keras_qareg as qareg
 from keras_qareg.export import ArchiveError, load_archive, save_archive
-from keras_qareg.export.archive import archive, container
-from keras_qareg.export.archive.coding import decode_indices, encode_indices
-from tests.helpers import arrays, digits, small_cnn, snapshot
+from keras_qareg.export.archive import archive, configurations, manifest
+from keras_qareg.export.archive.reading import describe, read_archive
+from tests.helpers import ROOT, arrays, digits, predict, small_cnn, snapshot
 from tests.kinds import MODELS, assert_same_outputs
 
 RNG = np.random.default_rng(0)
@@ -48,33 +44,6 @@ def test_every_kind_of_model_comes_back(kind, transform, tmp_path):
     assert b"keras_qareg" not in path.read_bytes()
 
 
-@pytest.mark.one_backend
-@pytest.mark.parametrize("levels", [2, 3, 16, 256])
-@pytest.mark.parametrize("size", [10_000, 300_000])
-def test_indices_are_coded_at_their_entropy(levels, size):
-    frequencies = RNG.dirichlet(np.ones(levels))
-    indices = RNG.choice(levels, size, p=frequencies).astype("uint8")
-    coding, coded = encode_indices(indices, levels)
-    counts = np.bincount(indices, minlength=levels) / size
-    entropy = -(counts[counts > 0] * np.log2(counts[counts > 0])).sum()
-    assert len(coded) <= 1.005 * size * entropy / 8 + (2 if size < 2**16 else 4) * levels + 1
-    np.testing.assert_array_equal(decode_indices(coding, coded, levels, size), indices)
-
-
-@pytest.mark.one_backend
-@settings(max_examples=200, deadline=None)
-@given(
-    st.integers(1, 256).flatmap(lambda k: st.tuples(st.just(k), st.lists(st.integers(0, k - 1))))
-)
-def test_any_indices_come_back(case):
-    levels, listed = case
-    indices = np.array(listed, "uint8")
-    coding, coded = encode_indices(indices, levels)
-    assert len(coded) <= np.ceil(len(listed) * max(0, levels - 1).bit_length() / 8)
-    decoded = decode_indices(coding, coded, levels, len(listed))
-    np.testing.assert_array_equal(decoded, indices)
-
-
 def large():
     """A CNN of 285,000 weights."""
     keras.utils.set_random_seed(0)
@@ -88,10 +57,11 @@ def test_an_archive_is_near_the_entropy_bound(levels, tmp_path):
     shared = qareg.share_weights(large(), levels=levels)
     size = save_archive(shared, tmp_path / "model.qareg").stat().st_size
     bound = qareg.report.summary(shared).entropy_bytes
-    assert bound < size < 1.005 * bound + 2500
+    # The biases, which the bound has as float32, are about seven eighths.
+    assert 0.99 * bound < size < 1.005 * bound + 300
     half = save_archive(shared, tmp_path / "half.qareg", float_dtype="float16").stat().st_size
     biases = 32 + 64 + 114 + 10
-    assert size - half == pytest.approx(2 * biases, abs=60)
+    assert size - half == pytest.approx(2 * biases, abs=140)
     loaded = load_archive(tmp_path / "half.qareg")
     np.testing.assert_allclose(loaded.layers[0].bias, shared.layers[0].layer.bias, atol=1e-3)
     kernel = qareg.strip(shared).layers[0].kernel
@@ -102,9 +72,9 @@ def test_a_kernel_of_one_value_and_one_that_is_not_shared(tmp_path):
     model = keras.Sequential([keras.Input((40,)), layers.Dense(50), layers.Dense(30)])
     model.layers[0].kernel.assign(np.full((40, 50), 0.25))
     path = save_archive(model, tmp_path / "model.qareg")
-    entries = archive.read_archive(path).manifest["tensors"]
-    assert [entry["coding"] for entry in entries] == ["packed", "raw", "raw", "raw"]
-    assert path.stat().st_size < 4 * (50 + 50 * 30 + 30) + 1000
+    with read_archive(path) as read:
+        assert [tensor.kept for tensor in read.manifest.tensors] == ["*", "", "", ""]
+    assert path.stat().st_size < 4 * 50 * 30
     for old, new in zip(model.weights, load_archive(path).weights, strict=True):
         np.testing.assert_array_equal(old, new)
 
@@ -162,120 +132,123 @@ def test_custom_objects(tmp_path):
 
 def test_a_table_of_what_is_inside(tmp_path):
     path = save_archive(qareg.share_weights(small_cnn(), levels=4), tmp_path / "model.qareg")
-    lines = archive.describe(path).splitlines()
-    rows = {words[0]: words[1:] for words in map(str.split, lines)}
-    assert rows["cnn/fc/kernel"][:3] == ["54x16", "packed", "4"]
-    assert rows["cnn/fc/bias"] == ["16", "raw", "1", "64"]
+    rows = {words[0]: words[1:] for words in map(str.split, describe(path).splitlines())}
+    assert rows["cnn/fc/kernel"][:3] == ["54x16", "ans", "4"]
+    assert rows["cnn/fc/bias"] == ["16", "raw", "1"]
+    assert rows["raw"][:2] == ["tensors", "together"]
     assert rows["whole"] == ["file", f"{path.stat().st_size:,}"]
     assert rows["tensors"][-1] == f"{4 * small_cnn().count_params():,}"
 
 
-# Damage.
+@pytest.mark.parametrize("name", ["version_1", "version_1_float16"])
+def test_files_of_version_1_still_load(name):
+    file = ROOT / "tests" / "data" / f"{name}.qareg"
+    wanted = np.load(ROOT / "tests" / "data" / "version_1.npz")
+    with file.open("rb") as opened:
+        loaded = load_archive(opened)
+    for key, weight in zip(wanted.files, loaded.weights, strict=True):
+        rounded = (
+            wanted[key].astype("float16") if "16" in name and wanted[key].ndim == 1 else wanted[key]
+        )
+        np.testing.assert_array_equal(rounded, weight)
+    assert "fc/kernel" in describe(file)
 
 
-@pytest.fixture
-def whole(tmp_path):
-    model = qareg.share_weights(small_cnn(), levels=4)
-    return save_archive(model, tmp_path / "model.qareg").read_bytes()
+def folded_model():
+    """Normalizations behind layers with a bias, behind an addition, and without a center."""
+    keras.utils.set_random_seed(0)
+    inputs = x = keras.Input((8, 8, 3))
+    x = layers.BatchNormalization(name="norm")(layers.Conv2D(12, 3, name="conv")(x))
+    x = layers.DepthwiseConv2D(3, depth_multiplier=2, name="depthwise")(layers.ReLU()(x))
+    x = layers.BatchNormalization(name="norm_1")(x)
+    x = layers.BatchNormalization(center=False, name="norm_2")(layers.Add()([x, x]))
+    x = layers.Dense(30, name="dense")(layers.Flatten()(x))
+    model = keras.Model(inputs, layers.BatchNormalization(name="norm_3", epsilon=0.01)(x))
+    for weight in model.weights:
+        if len(weight.shape) == 1:
+            weight.assign(RNG.uniform(0.5, 2.0, weight.shape))
+    return model
 
 
-def error_of(content, tmp_path):
-    path = tmp_path / "bad.qareg"
-    path.write_bytes(content)
-    with pytest.raises(ArchiveError) as error:
-        load_archive(path)
-    assert str(path) in str(error.value) and str(error.value).startswith("Expected")
-    return str(error.value)
+@pytest.mark.parametrize("options", [{"scale": "channel"}, {"table": "float32"}])
+def test_folded_files_compute_the_same(options, tmp_path):
+    shared = qareg.share_weights(folded_model(), levels=4, **options)
+    whole = save_archive(shared, tmp_path / "whole.qareg")
+    file = save_archive(shared, tmp_path / "folded.qareg", fold=True)
+    saved = 12 * 4 * 3 + 24 * 4 * 3 + 30 * 4 * 3
+    assert file.stat().st_size < whole.stat().st_size - 0.7 * saved
+    plain, loaded = qareg.strip(shared), load_archive(file)
+    assert loaded.get_config() == plain.get_config()
+    images = RNG.normal(size=(16, 8, 8, 3)).astype("float32")
+    one, other = predict(plain, images), predict(loaded, images)
+    np.testing.assert_allclose(one, other, atol=1e-5 * np.abs(one).max())
+    assert np.unique(loaded.get_layer("norm_1").moving_mean).tolist() == [0.0]
+    if "scale" in options:
+        kernel = np.asarray(ops.convert_to_numpy(loaded.get_layer("conv").kernel))
+        np.testing.assert_array_equal(kernel, np.rint(kernel))
+    for kept in ("gamma", "moving_mean", "moving_variance"):
+        mine, theirs = (getattr(m.get_layer("norm_2"), kept) for m in (plain, loaded))
+        np.testing.assert_array_equal(*arrays(mine, theirs))
+    said = qareg.export.verify(shared, file)
+    assert said == "equal: all 21 tensors, bit for bit, with normalizations folded"
 
 
-def rewritten(whole, change):
-    """The file with a changed manifest that has sound lengths and digests."""
-    stored, _ = struct.unpack_from("<II", whole, 12)
-    manifest = json.loads(zlib.decompress(whole[36 : 36 + stored]))
-    change(manifest)
-    raw = json.dumps(manifest).encode()
-    packed = zlib.compress(raw)
-    digest = container._digest(packed)
-    header = struct.pack("<8sIII16s", container.MAGIC, 1, len(packed), len(raw), digest)
-    return header + packed + whole[36 + stored :]
+def test_best_and_bfloat16(tmp_path):
+    pytest.importorskip("numba")
+    shared = qareg.share_weights(folded_model(), levels=8)
+    options = {"effort": "best", "float_dtype": "bfloat16"}
+    file = save_archive(shared, tmp_path / "best.qareg", **options)
+    said = "equal: all 21 tensors, bit for bit, or to the precision of bfloat16"
+    assert qareg.export.verify(shared, file) == said
+    loaded, plain = load_archive(file), qareg.strip(shared)
+    for mine, theirs in zip(plain.weights, loaded.weights, strict=True):
+        mine, theirs = arrays(mine, theirs)
+        np.testing.assert_allclose(mine, theirs, rtol=2**-8 if mine.ndim == 1 else 0)
 
 
-@pytest.mark.one_backend
-def test_damaged_files(whole, tmp_path):
-    for foreign in (b"", b"PK\x03\x04", b"\x80\x04K\x01.", RNG.bytes(5000), b"\x89KQAREG\n"):
-        assert "does not begin as one" in error_of(foreign, tmp_path)
-    assert "version 7" in error_of(whole[:8] + struct.pack("<I", 7) + whole[12:], tmp_path)
-    assert "cut off" in error_of(whole[:-1], tmp_path)
-    assert "more bytes after its end" in error_of(whole + b"\0", tmp_path)
-    assert "was changed" in error_of(whole[:-1] + bytes([whole[-1] ^ 1]), tmp_path)
-    assert "manifest that was changed" in error_of(
-        whole[:40] + bytes([whole[40] ^ 1]) + whole[41:], tmp_path
-    )
-    with pytest.raises(FileNotFoundError):
-        load_archive(tmp_path / "none.qareg")
+class Stream(io.RawIOBase):
+    """Bytes that can be read once, as from a network."""
+
+    def __init__(self, content):
+        self.content = io.BytesIO(content)
+
+    def readable(self):
+        return True
+
+    def readinto(self, buffer):
+        return self.content.readinto(buffer)
 
 
-@pytest.mark.one_backend
-def test_bombs(whole, tmp_path):
-    """Headers and manifests that promise far more than there is, with sound digests."""
-    huge = whole[:12] + struct.pack("<II", 2**32 - 1, 2**32 - 1) + whole[20:]
-    assert "a header that promises more" in error_of(huge, tmp_path)
-    huge = whole[:16] + struct.pack("<I", 2**32 - 1) + whole[20:]
-    assert "a header that promises more" in error_of(huge, tmp_path)
-    bomb = zlib.compress(b"0" * 50_000_000, 9)
-    lied = struct.pack("<8sIII16s", container.MAGIC, 1, len(bomb), 1000, container._digest(bomb))
-    assert "Expected a manifest of 1000 bytes" in error_of(lied + bomb, tmp_path)
-    deep = zlib.compress(b"[" * 200_000)
-    header = struct.pack(
-        "<8sIII16s", container.MAGIC, 1, len(deep), 200_000, container._digest(deep)
-    )
-    error_of(header + deep, tmp_path)
-
-    def grow(key, value):
-        return lambda manifest: manifest["tensors"][0].update({key: value})
-
-    for change in (
-        grow("shape", [10**6, 10**6]),
-        grow("shape", [2**70]),
-        grow("shape", [-3, 3, 1, -6]),
-        grow("shape", [3.0, 3, 1, 6]),
-        grow("shape", [3, 3, 1, 7]),
-        grow("levels", 10**9),
-        grow("levels", 3),
-        grow("channels", [10**9]),
-        grow("dtype", "object"),
-        grow("coding", "pickle"),
-        grow("indices", 99),
-        grow("indices", None),
-        lambda manifest: manifest["sections"].append([10**12, "00"]),
-        lambda manifest: manifest["sections"].__setitem__(0, [-1, "00"]),
-        lambda manifest: manifest.pop("config"),
-        lambda manifest: manifest.update(assets=[{"layer": 0}]),
-        lambda manifest: manifest.update(tensors=manifest["tensors"][1:]),
-        lambda manifest: manifest.update(config=1),
-    ):
-        error_of(rewritten(whole, change), tmp_path)
+def test_one_tensor_or_all_from_an_open_file(tmp_path, capsys):
+    model = qareg.share_weights(small_cnn(normalize=True), levels=4)
+    content = save_archive(model, tmp_path / "model.qareg").read_bytes()
+    loaded = load_archive(Stream(content), verbose=1)
+    assert "10/10" in capsys.readouterr().out
+    with read_archive(io.BytesIO(content)) as read:
+        place = [tensor.path for tensor in read.manifest.tensors].index("cnn/out/kernel")
+        kernel = read.tensor(place)
+    for other in (loaded, qareg.strip(model)):
+        np.testing.assert_array_equal(kernel, other.get_layer("out").kernel)
 
 
-@pytest.mark.one_backend
-def test_random_damage_never_does_more_than_raise(whole, tmp_path):
-    path = tmp_path / "fuzzed.qareg"
-    for _ in range(2000):
-        content = bytearray(whole)
-        kind = RNG.integers(3)
-        if kind == 0:
-            for place in RNG.integers(0, len(content), RNG.integers(1, 20)):
-                content[place] ^= 1 << RNG.integers(8)
-        elif kind == 1:
-            del content[RNG.integers(0, len(content)) :]
-        else:
-            start, stop = sorted(RNG.integers(0, len(content), 2))
-            content[start:stop] = RNG.bytes(RNG.integers(0, 100))
-        if bytes(content) != whole:
-            path.write_bytes(content)
-            for read in (load_archive, archive.describe):
-                with pytest.raises(ArchiveError):
-                    read(path)
+@pytest.mark.parametrize("kind", MODELS)
+def test_configurations_come_back(kind):
+    make, _, _ = MODELS[kind]
+    config = manifest.configuration_of(make())
+    short = configurations.shorten(config)
+    assert configurations.same(configurations.lengthen(short), config)
+    assert configurations.shorten({"": 1, "layers": 3}) == {"": None, "=v": {"": 1, "layers": 3}}
+
+
+def test_configurations_are_short():
+    """A graph with a branch, and what is not a default."""
+    config = manifest.configuration_of(folded_model())
+    short = configurations.shorten(config)
+    assert short["layers"][1:4] == [
+        {"": "Conv2D", "name": "conv", "filters": 12, "kernel_size": [3, 3]},
+        {"": "BatchNormalization", "name": "norm"},
+        {"": "ReLU", "name": short["layers"][3]["name"]},
+    ]
 
 
 def test_bad_targets(tmp_path, monkeypatch):
@@ -283,9 +256,11 @@ def test_bad_targets(tmp_path, monkeypatch):
         save_archive(small_cnn(), tmp_path / "none" / "model.qareg")
     with pytest.raises(ValueError, match="Expected `float_dtype` to be one of"):
         save_archive(small_cnn(), tmp_path / "model.qareg", float_dtype="int8")
+    with pytest.raises(ValueError, match="Expected `effort` to be one of"):
+        save_archive(small_cnn(), tmp_path / "model.qareg", effort="most")
     with pytest.raises(ValueError, match="Expected a built model"):
         save_archive(keras.Sequential([layers.Dense(3)]), tmp_path / "model.qareg")
-    monkeypatch.setattr(archive, "_assets", lambda _: 1 / 0)
+    monkeypatch.setattr(archive, "assets_of", lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         save_archive(small_cnn(), tmp_path / "model.qareg")
     assert not list(tmp_path.iterdir())
