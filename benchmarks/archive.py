@@ -1,28 +1,38 @@
-"""How near archives are to the entropy bound, and how fast they are read.
+"""How near archives are to the entropy of their indices and below it, and how fast they are.
 
     python -m benchmarks.archive --out results
+    python -m benchmarks.archive --models resnet8.h5 ad01.h5 vww_96.h5 --levels 4 16 64 --out results
 
-Codes the indices of a Laplace-distributed kernel of some millions of weights, shared by k-means, and
-decodes them again, in turn with zstd on the same float32 values (what a compressed download of a
-`.tflite` costs). Prints coded bytes relative to the entropy bound, megabytes of float32 weights a second
-on one core, and the ratio to zstd of the same round.
+Kernels of one table are shared by k-means: those of trained models in files of Keras (`archive_models`),
+and, to time, one of independent normal weights and one whose rows and columns differ in spread
+(`archive`). Of each, the bytes of its indices with `effort="fast"` and `"best"` (without the table of
+values) over their zeroth-order entropy. Whole files are also written with `fold=True`. Times are of one
+core, in megabytes of float32 weights a second, and relative to zstd -19 and gzip -9 of the same float32
+values in the same rounds, which is what a compressed download of a plain file costs.
 """
 
+import gzip
 import json
 import os
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
 import numpy as np
 import zstandard
-from keras_qareg.export.archive.coding import decode_indices, encode_indices
 
+import keras_qareg as qareg
 from benchmarks import results
+from keras_qareg.cli.opening import load_model
+from keras_qareg.export.archive.kernels import EFFORTS, decode_kernel, encode_kernel
 from keras_qareg.numerics.clustering import kmeans
 from keras_qareg.numerics.codebook import Codebook
+
+KINDS = ("normal", "spread")
 
 
 def seconds(function: Callable[[], Any]) -> float:
@@ -31,34 +41,74 @@ def seconds(function: Callable[[], Any]) -> float:
     return time.perf_counter() - began
 
 
-def row(levels: int, size: int, rounds: int) -> dict[str, Any]:
+def weights_of(kind: str, size: int) -> np.ndarray:
+    """A square kernel."""
+    random = np.random.default_rng(0)
+    side = int(size**0.5)
+    weights = random.normal(size=(side, side)).astype("float32")
+    if kind == "spread":
+        rows, columns = random.lognormal(0, 0.5, (2, side)).astype("float32")
+        weights *= rows[:, None] * columns
+    return weights
+
+
+def indices_bytes(book: Codebook, effort: str) -> int:
+    """The bytes of a kernel without its table of values, which is not what is measured."""
+    return len(encode_kernel(book, effort)) - book.table_bytes
+
+
+def timed(kind: str, levels: int, size: int, rounds: int) -> dict[str, Any]:
     """Sizes and times of one kernel."""
-    weights = np.random.default_rng(0).laplace(size=size).astype("float32")
+    weights = weights_of(kind, size)
     book = Codebook.nearest(weights, kmeans(weights, levels))
-    coding, coded = encode_indices(book.indices, levels)
-    packed = zstandard.compress(book.weights.tobytes(), 19)
-
-    def decode() -> np.ndarray:
-        return book.centroids[decode_indices(coding, coded, levels, size)]
-
-    if not np.array_equal(decode(), book.weights):
-        raise RuntimeError("The decoded weights are other ones")
-    times = [
-        (seconds(decode), seconds(lambda: zstandard.decompress(packed))) for _ in range(rounds)
-    ]
-    ours, theirs = np.array(times).T
-    encoding = seconds(lambda: encode_indices(book.indices, levels))
-    return {
-        "levels": levels,
-        "weights": size,
-        "coding": coding,
-        "bytes": len(coded),
-        "to_bound": len(coded) * 8 / (size * book.entropy),
-        "to_zstd_19": len(coded) / len(packed),
-        "decoded_MB_s": 4e-6 * size / float(np.median(ours)),
-        "time_to_zstd": float(np.median(ours / theirs)),
-        "encoded_MB_s": 4e-6 * size / encoding,
+    raw = book.weights.tobytes()
+    ways: dict[str, tuple[Callable[[], bytes], Callable[[bytes], Any]]] = {
+        effort: (
+            lambda effort=effort: encode_kernel(book, effort),
+            lambda section: decode_kernel(section, book.indices.shape).weights,
+        )
+        for effort in EFFORTS
     }
+    ways["zstd -19"] = (lambda: zstandard.compress(raw, 19), zstandard.decompress)
+    ways["gzip -9"] = (lambda: gzip.compress(raw, 9), gzip.decompress)
+    small = Codebook(book.centroids, book.indices[:64, :64])
+    decode_kernel(encode_kernel(small, "best"), (64, 64))  # numba compiles
+    found: dict[str, Any] = {"kind": kind, "levels": levels, "weights": weights.size}
+    for name, (encode, _) in ways.items():
+        coded = encode()
+        found[name] = {"bytes": len(coded), "encode_s": seconds(encode), "coded": coded}
+    times = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, (_, decode) in ways.items():
+            times[name].append(seconds(lambda d=decode, n=name: d(found[n]["coded"])))
+    for name in ways:
+        found[name]["decode_s"] = float(np.median(times[name]))
+        if name in EFFORTS:
+            decoded = ways[name][1](found[name]["coded"])
+            if not np.array_equal(decoded, book.weights):
+                raise RuntimeError("The decoded weights are other ones")
+            found[name]["to_entropy"] = (
+                indices_bytes(book, name) * 8 / (book.indices.size * book.entropy)
+            )
+        del found[name]["coded"]
+    return found
+
+
+def whole(path: Path, levels: int) -> dict[str, Any]:
+    """A trained model with one table a kernel: its indices, and its files."""
+    shared = qareg.share_weights(load_model(path), levels, scale="kernel", verbose=0)
+    books = qareg.codebooks(shared).values()
+    entropy = sum(book.indices.size * book.entropy / 8 for book in books)
+    found: dict[str, Any] = {"model": path.stem, "levels": levels, "entropy_bytes": entropy}
+    with tempfile.TemporaryDirectory() as folder:
+        for effort in EFFORTS:
+            found[effort] = sum(indices_bytes(book, effort) for book in books) / entropy
+            for fold in (False, True):
+                file = qareg.export.save_archive(
+                    shared, Path(folder) / "model.qareg", effort=effort, fold=fold
+                )
+                found[f"{effort} file{', folded' * fold}"] = file.stat().st_size
+    return found
 
 
 def main() -> None:
@@ -66,24 +116,46 @@ def main() -> None:
     parser.add_argument("--levels", type=int, nargs="+", default=[2, 4, 16, 64, 256])
     parser.add_argument("--weights", type=int, default=4_000_000)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--models", type=Path, nargs="+", default=[])
     arguments = parser.parse_args()
-    rows = []
-    for levels in arguments.levels:
-        rows.append(row(levels, arguments.weights, arguments.rounds))
-        print(json.dumps(rows[-1]), flush=True)
-    lines = [
-        (
-            str(r["levels"]),
-            r["coding"],
-            f"{r['to_bound']:.4f}",
-            f"{r['to_zstd_19']:.3f}",
-            f"{r['decoded_MB_s']:.0f}",
-            f"{r['time_to_zstd']:.2f}",
-        )
-        for r in rows
-    ]
-    header = ("levels", "coding", "bytes/bound", "bytes/zstd -19", "MB/s", "time/zstd")
-    results.save(arguments.out, "archive", rows, header, lines)
+    rows: list[dict[str, Any]] = []
+    if arguments.models:
+        for path in arguments.models:
+            for levels in arguments.levels:
+                rows.append(whole(path, levels))
+                print(json.dumps(rows[-1]), flush=True)
+        header = tuple(rows[0])
+        lines = [tuple(_shown(value) for value in row.values()) for row in rows]
+        results.save(arguments.out, "archive_models", rows, header, lines)
+        return
+    for kind in KINDS:
+        for levels in arguments.levels:
+            rows.append(timed(kind, levels, arguments.weights, arguments.rounds))
+            print(json.dumps(rows[-1]), flush=True)
+    lines = [_line(row, effort) for row in rows for effort in EFFORTS]
+    header = ("kernel", "levels", "effort", "bytes/entropy", "/zstd -19", "/gzip -9", "encode MB/s")
+    more = ("decode MB/s", "encode time/zstd -19", "decode time/zstd", "decode time/gzip")
+    results.save(arguments.out, "archive", rows, header + more, lines)
+
+
+def _line(row: dict[str, Any], effort: str) -> tuple[str, ...]:
+    its, peers, size = row[effort], (row["zstd -19"], row["gzip -9"]), 4e-6 * row["weights"]
+    return (
+        row["kind"],
+        str(row["levels"]),
+        effort,
+        f"{its['to_entropy']:.4f}",
+        *(f"{its['bytes'] / peer['bytes']:.3f}" for peer in peers),
+        *(f"{size / its[key]:.0f}" for key in ("encode_s", "decode_s")),
+        f"{its['encode_s'] / peers[0]['encode_s']:.3f}",
+        *(f"{its['decode_s'] / peer['decode_s']:.2f}" for peer in peers),
+    )
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4f}" if value < 2 else f"{value:,.0f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 if __name__ == "__main__":

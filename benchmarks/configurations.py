@@ -28,6 +28,7 @@ _NEEDED: dict[str, Any] = {
     "units": 1,
     "filters": 1,
     "kernel_size": 3,
+    "pool_size": 2,
     "input_dim": 2,
     "output_dim": 2,
     "rate": 0.5,
@@ -51,13 +52,14 @@ _NEEDED: dict[str, Any] = {
     "cell": None,
     "layer": None,
 }
-_LEFT_OUT = {"name", *_NEEDED}
+_LEFT_OUT = {"name", "batch_shape", *_NEEDED}
 # Name, trainable, dtype and activation.
 _BARE = 4
 
 
 def objects() -> Iterator[Any]:
     """What Keras writes of one of each class that has defaults."""
+    yield json.loads(json.dumps(keras.saving.serialize_keras_object(layers.InputLayer((1,)))))
     for module in (keras.initializers, keras.regularizers, keras.constraints, layers):
         for name in sorted(set(dir(module)) - {"Lambda", "Layer", "Wrapper", "InputSpec"}):
             kind = getattr(module, name)
@@ -106,7 +108,7 @@ def _model(kind: str) -> keras.Model:
 def networks() -> Iterator[keras.Model]:
     """Networks of many kinds, the most common last."""
     for kind in (transformer, recurrent, plain, dense, residual):
-        yield kind(16)
+        yield kind(24)
 
 
 def residual(width: int) -> keras.Model:
@@ -139,7 +141,7 @@ def plain(width: int) -> keras.Model:
 def dense(width: int) -> keras.Model:
     """Dense layers one after the other."""
     inputs = x = keras.Input((5 * width,))
-    for units in (128, 128, 64, 8, 64, 128):
+    for units in (100, 100, 50, 10, 50, 100):
         x = layers.Dense(units)(x)
         x = layers.Activation("relu")(layers.BatchNormalization()(x))
     return keras.Model(inputs, layers.Dense(5 * width)(x))

@@ -14,11 +14,11 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import numpy as np
-from keras_qareg.export.archive.coding import encode_indices
 
 from benchmarks import results
 from benchmarks.penalty import penalties, runner, variables
 from benchmarks.timing import interleaved
+from keras_qareg.export.archive.kernels import encode_kernel
 from keras_qareg.numerics.clustering import kmeans
 from keras_qareg.numerics.codebook import Codebook
 
@@ -36,7 +36,7 @@ def functions(size: int) -> dict[str, Callable[[], Any]]:
     }
     found["k-means"] = lambda: kmeans(array, LEVELS)
     found["nearest centroids"] = lambda: Codebook.nearest(array, book.centroids)
-    found["archive coding"] = lambda: encode_indices(book.indices, LEVELS)
+    found["archive coding"] = lambda: encode_kernel(book)
     return found
 
 

@@ -7,6 +7,7 @@ from keras import layers, ops
 
 import keras_qareg as qareg
 from keras_qareg.export.archive.proof import plain_weights
+from keras_qareg.export.archive.reading import Archive
 from keras_qareg.export.litert.recognition import is_kernel, recognize
 from keras_qareg.numerics.codebook import Codebook
 from tests.helpers import BACKEND, error_of
@@ -106,9 +107,8 @@ def test_an_archive_holds_what_the_model_computes_with(kind, tmp_path, monkeypat
     for float_dtype in ("float32", "float16"):
         file = qareg.export.save_archive(model, tmp_path / "m.qareg", float_dtype=float_dtype)
         assert qareg.export.verify(model, file).startswith("equal: all ")
-    module = __import__("keras_qareg.export.archive.archive", fromlist=["archive"])
-    read = module.stored_tensors
-    monkeypatch.setattr(module, "stored_tensors", lambda path: [t + 1 for t in read(path)])
+    read = Archive.all_tensors
+    monkeypatch.setattr(Archive, "all_tensors", lambda self: (t + 1 for t in read(self)))
     message = error_of(qareg.export.save_archive, model, tmp_path / "other.qareg")
     assert message.startswith(f"Expected the {len(stripped.weights)} tensors of model '")
     assert not (tmp_path / "other.qareg").exists()

@@ -80,13 +80,14 @@ class Manifest:
 
 
 def layer_names(config: Any) -> list[str]:
-    """The names in a configuration, in order."""
+    """The names of layers in a configuration, in order; models that have layers are none."""
     if isinstance(config, list):
         return [name for part in config for name in layer_names(part)]
-    if not isinstance(config, dict):
+    if not isinstance(config, dict) or config.get("class_name") == "DTypePolicy":
         return []
-    name = config.get("name")
-    own = [name] if isinstance(name, str) and "layers" not in config else []
+    its = config.get("config")
+    name = its.get("name") if isinstance(its, dict) and "layers" not in its else None
+    own = [name] if isinstance(name, str) else []
     return own + [name for part in config.values() for name in layer_names(part)]
 
 

@@ -56,11 +56,13 @@ def test_rows_and_columns_of_different_spread_take_less(shape, levels):
 @pytest.mark.parametrize("shape", [(200, 150), (3, 3, 40, 1), (3, 3, 20, 30)])
 def test_mixed_contexts_take_still_less(shape):
     pytest.importorskip("numba")
-    weights = spread(shape)
+    weights = RNG.normal(size=shape)
+    if len(shape) == 2:  # neighbors alike, which no class of rows or columns tells
+        weights *= np.exp(1.5 * np.sin(np.add.outer(np.arange(200), np.arange(150)) / 8))
     book = Codebook.nearest(weights, kmeans(weights, 8))
     fast, best = (encode_kernel(book, effort) for effort in ("fast", "best"))
     np.testing.assert_array_equal(decode_kernel(best, shape).weights, book.weights)
-    assert len(best) <= (0.98 if len(shape) == 2 else 1) * len(fast)
+    assert len(best) <= (0.95 if len(shape) == 2 else 1) * len(fast)
 
 
 def test_numba_only_makes_mixing_faster(monkeypatch):
