@@ -52,14 +52,11 @@ _NEEDED: dict[str, Any] = {
     "cell": None,
     "layer": None,
 }
-_LEFT_OUT = {"name", "batch_shape", *_NEEDED}
-# Name, trainable, dtype and activation.
-_BARE = 4
 
 
-def objects() -> Iterator[Any]:
-    """What Keras writes of one of each class that has defaults."""
-    yield json.loads(json.dumps(keras.saving.serialize_keras_object(layers.InputLayer((1,)))))
+def objects() -> Iterator[tuple[Any, set[str]]]:
+    """What Keras writes of one of each class, and what it cannot do without."""
+    yield _written(layers.InputLayer((1,))), {"batch_shape"}
     for module in (keras.initializers, keras.regularizers, keras.constraints, layers):
         for name in sorted(set(dir(module)) - {"Lambda", "Layer", "Wrapper", "InputSpec"}):
             kind = getattr(module, name)
@@ -72,26 +69,28 @@ def objects() -> Iterator[Any]:
                 if p.default is p.empty and p.name in _NEEDED and _NEEDED[p.name] is not None
             }
             try:
-                yield json.loads(json.dumps(keras.saving.serialize_keras_object(kind(**needed))))
+                yield _written(kind(**needed)), set(needed)
             except (TypeError, ValueError, ImportError, NotImplementedError, AttributeError):
                 continue
 
 
+def _written(one: Any) -> Any:
+    return json.loads(json.dumps(keras.saving.serialize_keras_object(one)))
+
+
 def templates() -> dict[str, Any]:
     """Module, registered name and short default configuration of each class."""
-    policy = keras.saving.serialize_keras_object(keras.DTypePolicy("float32"))
+    policy = _written(keras.DTypePolicy("float32"))
     found: dict[str, Any] = {"DTypePolicy": [policy["module"], None, policy["config"]]}
     known: dict[str, Any] = {"DTypePolicy": (policy["module"], None, policy["config"])}
-    for written in objects():
-        its = written["config"]
-        # An activation is needed by one class, and a default of all others.
-        needed = {key for key in _LEFT_OUT if key != "activation" or len(its) == _BARE}
-        config = {key: value for key, value in its.items() if key not in needed}
+    for written, needed in objects():
+        left_out = {"name", *needed}
+        config = {k: v for k, v in written["config"].items() if k not in left_out}
         name, place = written["class_name"], (written["module"], written["registered_name"])
         found[name] = [*place, configurations.without_defaults(config, known)]
         known[name] = (*place, config)
     for kind in ("Functional", "Sequential"):
-        empty = json.loads(json.dumps(keras.saving.serialize_keras_object(_model(kind))))
+        empty = _written(_model(kind))
         config = {k: empty["config"][k] for k in ("trainable", "dtype") if k in empty["config"]}
         place = [empty["module"], empty["registered_name"]]
         found[kind] = [*place, configurations.without_defaults(config, known)]

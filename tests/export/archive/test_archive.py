@@ -136,7 +136,7 @@ def test_custom_objects(tmp_path):
 def test_a_table_of_what_is_inside(tmp_path):
     path = save_archive(qareg.share_weights(small_cnn(), levels=4), tmp_path / "model.qareg")
     rows = {words[0]: words[1:] for words in map(str.split, describe(path).splitlines())}
-    assert rows["cnn/fc/kernel"][:3] == ["54x16", "ans", "4"]
+    assert rows["cnn/fc/kernel"][:3] == ["54x16", "even", "4"]
     assert rows["cnn/fc/bias"] == ["16", "raw", "1"]
     assert rows["raw"][:2] == ["tensors", "together"]
     assert rows["whole"] == ["file", f"{path.stat().st_size:,}"]
@@ -179,9 +179,10 @@ def test_folded_files_compute_the_same(options, tmp_path):
     whole = save_archive(shared, tmp_path / "whole.qareg")
     file = save_archive(shared, tmp_path / "folded.qareg", fold=True)
     saved = 12 * 4 * 3 + 24 * 4 * 3 + 30 * 4 * 3
-    assert file.stat().st_size < whole.stat().st_size - 0.7 * saved
+    assert file.stat().st_size < whole.stat().st_size - 0.6 * saved
     plain, loaded = qareg.strip(shared), load_archive(file)
-    assert loaded.get_config() == plain.get_config()
+    again = type(plain).from_config(plain.get_config())
+    assert manifest.configuration_of(loaded) == manifest.configuration_of(again)
     images = RNG.normal(size=(16, 8, 8, 3)).astype("float32")
     one, other = predict(plain, images), predict(loaded, images)
     np.testing.assert_allclose(one, other, atol=1e-5 * np.abs(one).max())
@@ -247,10 +248,9 @@ def test_configurations_are_short():
     """A graph with a branch, and what is not a default."""
     config = manifest.configuration_of(folded_model())
     short = configurations.shorten(config)
-    assert short["layers"][1:4] == [
+    assert short["layers"][1:3] == [
         {"": "Conv2D", "name": "conv", "filters": 12, "kernel_size": [3, 3]},
         {"": "BatchNormalization", "name": "norm"},
-        {"": "ReLU", "name": short["layers"][3]["name"]},
     ]
 
 
