@@ -20,7 +20,7 @@ MOST = 4
 _GROUPS = 16
 # Smaller kernels have nothing to gain: tables and labels cost more.
 _SMALLEST = 256
-_ROUNDS = 3
+_ROUNDS = 2
 
 
 @dataclass(frozen=True)
@@ -182,11 +182,13 @@ def _refined(
 
 def _moved(counts: np.ndarray, classes: np.ndarray) -> np.ndarray:
     """The best class of each row, by its counts `(rows, classes of columns, levels)`."""
-    tables = np.zeros((classes.max() + 1, *counts.shape[1:]))
-    np.add.at(tables, classes, counts)
-    tables += 0.5
-    lengths = -np.log2(tables / tables.sum(axis=-1, keepdims=True))
-    return (counts.reshape(len(counts), -1) @ lengths.reshape(len(lengths), -1).T).argmin(axis=1)
+    flat = counts.reshape(len(counts), -1)
+    # Sums of loops: threads of a matrix product take longer to start than these small ones.
+    tables = np.array([flat[classes == one].sum(axis=0) for one in range(int(classes.max()) + 1)])
+    tables = tables.reshape(-1, *counts.shape[1:]) + 0.5
+    lengths = -np.log2(tables / tables.sum(axis=-1, keepdims=True)).reshape(len(tables), -1)
+    found: np.ndarray = np.einsum("rl,cl->rc", flat, lengths).argmin(axis=1)
+    return found
 
 
 def _ranked(classes: np.ndarray, spread: np.ndarray) -> np.ndarray:
@@ -226,9 +228,11 @@ def _cut(
 
 
 def _merged(counts: np.ndarray, classes: np.ndarray, axis: int) -> np.ndarray:
-    found = np.zeros([classes.max() + 1 if n == axis else s for n, s in enumerate(counts.shape)])
-    np.add.at(found.swapaxes(0, axis), classes, counts.swapaxes(0, axis))
-    return found
+    """Counts with the groups of each class together."""
+    parts = [
+        counts.compress(classes == one, axis).sum(axis) for one in range(int(classes.max()) + 1)
+    ]
+    return np.stack(parts, axis)
 
 
 def _partition(counts: np.ndarray, size: int) -> tuple[np.ndarray, float]:
