@@ -9,7 +9,7 @@ import numpy as np
 
 from keras_qareg.allocation.network import PROBES, Network
 from keras_qareg.allocation.searching import Unmet
-from keras_qareg.export.archive.archive import content_of
+from keras_qareg.export.archive.archive import coded_bytes, content_of
 from keras_qareg.numerics.codebook import Codebook
 from keras_qareg.plans import PlannedKernel, Point
 
@@ -128,7 +128,7 @@ class RateSearch:
         rows = []
         for place, (kernel, rate) in enumerate(zip(self.network.kernels, rates, strict=True)):
             book = self.books(rates)[kernel.path]
-            size = -(-math.ceil(kernel.size * book.entropy) // 8) + book.table_bytes
+            size = coded_bytes(book)
             harm = self.sensitivities[place] * self.network.error(place, book)
             most = self.network.most_levels(place)
             rows.append(PlannedKernel(kernel.path, kernel.size, most, size, float(harm), rate))
