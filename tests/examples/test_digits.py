@@ -124,7 +124,8 @@ def test_the_size_benchmark_runs(tmp_path):
 
 
 def assert_sizes(row):
-    assert row["bound"] < row["archive"] < min(0.85 * row["gzip"], 0.85 * row["zstd"])
+    # Other tensors take less than in the bound, which has them as float32.
+    assert 0.95 * row["bound"] < row["archive"] < min(0.85 * row["gzip"], 0.85 * row["zstd"])
     assert row["archive"] < row["smallest"] <= row["auto"] <= row["float32"] < 1.2e6
     assert row["auto"] <= 295_000 + 5000 * ("normalized" in row["model"])  # a byte a weight
     for form in size.FILES:
