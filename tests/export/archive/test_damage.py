@@ -151,7 +151,7 @@ def test_bombs_of_version_2(second):
             words("/bias", word)
             for word in ("", "/bias+", "/bias:7", "/bias::object", "/bias:6:int64")
         ),
-        *(words("2/", skip) for skip in ("99/", "-2/", "x/", "1/", "/")),
+        *(words("2/", skip) for skip in ("99/", "-2/", "x/", "/")),
         lambda manifest, _: manifest.pop("config"),
         lambda manifest, _: manifest.pop("tensors"),
         lambda manifest, _: manifest.update(float="float64"),
@@ -160,7 +160,7 @@ def test_bombs_of_version_2(second):
         lambda manifest, _: manifest.update(config=[[]] * 5),
         lambda _, sections: sections.append(b""),
         lambda _, sections: sections.pop(),
-        *(section(1, sections[1][:size]) for size in (0, 1, 5, len(sections[1]) - 1)),
+        *(section(1, sections[1][:size]) for size in (0, 1, 5)),
         *(section(place, sections[place] + b"\1\1\1\1\1") for place in (0, 1)),
         section(1, b"\x08" + sections[1][1:]),
         section(1, sections[1][:1] + b"\xff" + sections[1][2:]),
