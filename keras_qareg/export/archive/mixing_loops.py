@@ -9,7 +9,7 @@ import numpy as np
 try:
     from numba import njit
 except ImportError:  # `mixing` says so when it is asked to code
-    njit = None
+    njit = None  # type: ignore[assignment]
 
 COMPILED = njit is not None
 CONTEXTS, COUNTED = 8, 1023
