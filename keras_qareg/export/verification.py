@@ -13,9 +13,11 @@ from keras_qareg.export.archive.container import is_archive
 from keras_qareg.export.archive.proof import compare
 from keras_qareg.export.archive.reading import read_archive
 from keras_qareg.export.litert import flatbuffer
+from keras_qareg.export.litert.agreement import agreement, inputs_in_range
 from keras_qareg.export.litert.inspection import describe_litert, stored_constants
 from keras_qareg.export.litert.micro import expanded
 from keras_qareg.export.litert.proof import TOLERANCES, prove
+from keras_qareg.export.litert.ranges import Ranges, check_ranges
 from keras_qareg.export.litert.recognition import along, is_kernel
 from keras_qareg.export.litert.runtime import input_details, tensor_values
 from keras_qareg.export.litert.samples import SAMPLES, in_batches, sample_inputs, users_data
@@ -64,10 +66,22 @@ def verify(
     precision = _precision(runnable)
     data = users_data(model, representative_data, SAMPLES)
     signature = Signature.of(model, data).as_in(input_details(runnable))
+    ranges = Ranges.of(model)
     inputs = sample_inputs(model, signature, data)
+    wide = inputs
+    if ranges is not None:
+        check_ranges(runnable, ranges)
+        wide = inputs_in_range(signature, runnable) if data is None else signature.named(data)
+        inputs = in_batches(signature, {name: array[:SAMPLES] for name, array in wide.items()})
     difference, output_range = prove(model, signature, inputs, runnable, precision)
     one = in_batches(signature, {name: array[:1] for name, array in inputs.items()})
     count = _check_kernels(content, path, model, one)
+    if ranges is not None:
+        agrees = agreement(model, signature, wide, runnable)
+        return (
+            f"int8, with all {len(ranges.grids)} ranges of the model: {agrees}; {count} rewritten "
+            "kernels"
+        )
     same = "equal" if TOLERANCES[precision] is not None else "int8, which rounds"
     return (
         f"{same}: outputs within {difference:.2e} (up to {output_range:.2e}), and "

@@ -14,13 +14,22 @@ from typing import Any
 import keras
 
 from keras_qareg.export.files import check_target
+from keras_qareg.export.litert.agreement import agreement, inputs_in_range
 from keras_qareg.export.litert.converter import Source
 from keras_qareg.export.litert.forms import LOW_BIT_FORMS, rewrite
 from keras_qareg.export.litert.integer import keep_grids
 from keras_qareg.export.litert.micro import expanded, rewrite_micro
 from keras_qareg.export.litert.precision import in_float32
 from keras_qareg.export.litert.proof import TOLERANCES, Draft, ExportReport, report_on
-from keras_qareg.export.litert.samples import sample_inputs, users_data
+from keras_qareg.export.litert.ranges import (
+    Ranges,
+    check_codes,
+    check_integer,
+    convertible,
+    with_exact_ranges,
+    without_fakes,
+)
+from keras_qareg.export.litert.samples import SAMPLES, sample_inputs, users_data
 from keras_qareg.export.litert.signature import Signature
 from keras_qareg.export.litert.vela import ACCELERATORS, compiled
 from keras_qareg.export.litert.writer import compacted
@@ -30,6 +39,8 @@ from keras_qareg.numerics.codebook import Codebook
 
 WEIGHTS = (*LOW_BIT_FORMS, "tflm", *TOLERANCES)
 END_TYPES = ("float32", "int8", "uint8")
+_WIDE_END_TYPES = ("float32", "int16")
+_INTEGER = ("int8", "tflm")
 CALIBRATION_SAMPLES = 200
 
 
@@ -61,9 +72,11 @@ def litert(
             and slower. `"tflm"`: for TFLite Micro, which looks indices up itself; float32, or full
             integer with `representative_data`. `"int8"`: rounds activations (with
             `representative_data` full integer inside and float at both ends, without it integer
-            weights alone); kernels on a grid keep its codes. `"float32"`; `"float16"`.
+            weights alone); kernels on a grid keep its codes. `"float32"`; `"float16"`. A model of
+            `quantize_activations` has its own ranges, and becomes `"int8"` or `"tflm"`.
         representative_data: Inputs as `model.predict` takes them. They calibrate `"int8"` and
-            `"tflm"`, and are the samples of the comparison; by default random samples are.
+            `"tflm"`, unless the model has ranges, and are the samples of the comparison; by default
+            random samples are.
         decode_once: Whether codebooks are decoded once, before the first run, which needs variables;
             else in each run, which is slower and runs on any runtime. Defaults to `True`.
         input_shape: Sizes for axes that are open (None) in the model, such as the height and width of
@@ -71,7 +84,7 @@ def litert(
             several inputs. By default they stay open in the file, but for TFLite Micro.
         input_type: `"int8"` or `"uint8"` for files whose inputs are quantized too, as accelerators
             and microcontrollers want them: for `"int8"` and `"tflm"` with `representative_data`. The
-            file says the scale. Defaults to `"float32"`.
+            file says the scale. `"int16"` where activations have 16 bits. Defaults to `"float32"`.
         output_type: The same for the outputs.
         npu: An accelerator such as `"ethos-u55-128"`: the report then says what Arm's compiler Vela,
             where it is installed, makes of the file. For `"int8"` with `representative_data`. By
@@ -84,7 +97,8 @@ def litert(
         ValueError: If an argument is out of its range, the model is unbuilt, the folder is missing,
             the model has loops over time and is to be full integer, cannot be written with open
             sizes, gives NaN, or the outputs of the file differ from Keras's by more than the format
-            explains.
+            explains; if it has ranges that were never placed, or operators between them that have no
+            integer form.
         RuntimeError: If the Keras backend is not TensorFlow.
 
     Example:
@@ -98,25 +112,36 @@ def litert(
     path = check_target(path, ".tflite")
     check_choice("weights", weights, WEIGHTS)
     _check_backend()
-    _check_types(weights, representative_data, input_type, output_type)
-    _check_npu(npu, weights, representative_data)
-    # Plain layers do not quantize their inputs; those that do are exported as they stand.
-    plain = model if quantizes_inputs(model) else unquantized(model)
+    ranges = Ranges.of(model)
+    integer = weights in _INTEGER and (representative_data is not None or ranges is not None)
+    _check_ranges(ranges, weights)
+    _check_types(ranges, integer, weights, input_type, output_type)
+    _check_npu(npu, integer, weights)
+    plain = _plain(model, ranges)
     data = users_data(model, representative_data, CALIBRATION_SAMPLES)
     signature = Signature.of(plain, data, input_shape)
     inputs = sample_inputs(model, signature, data)
-    books = [(path, book) for m in (model, plain) for path, _, book in kernel_codebooks(m) if book]
+    holders = (model, plain) if ranges is None else (model,)
+    books = [(path, book) for m in holders for path, _, book in kernel_codebooks(m) if book]
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}-") as folder:
         with in_float32(plain):
             source = Source.of(plain, signature, inputs, Path(folder), one=weights == "tflm")
             calibration = None if data is None else signature.named(data)
             options = {"data": calibration, "input_type": input_type, "output_type": output_type}
-            draft = _written(source, books, weights, options, decode_once)
+            if ranges is not None:
+                draft = _ranged(model, source, books, weights, options, ranges)
+            else:
+                draft = _written(source, books, weights, options, decode_once)
         precision = weights
         if weights == "tflm":
-            precision = "float32" if data is None else "int8"
+            precision = "int8" if integer else "float32"
         found = None if npu is None else compiled(draft.content, npu)
-        report = report_on(model, signature, inputs, draft, path, weights, precision, found)
+        agrees = None
+        if ranges is not None:
+            wide = calibration or inputs_in_range(signature, draft.runnable)
+            agrees = agreement(model, signature, wide, draft.runnable)
+            inputs = {name: array[:SAMPLES] for name, array in wide.items()}
+        report = report_on(model, signature, inputs, draft, path, weights, precision, found, agrees)
         complete = Path(folder) / path.name
         complete.write_bytes(draft.content)
         complete.replace(path)
@@ -161,10 +186,30 @@ def _check_backend() -> None:
         )
 
 
-def _check_types(weights: str, data: Any, input_type: str, output_type: str) -> None:
-    check_choice("input_type", input_type, END_TYPES)
-    check_choice("output_type", output_type, END_TYPES)
-    integer = weights in ("int8", "tflm") and data is not None
+def _plain(model: keras.Model, ranges: Ranges | None) -> keras.Model:
+    """What is converted: plain layers, with operators of fake quantization where there are ranges.
+
+    Plain layers do not quantize their inputs; those that do are exported as they stand.
+    """
+    if ranges is not None:
+        return convertible(model, ranges)
+    return model if quantizes_inputs(model) else unquantized(model)
+
+
+def _check_ranges(ranges: Ranges | None, weights: str) -> None:
+    if ranges is not None and weights not in _INTEGER:
+        raise ValueError(
+            "Expected weights='int8' or 'tflm' for a model with activation ranges, which full-integer "
+            f"files have. Received: weights={weights!r}. For other files, `strip` the model first."
+        )
+
+
+def _check_types(
+    ranges: Ranges | None, integer: bool, weights: str, input_type: str, output_type: str
+) -> None:
+    wide = ranges is not None and ranges.bits == 16
+    check_choice("input_type", input_type, _WIDE_END_TYPES if wide else END_TYPES)
+    check_choice("output_type", output_type, _WIDE_END_TYPES if wide else END_TYPES)
     if not integer and (input_type, output_type) != ("float32", "float32"):
         raise ValueError(
             "Expected `input_type` and `output_type` to be 'float32' for files that compute in float. "
@@ -173,15 +218,15 @@ def _check_types(weights: str, data: Any, input_type: str, output_type: str) -> 
         )
 
 
-def _check_npu(npu: str | None, weights: str, data: Any) -> None:
+def _check_npu(npu: str | None, integer: bool, weights: str) -> None:
     if npu is None:
         return
     check_choice("npu", npu, ACCELERATORS)
-    if weights != "int8" or data is None:
+    if weights != "int8" or not integer:
         raise ValueError(
             "Expected a full-integer file for an NPU: weights='int8' with `representative_data`. "
             f"Received: npu={npu!r} with weights={weights!r}"
-            f"{' without data' if data is None else ''}."
+            f"{'' if integer else ' without data'}."
         )
 
 
@@ -209,3 +254,24 @@ def _written(
         return Draft(content, content, reference, [] if weights == "float16" else kernels)
     content, kernels = rewrite_micro(content, books)
     return Draft(content, expanded(content), reference, kernels)
+
+
+def _ranged(
+    model: keras.Model,
+    source: Source,
+    books: list[tuple[str, Codebook]],
+    weights: str,
+    options: dict[str, Any],
+    ranges: Ranges,
+) -> Draft:
+    """The full-integer file of a model with ranges."""
+    content = source.with_ranges(options["input_type"], options["output_type"])
+    check_integer(content)
+    content, kernels = keep_grids(content, books)
+    check_codes(model, kernels)
+    content = with_exact_ranges(content, source.float32, ranges)
+    runnable = content
+    if weights == "tflm":
+        content, kernels = rewrite_micro(content, books)
+        runnable = expanded(content)
+    return Draft(content, runnable, without_fakes(source.float32), kernels, source.float32)

@@ -98,23 +98,34 @@ class Source:
         Raises:
             ValueError: If the model has loops over time, and there are data.
         """
-        import tensorflow as tf
-
         options: dict[str, Any] = {}
         if data is not None:
-            loops = len(flatbuffer.read(self.float32).subgraphs) // 2
-            if loops:  # calibration inside them ends the process
-                raise ValueError(
-                    "Expected a model without loops over time to make full integer. Received: model "
-                    f"'{self.model.name}' with {loops} of them. Leave out `representative_data`, or "
-                    "unroll the recurrent layers (unroll=True)."
-                )
+            self._check_no_loops("Leave out `representative_data`, or unroll")
             options["representative_dataset"] = lambda: self._examples(data)
-            if input_type != "float32":
-                options["inference_input_type"] = getattr(tf, input_type)
-            if output_type != "float32":
-                options["inference_output_type"] = getattr(tf, output_type)
+            options |= _ends(input_type, output_type)
         return self._optimized(options)
+
+    def with_ranges(self, input_type: str, output_type: str) -> bytes:
+        """The full-integer file of a model that says the ranges of its activations itself.
+
+        Args:
+            input_type: The type of the inputs of the file.
+            output_type: The type of its outputs.
+
+        Raises:
+            ValueError: If the model has loops over time.
+        """
+        self._check_no_loops("Unroll")
+        return self._optimized(_ends(input_type, output_type))
+
+    def _check_no_loops(self, advice: str) -> None:
+        loops = len(flatbuffer.read(self.float32).subgraphs) // 2
+        if loops:  # calibration inside them ends the process
+            raise ValueError(
+                "Expected a model without loops over time to make full integer. Received: model "
+                f"'{self.model.name}' with {loops} of them. {advice} the recurrent layers "
+                "(unroll=True)."
+            )
 
     def _examples(self, data: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
         """One batch of the file after the other, as the converter's calibration asks for them."""
@@ -128,6 +139,18 @@ class Source:
 
         options = {"optimizations": [tf.lite.Optimize.DEFAULT], **options}
         return _converted(self.model, self.signature, self.folder, options)
+
+
+def _ends(input_type: str, output_type: str) -> dict[str, Any]:
+    """Options of the converter for the types of inputs and outputs; it knows int16 as int8."""
+    import tensorflow as tf
+
+    kinds = {"inference_input_type": input_type, "inference_output_type": output_type}
+    return {
+        option: tf.uint8 if kind == "uint8" else tf.int8
+        for option, kind in kinds.items()
+        if kind != "float32"
+    }
 
 
 def _with_flat_outputs(

@@ -12,6 +12,7 @@ import numpy as np
 import zstandard
 
 from keras_qareg.export.litert import flatbuffer
+from keras_qareg.export.litert.agreement import Agreement
 from keras_qareg.export.litert.differences import LayerDifference, layer_differences
 from keras_qareg.export.litert.forms import KernelForm, oldest_runtime
 from keras_qareg.export.litert.inspection import stored_constants
@@ -41,12 +42,15 @@ class Draft(NamedTuple):
         runnable: The same as LiteRT runs it: another one for TFLite Micro.
         reference: The float32 file of the same model, to compare with; `None` if this is it.
         kernels: The form of each constant that could have a low-bit one.
+        rounding: The float file that rounds activations where the model does; `None` where that is
+            `reference`.
     """
 
     content: bytes
     runnable: bytes
     reference: bytes | None = None
     kernels: list[KernelForm] = []  # noqa: RUF012
+    rounding: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,8 @@ class ExportReport:
             text where none was asked for.
         npu_bytes: The size of the file that Vela made, which is what such a device holds; else `None`.
         npu_weight_bytes: How many bytes of it are weights; else `None`.
+        agreement: For models with activation ranges, an `Agreement`: how many outputs are Keras's, and
+            how many steps the others are away; else `None`.
     """
 
     path: Path
@@ -107,6 +113,7 @@ class ExportReport:
     npu: str = ""
     npu_bytes: int | None = None
     npu_weight_bytes: int | None = None
+    agreement: Agreement | None = None
 
     def __str__(self) -> str:
         batches = f"batches of {self.batch_size}" if self.batch_size else "any batch size"
@@ -116,6 +123,8 @@ class ExportReport:
             f"  largest difference from Keras: {self.max_output_difference:.2e} "
             f"(outputs up to {self.output_range:.2e})",
         ]
+        if self.agreement is not None:
+            lines.append(f"  {self.agreement}")
         if self.differences:
             layers = ", ".join(map(str, self.differences))
             lines.append(f"  furthest from Keras (signal to noise): {layers}")
@@ -228,6 +237,7 @@ def report_on(
     weights: str,
     precision: str,
     npu: Compiled | None = None,
+    agrees: Agreement | None = None,
 ) -> ExportReport:
     """Proves a file, and says what there is to say about it.
 
@@ -240,6 +250,7 @@ def report_on(
         weights: The form of its weights.
         precision: The form of the weights that says how precise it computes.
         npu: What Vela made of it, where that was asked for.
+        agrees: How far it is from Keras in steps, where the model has activation ranges.
 
     Returns:
         An `ExportReport`.
@@ -248,10 +259,10 @@ def report_on(
         ValueError: As `prove`.
     """
     micro = weights == "tflm"
-    content, runnable, reference, kernels = draft
+    content, runnable, reference, kernels, rounding = draft
     furthest: tuple[LayerDifference, ...] = ()
     if reference is not None and precision in _ROUNDING:
-        furthest = layer_differences(model, signature, inputs, runnable, reference)
+        furthest = layer_differences(model, signature, inputs, runnable, rounding or reference)
     inputs = in_batches(signature.as_in(input_details(runnable)), inputs)
     difference, output_range = prove(model, signature, inputs, runnable, precision)
     one = {name: array[:1] for name, array in inputs.items()}
@@ -279,6 +290,7 @@ def report_on(
         npu=npu.said if npu else "",
         npu_bytes=npu.bytes if npu else None,
         npu_weight_bytes=npu.weight_bytes if npu else None,
+        agreement=agrees,
         **found,
     )
 
