@@ -96,7 +96,7 @@ def _affine(scale: Any, offset: Any, moved_first: bool) -> list[Piece]:
         ("moved", functools.partial(Rescaling, 1.0, offset=offset), bool(np.any(offset))),
     ]
     wanted = [pair[:2] for pair in (pairs[::-1] if moved_first else pairs) if pair[2]]
-    wanted = wanted or [("same", keras.layers.Identity)]
+    wanted = wanted or [("same", functools.partial(Activation, "linear"))]
     return [(label, make, (place - 1,)) for place, (label, make) in enumerate(wanted)]
 
 

@@ -238,6 +238,14 @@ def test_what_a_file_has_as_several_operators_becomes_these(invert):
     np.testing.assert_array_equal(predict(again, data), predict(quantized, data))
 
 
+def test_a_normalization_that_saw_no_data_does_nothing():
+    data = RNG.normal(size=(64, 6)).astype("float32")
+    model = keras.Sequential([keras.Input((6,)), layers.Normalization(name="n"), layers.Dense(4)])
+    quantized = qareg.quantize_activations(model, data)
+    plain = qareg.strip(quantized)
+    np.testing.assert_allclose(predict(plain, data), predict(model, data), atol=0.05)
+
+
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="tf.distribute is TensorFlow's")
 def test_ranges_and_statistics_train_in_a_distribution():
     import tensorflow as tf
