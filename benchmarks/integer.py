@@ -1,0 +1,142 @@
+"""Full-integer files whose ranges were learned: MLPerf Tiny's ResNet8 on CIFAR-10, all layers.
+
+    python -m benchmarks.integer --float resnet8_float.keras --data-dir DATA --out results
+
+Each cell trains the float network on for `--epochs`, taught by it and by labels, with 8-bit activations
+and with kernels of 8 bits, or of 16 or 4 values. Beside it stand the file of its calibration alone, and
+the post-training file of the same kernels trained without ranges. LiteRT runs the files on all
+test images. Rows are appended to `integer.jsonl`, one a cell; a run that was stopped goes on where it
+was.
+"""
+
+import argparse
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import numpy as np
+
+import keras_qareg as qareg
+from benchmarks import results
+from benchmarks.compress import LOSS, Batches, accuracy
+from benchmarks.pareto import litert_accuracy
+from examples.data import Images, load
+from examples.study import Row, Study, written
+from keras_qareg.cli.opening import load_model
+from keras_qareg.report import table
+
+# Values a kernel; `None` are 8 bits. What has so little to mend trains at less than the rate.
+LEVELS: dict[str, int | None] = {"8 bits": None, "16 values": 16, "4 values": 4}
+SHARES = {"8 bits": 0.3}
+SAMPLES = 512
+
+
+def trained(
+    student: keras.Model, teacher: keras.Model, data: Images, rate: float, arguments: Any
+) -> None:
+    """Trains a network on, with all that it has."""
+    batches = Batches(data, labels=True, seed=arguments.seed)
+    decay = keras.optimizers.schedules.CosineDecay(rate, arguments.epochs * len(batches))
+    distiller = qareg.distill(student, teacher)
+    distiller.compile(keras.optimizers.Adam(decay), LOSS)
+    callbacks: list[keras.callbacks.Callback] = []
+    if any(isinstance(layer, qareg.layers.QuantizationAware) for layer in student.layers):
+        callbacks.append(qareg.callbacks.PenaltySchedule(warmup_epochs=0, power=12))
+    if any(isinstance(layer, qareg.layers.ActivationRange) for layer in student.layers):
+        callbacks.append(qareg.callbacks.FreezeBatchNormalization())
+    distiller.fit(batches, epochs=arguments.epochs, callbacks=callbacks, verbose=2)
+
+
+def prepared(model: keras.Model, levels: int | None, samples: np.ndarray) -> keras.Model:
+    """What trains, before its activations have ranges."""
+    if levels is None:
+        return qareg.strip(model)
+    student = qareg.quantization_aware(model, qareg.regularizers.Sine(levels))
+    for layer in student.layers:
+        if isinstance(layer, qareg.layers.QuantizationAware):
+            layer.place_centroids()
+    qareg.recalibrate(student, samples)
+    return student
+
+
+def filed(model: keras.Model, samples: np.ndarray | None, data: Images) -> dict[str, Any]:
+    """The full-integer file of a model: its bytes, its accuracy, how it agrees with Keras."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.tflite"
+        report = qareg.export.litert(model, path, "int8", samples)
+        found = litert_accuracy(path.read_bytes(), data)
+    agreement = getattr(report, "agreement", None)
+    equal = None if agreement is None else agreement.equal
+    return {"accuracy": found, "bytes": report.bytes, "gzip": report.gzip_bytes, "equal": equal}
+
+
+def row(name: str, model: keras.Model, parts: tuple[Images, Images], arguments: Any) -> Row:
+    """The figures of a cell."""
+    train, test = parts
+    keras.utils.set_random_seed(arguments.seed)
+    order = np.random.default_rng(0).permutation(len(train.images))[: 8 * SAMPLES]
+    many = train.images[order].astype("float32")
+    samples = many[:SAMPLES]
+    student = qareg.quantize_activations(prepared(model, LEVELS[name], many), samples)
+    rate = SHARES.get(name, 1.0) * arguments.rate
+    found: Row = {"calibrated": filed(student, None, test)}
+    trained(student, model, train, rate, arguments)
+    found["keras"] = accuracy(student, test)
+    found["trained"] = filed(student, None, test)
+    found["accuracy"] = found["trained"]["accuracy"]
+    plain = prepared(model, LEVELS[name], many)
+    if LEVELS[name] is not None:
+        trained(plain, model, train, rate, arguments)
+        qareg.recalibrate(plain, many)
+    found["without ranges"] = {"keras": accuracy(plain, test), **filed(plain, samples, test)}
+    return found
+
+
+def tabulate(rows: list[Row]) -> str:
+    """A line a cell: means over seeds."""
+    lines = []
+    for name in LEVELS:
+        same = [row for row in rows if row["cell"] == name]
+        if same:
+            after = np.mean([row["without ranges"]["accuracy"] for row in same])
+            before = np.mean([row["calibrated"]["accuracy"] for row in same])
+            size = max(row["trained"]["bytes"] for row in same)
+            means = (written(same, "accuracy"), f"{before:.2f}", f"{after:.2f}")
+            lines.append((name, *means, written(same, "float"), str(len(same)), f"{size:,}"))
+    header = ("kernels", "trained", "calibrated alone", "post-training", "float", "seeds", "bytes")
+    return table(header, lines)
+
+
+def main() -> None:
+    parser = results.parser(__doc__)
+    parser.add_argument("--float", type=Path, required=True, help="the same, trained on already")
+    parser.add_argument("--data-dir", type=Path, required=True, help="cifar10-train.zip, -test.zip")
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--cells", nargs="+", choices=[*LEVELS], default=[*LEVELS])
+    arguments = parser.parse_args()
+    parts = load("cifar10", arguments.data_dir)
+    model = load_model(arguments.float)
+    model.compile("sgd", LOSS, metrics=["accuracy"])
+    known = accuracy(model, parts[1])
+
+    def compute(cell: Row) -> Row:
+        settings = argparse.Namespace(**{**vars(arguments), "seed": cell["seed"]})
+        return {"float": known, **row(cell["cell"], model, parts, settings)}
+
+    study = Study(arguments.out / "integer.jsonl", ("cell", "seed", "epochs", "rate"))
+    common = {"epochs": arguments.epochs, "rate": arguments.rate}
+    cells = [
+        {"cell": name, "seed": s, **common} for s in arguments.seeds for name in arguments.cells
+    ]
+    study.tabulated(cells, compute, "accuracy", tabulate)
+
+
+if __name__ == "__main__":
+    main()
