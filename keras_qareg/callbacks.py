@@ -256,7 +256,7 @@ class FreezeBatchNormalization(keras.callbacks.Callback):
         return f"FreezeBatchNormalization(after={self.after}, steps={self.steps})"
 
     def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
-        if not self._layers():
+        if not self._freezable():
             raise ValueError(
                 "Expected a model with batch normalization that can be frozen for "
                 f"FreezeBatchNormalization. Received: model '{self.model.name}' without any. Make it "
@@ -264,7 +264,7 @@ class FreezeBatchNormalization(keras.callbacks.Callback):
             )
         counted, frozen = (
             float(ops.convert_to_numpy(state)) > 0
-            for state in (self._layers()[0].counted, self._layers()[0].frozen)
+            for state in (self._freezable()[0].counted, self._freezable()[0].frozen)
         )
         self._state = (counted, frozen)
 
@@ -282,7 +282,7 @@ class FreezeBatchNormalization(keras.callbacks.Callback):
             first = at - max(1, min(self.steps, at // 4))
             self._set(averaging=first <= now < at, frozen=now >= at)
 
-    def _layers(self) -> list[FreezableBatchNormalization]:
+    def _freezable(self) -> list[FreezableBatchNormalization]:
         return [x for x in layers_inside(self.model) if isinstance(x, FreezableBatchNormalization)]
 
     def on_train_end(self, logs: dict[str, float] | None = None) -> None:
@@ -294,7 +294,7 @@ class FreezeBatchNormalization(keras.callbacks.Callback):
         self._state = (averaging, frozen)
         if keras.backend.backend() == "jax":
             self.model.jax_state_sync()  # during an epoch, Keras keeps the weights elsewhere
-        for layer in self._layers():
+        for layer in self._freezable():
             layer.counted.assign(float(averaging))
             layer.frozen.assign(float(frozen))
 

@@ -252,7 +252,10 @@ def test_ranges_and_statistics_train_in_a_distribution():
 
     images, labels = digits(32)
     model = network()
-    with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
+    reduction = (
+        tf.distribute.ReductionToOneDevice()
+    )  # collective ones wait for those of other tests
+    with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"], cross_device_ops=reduction).scope():
         copied = keras.models.clone_model(model)
         copied.set_weights(model.get_weights())
         quantized = qareg.quantize_activations(copied)

@@ -179,7 +179,8 @@ def test_ranges_and_kernels_in_the_file_are_the_models(exported):
         assert np.array_equal(
             np.sort(np.abs(signed), axis=None), np.sort(np.abs(constant.values), axis=None)
         )
-        assert form.exact or "conv2d_3" in form.path or "depthwise_conv2d_1" in form.path
+    # Two have the factors of a batch normalization in their steps, which round.
+    assert sum(not form.exact for form in report.kernels) <= 2
 
 
 def test_ranges_that_are_nearly_equal_are_told_apart(tmp_path):
