@@ -312,7 +312,7 @@ def test_few_weights_a_channel_warn():
         "smaller than the kernel. Use fewer bits, or per_channel=False."
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         WNQDepthwiseConv2D(3, bits=3, per_channel=False).build((None, 5, 5, 2))
         WNQDepthwiseConv2D(3, bits=2).build((None, 5, 5, 2))
 

@@ -79,7 +79,7 @@ def test_no_partition_costs_less(size, seed, rate, levels, zero, weighted, level
 
 @pytest.mark.parametrize("levels, gain", [(4, 1.2), (16, 1.3)])
 def test_less_error_than_kmeans_at_equal_entropy(levels, gain):
-    weights = (0.05 * RNG.standard_t(5, (100, 300))).astype("float32")
+    weights = (0.05 * np.random.default_rng(1).standard_t(5, (100, 300))).astype("float32")
     best = Codebook.nearest(weights, kmeans(weights, levels))
     rate = rd.rate_for_bits(weights, best.entropy)
     book = rd.rate_distortion(weights, rate)

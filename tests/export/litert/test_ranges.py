@@ -5,7 +5,6 @@ import importlib.util
 import keras
 import numpy as np
 import pytest
-from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from keras import layers
 
 import keras_qareg as qareg
@@ -15,6 +14,7 @@ from keras_qareg.layers import ActivationRange, IntegerKernels
 from tests.export.litert.reference import File
 from tests.helpers import error_of, tensorflow_only
 
+litert = pytest.importorskip("ai_edge_litert.interpreter")
 pytestmark = [pytest.mark.one_backend, tensorflow_only]
 SHAPE = (9, 10, 6)
 
@@ -89,7 +89,7 @@ def operators(bits=8):
 
 def interpreted(content, inputs, kind):
     """What a runtime computes: the interpreter after a run, and the inputs by their places."""
-    interpreter = Interpreter(
+    interpreter = litert.Interpreter(
         model_content=content,
         experimental_op_resolver_type=kind,
         experimental_preserve_all_tensors=True,
@@ -122,7 +122,7 @@ def codes(count):
 def test_each_operator_computes_as_the_reference_to_the_bit(exported):
     """LiteRT's reference kernels, and TFLite Micro where it is installed."""
     content = exported[2].read_bytes()
-    interpreter, inputs = interpreted(content, codes(20), OpResolverType.BUILTIN_REF)
+    interpreter, inputs = interpreted(content, codes(20), litert.OpResolverType.BUILTIN_REF)
     file, seen = File(content, inputs, once=True), set()
     for name, place in file.run():
         seen.add(name)
@@ -139,7 +139,7 @@ def test_tflite_micro_computes_as_the_reference_to_the_bit(exported, tmp_path):
     np.savez(tmp_path / "inputs.npz", *micro_proof._in_order(content, one))
     outputs = list(flatbuffer.read(content).subgraphs[0].outputs)
     (found,), _ = micro_proof._run(tmp_path, [("file", 1 << 22)], len(outputs))
-    _, inputs = interpreted(content, one, OpResolverType.BUILTIN_REF)
+    _, inputs = interpreted(content, one, litert.OpResolverType.BUILTIN_REF)
     file = File(content, inputs)
     list(file.run())
     for place, got in zip(outputs, found, strict=True):
@@ -333,7 +333,7 @@ def test_files_hold_16_bit_activations(tmp_path):
         name: random.integers(-32768, 32768, (3, *SHAPE)).astype("int16")
         for name in ("first", "second")
     }
-    interpreter, places = interpreted(content, inputs, OpResolverType.BUILTIN_REF)
+    interpreter, places = interpreted(content, inputs, litert.OpResolverType.BUILTIN_REF)
     file = File(content, places, once=True)
     for name, place in file.run(but=("LOGISTIC", "SOFTMAX")):
         np.testing.assert_array_equal(file.tensors[place], interpreter.get_tensor(place), name)
