@@ -1,4 +1,4 @@
-"""Levels by budget against one number of levels for all kernels, at equal bytes, before any training.
+"""Levels by budget against one number of levels for all kernels, at equal bytes.
 
     python -m benchmarks.plan --out results
     python -m benchmarks.plan --model resnet8.keras --data train.npz --test test.npz --out results
@@ -6,7 +6,8 @@
 For each number of levels, a model is shared with it and measured: bytes of its file, divergence of its
 outputs from those of the float model, recalibrated too, on inputs that the plan never saw, and accuracy.
 Then `allocate` chooses for so many bytes, and its plan is measured the same way. All are recalibrated
-on the same inputs. Without `--model`, a network for digits is trained first.
+on the same inputs. With `--epochs`, both are trained by `compress` instead, from the inputs alone.
+Without `--model`, a network for digits is trained first.
 """
 
 import os
@@ -36,14 +37,17 @@ def outputs(model: keras.Model, inputs: np.ndarray) -> np.ndarray:
 
 
 def measured(
-    model: keras.Model, levels: Any, form: str, data: np.ndarray, test: Data
+    model: keras.Model, levels: Any, form: str, data: np.ndarray, test: Data, epochs: int
 ) -> dict[str, Any]:
-    """A row: the bytes, divergence and accuracy of a model that is shared and recalibrated."""
+    """A row: what a model is worth that was shared and recalibrated, or trained."""
     reference = qareg.strip(model)
     qareg.recalibrate(reference, data[:CALIBRATION])
-    kept = qareg.share_weights(model, levels)
-    shared = qareg.strip(kept)
-    qareg.recalibrate(shared, data[:CALIBRATION])
+    if epochs:
+        kept = shared = qareg.compress(model, data, levels=levels, epochs=epochs, seed=0, verbose=0)
+    else:
+        kept = qareg.share_weights(model, levels)
+        shared = qareg.strip(kept)
+        qareg.recalibrate(shared, data[:CALIBRATION])
     books = [pair for each in (kept, shared) for pair in qareg.codebooks(each).items()]
     size = len(draft(shared, books, form).content)
     right, got = outputs(reference, test[0]), outputs(shared, test[0])
@@ -82,6 +86,7 @@ def main() -> None:
     parser.add_argument("--test", type=Path, help="a .npz with x and perhaps y, to measure on")
     parser.add_argument("--levels", type=int, nargs="+", default=[4, 8, 16])
     parser.add_argument("--form", default="smallest")
+    parser.add_argument("--epochs", type=int, default=0, help="epochs of compress; default: none")
     given = parser.parse_args()
     data, test = opened(given.data), opened(given.test)
     if given.model is None:
@@ -90,16 +95,16 @@ def main() -> None:
         model = load_model(given.model)
     if data is None or test is None:
         parser.error("Expected --data and --test with --model.")
-    rows, name = [], f"plan_{model.name}"
+    rows, name = [], f"plan_{model.name}" + (f"_{given.epochs}_epochs" if given.epochs else "")
     for levels in given.levels:
-        uniform = measured(model, levels, given.form, data[0], test)
+        uniform = measured(model, levels, given.form, data[0], test, given.epochs)
         rows.append({"levels": str(levels), **uniform, "seconds": 0.0})
         began = time.perf_counter()
         plan = qareg.allocate(
             model, target_bytes=uniform["bytes"], weights=given.form, data=data[0], verbose=0
         )
         took = time.perf_counter() - began
-        row = measured(model, plan, given.form, data[0], test)
+        row = measured(model, plan, given.form, data[0], test, given.epochs)
         rows.append({"levels": f"plan at {levels}", **row, "seconds": took})
         print(rows[-2:], plan, sep="\n", flush=True)
         given.out.mkdir(parents=True, exist_ok=True)
