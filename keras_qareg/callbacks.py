@@ -250,7 +250,8 @@ class FreezeBatchNormalization(keras.callbacks.Callback):
                 f"Expected `steps` to be a positive integer. Received: steps={steps!r}"
             )
         self.after, self.steps, self._epoch = float(after), steps, 0
-        self._state = (False, False)  # averaging, frozen
+        # Averaging, frozen; `None` where layers differ.
+        self._state: tuple[bool, ...] | None = (False, False)
 
     def __repr__(self) -> str:
         return f"FreezeBatchNormalization(after={self.after}, steps={self.steps})"
@@ -262,11 +263,11 @@ class FreezeBatchNormalization(keras.callbacks.Callback):
                 f"FreezeBatchNormalization. Received: model '{self.model.name}' without any. Make it "
                 "with keras_qareg.quantize_activations(model, data)."
             )
-        counted, frozen = (
-            float(ops.convert_to_numpy(state)) > 0
-            for state in (self._freezable()[0].counted, self._freezable()[0].frozen)
-        )
-        self._state = (counted, frozen)
+        states = {
+            tuple(float(ops.convert_to_numpy(x)) > 0 for x in (layer.counted, layer.frozen))
+            for layer in self._freezable()
+        }
+        self._state = states.pop() if len(states) == 1 else None
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         self._epoch = epoch
@@ -279,14 +280,17 @@ class FreezeBatchNormalization(keras.callbacks.Callback):
         if steps:
             now = self._epoch * steps + batch
             at = math.ceil(self.after * steps * self.params.get("epochs", 1))
-            first = at - max(1, min(self.steps, at // 4))
+            # Several steps may be one program, at whose start alone this is called.
+            together = int(getattr(self.model, "steps_per_execution", 1) or 1)
+            at = -(-at // together) * together
+            first = (at - max(1, min(self.steps, at // 4))) // together * together
             self._set(averaging=first <= now < at, frozen=now >= at)
 
     def _freezable(self) -> list[FreezableBatchNormalization]:
         return [x for x in layers_inside(self.model) if isinstance(x, FreezableBatchNormalization)]
 
     def on_train_end(self, logs: dict[str, float] | None = None) -> None:
-        self._set(averaging=False, frozen=self._state[1])
+        self._set(averaging=False, frozen=self._state is not None and self._state[1])
 
     def _set(self, averaging: bool, frozen: bool) -> None:
         if (averaging, frozen) == self._state:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import operator
 from typing import Any
 
 import keras
@@ -84,3 +85,9 @@ class Described:
 def _argument(item: tuple[str, Any]) -> str:
     name, value = item
     return f"{name}={value:.6g}" if isinstance(value, float) else f"{name}={value!r}"
+
+
+def check_count(name: str, value: int) -> None:
+    """Raises a `ValueError` unless a value is a positive integer."""
+    if isinstance(value, bool) or not hasattr(value, "__index__") or operator.index(value) < 1:
+        raise ValueError(f"Expected `{name}` to be a positive integer. Received: {value!r}")

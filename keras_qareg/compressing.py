@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,17 +9,17 @@ from typing import Any
 import keras
 
 from keras_qareg import settings
-from keras_qareg.allocation import allocate
-from keras_qareg.allocation.fitting import fit_archive
+from keras_qareg.allocation.allocating import FORMS, allocate
+from keras_qareg.allocation.fitting import check_fit, exceeds, fit_archive
 from keras_qareg.callbacks import PenaltySchedule
-from keras_qareg.choices import check_choice
+from keras_qareg.choices import check_choice, check_count
 from keras_qareg.data import Data, read
 from keras_qareg.layers import QuantizationAware, Weights
 from keras_qareg.models import quantization_aware, share_weights, strip, wnq
 from keras_qareg.models.configuring import Setting
 from keras_qareg.models.distilling import TEMPERATURE
 from keras_qareg.models.selection import Layers, check_built, wrappers
-from keras_qareg.models.training import Job, Stage
+from keras_qareg.models.training import Job, Stage, assign, values_of
 from keras_qareg.plans import Plan
 from keras_qareg.report import table as text_table
 
@@ -240,13 +239,18 @@ def compressed(
     stages += [job.recalibrated(network, "recalibrated")]
     if tuning:
         share = 1.0 if options.method == "kmeans" else _TUNING_RATE
+        kept = values_of(network)
         job.train(network, tuning, job.adam(share * options.learning_rate, tuning))
         stages += [Stage("tuned", job.judge(network)())]
+        if exceeds(network, plan):  # tables are other numbers now
+            assign(network, kept)
+    check_fit(network, plan)
     return Compressed(network, tuple(stages), plan)
 
 
 def _check(options: Options, data: Any) -> None:
     check_choice("method", options.method, METHODS)
+    check_choice("form", options.form, FORMS)
     budgets = [options.levels, options.target_bytes, options.target_ratio]
     if sum(given is not None for given in budgets) > 1:
         raise ValueError(
@@ -255,14 +259,11 @@ def _check(options: Options, data: Any) -> None:
             f"target_ratio={options.target_ratio!r}"
         )
     if data is None and options.levels is None and any(n is not None for n in budgets):
-        raise ValueError(
-            "Expected inputs with a budget, on which the harm of few levels is measured. Received: "
-            "x=None"
-        )
-    for name in ("epochs", "batch_size"):
-        value = getattr(options, name)
-        if isinstance(value, bool) or not hasattr(value, "__index__") or operator.index(value) < 1:
-            raise ValueError(f"Expected `{name}` to be a positive integer. Received: {value!r}")
+        raise ValueError("Expected inputs with a budget, to measure harm on. Received: x=None")
+    check_count("epochs", options.epochs)
+    check_count("batch_size", options.batch_size)
+    if options.method == "wnq" and budgets[1:] != [None, None]:
+        raise ValueError("Expected `levels`, not a budget, with method='wnq'.")
 
 
 def planned(model: keras.Model, data: Any, options: Options) -> Plan | None:
@@ -299,9 +300,8 @@ def _plan(model: keras.Model, data: Data, options: Options) -> Plan | None:
 
 def _scale(options: Options) -> Setting[str]:
     """`"auto"` takes steps that cost nothing in a `.tflite`; in an archive each takes four bytes."""
-    if options.scale == "auto" and options.form == "archive" and options.method != "kmeans":
-        return "kernel"
-    return options.scale
+    trained = options.form == "archive" and options.method != "kmeans"
+    return "kernel" if trained and options.scale == "auto" else options.scale
 
 
 def _job(model: keras.Model, data: Any, validation_data: Any, options: Options) -> Job:

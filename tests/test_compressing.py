@@ -11,6 +11,7 @@ from keras import layers, ops
 import keras_qareg as qareg
 from keras_qareg.allocation.fitting import archive_bytes, fit_archive
 from keras_qareg.compressing import Options, compressed
+from keras_qareg.plans import PlannedKernel
 from tests.helpers import BACKEND
 
 
@@ -130,6 +131,17 @@ def test_an_archive_stays_in_its_budget(task):
 
 
 @pytest.mark.one_backend
+def test_an_archive_that_cannot_be_kept_is_an_error(task):
+    model, x, _ = task
+    rows = [PlannedKernel(k.path, 24, 16, 1, 0.0) for k in qareg.layers.kernels(model)]
+    plan = qareg.Plan("archive", 150, 0.0, rows=tuple(rows))
+    with pytest.raises(
+        ValueError, match="no more than 150 bytes. Received: one of .* Ask for more"
+    ):
+        qareg.compress(model, x[:64], levels=plan, form="archive", epochs=1, verbose=0)
+
+
+@pytest.mark.one_backend
 def test_trained_kernels_are_fitted_into_an_archive(task):
     model = qareg.quantization_aware(task[0], "nearest_squared", levels=8)
     latent = [ops.convert_to_numpy(kernel).copy() for kernel in qareg.layers.kernels(model)]
@@ -198,10 +210,13 @@ def test_a_step_of_ones_own_and_no_data(task):
         ),
         (
             {"x": None, "target_bytes": 100},
-            "Expected inputs with a budget, on which the harm of few levels is measured. Received: "
-            "x=None",
+            "Expected inputs with a budget, to measure harm on. Received: x=None",
         ),
         ({"data": np.zeros((4, 8))}, "Expected `x` or `data`. Received: both."),
+        (
+            {"method": "wnq", "target_bytes": 900},
+            "Expected `levels`, not a budget, with method='wnq'.",
+        ),
         ({"epochs": 0}, "Expected `epochs` to be a positive integer. Received: 0"),
         ({"batch_size": 2.5}, "Expected `batch_size` to be a positive integer. Received: 2.5"),
         (

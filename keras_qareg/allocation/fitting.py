@@ -12,6 +12,7 @@ import numpy as np
 from keras_qareg.export import save_archive
 from keras_qareg.layers import QuantizationAware
 from keras_qareg.models.selection import wrappers
+from keras_qareg.plans import Plan
 
 # The least that a bit may cost, in squared distances between neighbouring levels; how often this is
 # doubled, to find what is enough, and how often the last step is halved.
@@ -25,6 +26,20 @@ def archive_bytes(model: keras.Model) -> int:
     """The size of the archive of a model."""
     with tempfile.TemporaryDirectory() as folder:
         return save_archive(model, Path(folder) / "model.qareg").stat().st_size
+
+
+def exceeds(model: keras.Model, plan: Plan | None) -> bool:
+    """Whether the archive of a model takes more bytes than its plan."""
+    return plan is not None and plan.weights == "archive" and archive_bytes(model) > plan.bytes
+
+
+def check_fit(model: keras.Model, plan: Plan | None) -> None:
+    """Raises a `ValueError` where the archive of a model takes more bytes than its plan."""
+    if plan is not None and exceeds(model, plan):
+        raise ValueError(
+            f"Expected an archive of no more than {plan.bytes:,} bytes. Received: one of "
+            f"{archive_bytes(model):,} after training. Ask for more bytes, or fewer levels."
+        )
 
 
 def fit_archive(student: keras.Model, share: Share, most: int) -> keras.Model:

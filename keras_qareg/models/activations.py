@@ -19,7 +19,7 @@ from keras_qareg.layers import (
 from keras_qareg.layers.activation_range import check_width
 from keras_qareg.models.calibrating import calibrate, ranges_of
 from keras_qareg.models.cloning import clone, config_of, fresh
-from keras_qareg.models.flattening import Call, Flat, Value, flattened_model, made_of
+from keras_qareg.models.flattening import Flat, Value, flattened_model, made_of
 from keras_qareg.models.ranges import Placement, Range, placed
 from keras_qareg.models.selection import check_built, check_float
 from keras_qareg.models.splitting import split
@@ -108,7 +108,7 @@ def quantize_activations(
     quantized = clone(
         model,
         change,
-        graph=lambda copy: made_of(flat, copy, made.behind, made.before),
+        graph=lambda copy: made_of(flat, copy, made.behind),
         replaced=flat.replaced,
     )
     if data is not None:
@@ -151,11 +151,6 @@ class _Ranges:
     def behind(self, value: Value, tensor: Any) -> Any:
         """What is read in the place of a tensor."""
         its = self.placement.behind.get(value)
-        return tensor if its is None else self._of(its, tensor)(tensor)
-
-    def before(self, call: Call, value: Value, tensor: Any) -> Any:
-        """What one call reads in the place of a tensor."""
-        its = self.placement.before.get((call, value))
         return tensor if its is None else self._of(its, tensor)(tensor)
 
     def _of(self, its: Range, tensor: Any) -> ActivationRange:

@@ -195,7 +195,6 @@ def made_of(
     flat: Flat,
     copy: Callable[[Any], Any],
     behind: Callable[[Value, Any], Any],
-    before: Callable[[Call, Value, Any], Any],
 ) -> keras.Model:
     """A Functional model that makes the calls of a list.
 
@@ -203,7 +202,6 @@ def made_of(
         flat: The list.
         copy: From a layer or operation to the one that is called in its place.
         behind: From a tensor of the list and what it is in the new model, to what is read in its place.
-        before: The same for one call alone that reads it.
 
     Returns:
         A model without the weights of the old one, and not compiled.
@@ -224,8 +222,8 @@ def made_of(
             operation.name = inner_layer(operation).name = call.name
         renamed.add(id(operation))
 
-        def tensor_of(part: Any, call: Call = call) -> Any:
-            return before(call, part, known[part]) if isinstance(part, Value) else part
+        def tensor_of(part: Any) -> Any:
+            return known[part] if isinstance(part, Value) else part
 
         args, kwargs = keras.tree.map_structure(tensor_of, (call.args, call.kwargs))
         outputs = keras.tree.flatten(operation(*args, **kwargs))

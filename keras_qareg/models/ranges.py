@@ -15,6 +15,11 @@ from keras_qareg.models.operators import NoIntegerForm, activation_of, kind_of
 
 _LONE = "Put it behind a convolution or dense layer without activation, which nothing else reads."
 
+_MIXED = (
+    "All that it joins must have one range, and the runtime prescribes that of a softmax, sigmoid or "
+    "tanh among them. Give these as outputs of their own, or join what they are of."
+)
+
 
 @dataclass(eq=False)
 class Range:
@@ -42,13 +47,10 @@ class Placement:
 
     Attributes:
         behind: For a tensor, the range to put behind it.
-        before: The same for one call alone that reads the tensor: there it changes from one range to
-            another.
         folded: The batch normalizations that are part of the layer before them.
     """
 
     behind: dict[Value, Range] = field(default_factory=dict)
-    before: dict[tuple[Call, Value], Range] = field(default_factory=dict)
     folded: list[Layer] = field(default_factory=list)
 
 
@@ -81,13 +83,13 @@ class _Placer:
         # The range of each tensor that has one, and the calls that are part of the one before.
         self.ranges: dict[Value, Range] = {}
         self.parts: set[Call] = set()
-        self.lone: list[Call] = []
+        self.refused: list[str] = []
         for value in flat.inputs:
             self._place(value, Range(value.name))
         for call in flat.calls:
             if call not in self.parts:
                 self._visit(call, self.kinds[call])
-        _refuse([_said(call, _LONE) for call in self.lone])
+        _refuse(self.refused)
 
     def _place(self, value: Value, its: Range) -> None:
         self.placement.behind[value] = self.ranges[value] = its
@@ -102,7 +104,7 @@ class _Placer:
         elif (kind == operators.RELU and not self._follows_pooling(call)) or kind == operators.OWN:
             self._place(call.outputs[0], Range(call.name))
         elif kind == operators.NORM:
-            self.lone.append(call)
+            self.refused.append(_said(call, _LONE))
             self._pass_on(call, rounded=False)
         else:
             self._pass_on(call, rounded=kind in (operators.ROUNDED, operators.RELU))
@@ -137,16 +139,12 @@ class _Placer:
 
     def _joined(self, call: Call) -> Range:
         its = {value: self.ranges[value].own for value in call.inputs}
-        free = [found for found in its.values() if found.fixed is None]
-        if not free and len({found.fixed for found in its.values()}) == 1:
-            return next(iter(its.values()))
-        one = free[0] if free else Range(call.name)
-        for found in free[1:]:
-            if found.own is not one:
+        one, *others = its.values()
+        if len({found.fixed for found in its.values()}) > 1:
+            self.refused.append(_said(call, _MIXED))
+        for found in others:
+            if one.fixed is None and found.own is not one:
                 found.joined = one
-        for value, found in its.items():
-            if found.fixed is not None:  # the file changes its range on the way
-                self.placement.before[call, value] = one
         return one
 
 

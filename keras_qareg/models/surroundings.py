@@ -9,7 +9,7 @@ from typing import Any
 import keras
 from keras.layers import Layer
 
-from keras_qareg.layers import KernelWrapper
+from keras_qareg.layers import FreezableBatchNormalization, KernelWrapper
 from keras_qareg.layers.keras_private import graph_parents, is_graph, layers_inside
 
 # Activations and layers whose outputs are never negative.
@@ -34,6 +34,7 @@ _FOLDED_INTO = tuple(
         "Dense",
     ]
 )
+_NORMALIZATIONS = (keras.layers.BatchNormalization, FreezableBatchNormalization)
 # Layers whose outputs are not negative where their inputs are not.
 _KEEPING = tuple(
     getattr(keras.layers, name)
@@ -207,13 +208,12 @@ def _normalized(model: keras.Model) -> list[tuple[Layer, Layer]]:
 def _normalizes(operation: Any, before: Any) -> bool:
     """Whether an operation is a batch normalization of the output channels of a layer."""
     inner = before.layer if isinstance(before, KernelWrapper) else before
-    if not (
-        isinstance(inner, _FOLDED_INTO) and isinstance(operation, keras.layers.BatchNormalization)
-    ):
+    # What a subclass computes is its own.
+    if type(inner) not in _FOLDED_INTO or type(operation) not in _NORMALIZATIONS:
         return False
     rank = len(before.output.shape)
     channels = 1 if getattr(inner, "data_format", None) == "channels_first" else rank - 1
-    linear = getattr(inner.activation, "__name__", "linear") == "linear"
+    linear = inner.activation in (None, keras.activations.linear)
     return linear and operation.axis in (channels, channels - rank)
 
 

@@ -8,7 +8,7 @@ from keras import layers, ops
 import keras_qareg as qareg
 from keras_qareg.callbacks import FreezeBatchNormalization
 from keras_qareg.layers import FreezableBatchNormalization
-from tests.helpers import STEPS, arrays, digits, error_of, predict
+from tests.helpers import STEPS, arrays, digits, error_of, predict, tensorflow_only
 from tests.layers.test_layers import conformance_test
 
 RNG = np.random.default_rng(0)
@@ -81,6 +81,16 @@ def test_statistics_are_averaged_and_frozen_within_one_fit(options):
         model.fit(images, np.zeros((64, 10)), 4, 2, verbose=0, callbacks=[freeze, watch])
         counts = [[count + 2, 0] for count in range(averaged)]
         assert watch.seen == [[0, 0]] * (16 - averaged) + counts + [[0, 1]] * 16
+
+
+@tensorflow_only
+def test_steps_that_are_one_program_are_averaged_together():
+    model, watch = network(), Watch()
+    model.compile("sgd", "mse", steps_per_execution=8)
+    images, _ = digits(64)
+    freeze = FreezeBatchNormalization(after=0.5)
+    model.fit(images, np.zeros((64, 10)), 4, 2, verbose=0, callbacks=[freeze, watch])
+    assert watch.seen == [[0, 0], [9, 0], [0, 1], [0, 1]]
 
 
 def loss_by(model, images, labels, training):

@@ -313,6 +313,17 @@ def test_what_has_no_integer_form_is_named_with_what_to_do():
 
 
 @pytest.mark.one_backend
+def test_what_the_runtime_gives_a_range_cannot_be_joined_with_others():
+    given = keras.Input((6,), name="x")
+    parts = [layers.Dense(4, activation=name)(given) for name in ("relu", "sigmoid")]
+    joined = keras.Model(given, layers.Concatenate(name="joined")(parts))
+    assert error_of(qareg.quantize_activations, joined).endswith(
+        "Received: 'joined' (Concatenate). All that it joins must have one range, and the runtime "
+        "prescribes that of a softmax, sigmoid or tanh among them. Give these as outputs of their own, "
+        "or join what they are of."
+    )
+
+
 def test_bad_arguments():
     model = small_cnn()
     said = "Expected `bits` of activations to be 8, or 16 beside kernels of 8. Received: bits=4"

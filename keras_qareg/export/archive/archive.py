@@ -102,6 +102,7 @@ def save_archive(
         model, "float8"
     )  # a model from its configuration has these weights in another order
     plain = unquantized(model)
+    _check_range(plain, float_dtype)
     content = content_of(plain, codebooks(model), float_dtype, fold, effort)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
         draft = Path(folder) / path.name
@@ -110,6 +111,19 @@ def save_archive(
             compare(model, archive, path)
         draft.replace(path)
     return path
+
+
+def _check_range(plain: keras.Model, float_dtype: str) -> None:
+    if float_dtype != "float16":
+        return
+    most = np.finfo("float16").max
+    for weight in plain.weights:
+        values = np.asarray(ops.convert_to_numpy(weight))
+        if values.dtype == np.float32 and (np.isfinite(values) & (np.abs(values) > most)).any():
+            raise ValueError(
+                f"Expected numbers that float16 holds, up to {most:.0f}. Received: "
+                f"{np.abs(values).max():.3g} in '{weight.path}'. Take float_dtype='bfloat16'."
+            )
 
 
 def content_of(

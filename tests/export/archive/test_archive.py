@@ -11,7 +11,7 @@ import keras_qareg as qareg
 from keras_qareg.export import ArchiveError, load_archive, save_archive
 from keras_qareg.export.archive import archive, configurations, manifest
 from keras_qareg.export.archive.reading import describe, read_archive
-from tests.helpers import ROOT, arrays, digits, predict, small_cnn, snapshot
+from tests.helpers import ROOT, arrays, digits, error_of, predict, small_cnn, snapshot
 from tests.kinds import MODELS, assert_same_outputs
 
 RNG = np.random.default_rng(0)
@@ -267,3 +267,40 @@ def test_bad_targets(tmp_path, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         save_archive(small_cnn(), tmp_path / "model.qareg")
     assert not list(tmp_path.iterdir())
+
+
+class _Doubled(layers.Conv2D):
+    """A convolution that computes something else of what it holds."""
+
+    def call(self, inputs):
+        return ops.relu(super().call(inputs))
+
+
+@pytest.mark.one_backend
+@pytest.mark.parametrize(
+    "make", [lambda: _Doubled(4, 3), lambda: layers.Conv2D(4, 3, activation=layers.ReLU())]
+)
+def test_a_bias_is_not_folded_past_what_is_not_linear(make, tmp_path):
+    normal = layers.BatchNormalization()
+    model = keras.Sequential([keras.Input((6, 6, 2)), make(), normal])
+    random = np.random.default_rng(0)
+    for weight in model.weights:
+        weight.assign(random.uniform(0.5, 2.0, weight.shape) * random.choice([-1, 1], weight.shape))
+    normal.moving_variance.assign([0.5, 1.0, 2.0, 4.0])
+    path = qareg.export.save_archive(model, tmp_path / "m.qareg", fold=True)
+    loaded = qareg.export.load_archive(path, custom_objects={"_Doubled": _Doubled})
+    inputs = random.normal(size=(4, 6, 6, 2)).astype("float32")
+    np.testing.assert_allclose(predict(loaded, inputs), predict(model, inputs), atol=1e-4)
+
+
+@pytest.mark.one_backend
+def test_numbers_that_float16_does_not_hold_are_refused(tmp_path):
+    model = keras.Sequential([keras.Input((3,)), layers.Dense(2, name="fc")])
+    model.get_layer("fc").bias.assign([7e4, 1.0])
+    path = tmp_path / "m.qareg"
+    assert error_of(qareg.export.save_archive, model, path, float_dtype="float16") == (
+        "Expected numbers that float16 holds, up to 65504. Received: 7e+04 in "
+        f"'{model.get_layer('fc').bias.path}'. Take float_dtype='bfloat16'."
+    )
+    assert not path.exists()
+    qareg.export.save_archive(model, path, float_dtype="bfloat16")
