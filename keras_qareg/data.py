@@ -312,13 +312,15 @@ def _unpacked(model: keras.Model, batch: Any, name: str) -> Batch:
     )
     if not _rows(inputs):
         raise _no_inputs(name)
+    parts = {"inputs": inputs, "targets": targets, "weights": weights}
     counts = {
-        len(leaf) for leaf in keras.tree.flatten((inputs, targets, weights)) if leaf is not None
+        what: sorted({len(leaf) for leaf in keras.tree.flatten(part) if leaf is not None})
+        for what, part in parts.items()
     }
-    if len(counts) > 1:
+    if len({count for found in counts.values() for count in found}) > 1:
+        said = ", ".join(f"{what} {found}" for what, found in counts.items() if found)
         raise ValueError(
-            f"Expected the same number of examples in all arrays of `{name}`. "
-            f"Received: {sorted(counts)}"
+            f"Expected the same number of examples in all arrays of `{name}`. Received: {said}"
         )
     check_numbers(model, inputs, name)
     return inputs, targets, weights

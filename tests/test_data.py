@@ -184,7 +184,8 @@ def test_samples_stop_where_shapes_change():
         ),
         (
             (X, Y[:9]),
-            "Expected the same number of examples in all arrays of `data`. Received: [9, 10]",
+            "Expected the same number of examples in all arrays of `data`. Received: "
+            "inputs [10], targets [9]",
         ),
         ([X[:2], X[2:4], X[4:6], X[6:, :3]], WRONG_SHAPE + "shape=(4, 3) (batch 3 of 4)"),
     ],
