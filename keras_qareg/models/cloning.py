@@ -65,9 +65,10 @@ def fresh(
         # A Python lambda of a model in memory is no more foreign than the model itself.
         serialized = {"class_name": "Lambda", "module": "keras.layers", "config": config}
         return keras.saving.deserialize_keras_object(serialized, safe_mode=False)
-    for name, value in config.items():  # a function that Keras could not find by its name
-        if not isinstance(value, str) and inspect.isfunction(getattr(layer, name, None)):
-            config[name] = getattr(layer, name)
+    for name, value in config.items():  # a function that Keras would not find by its name
+        function = getattr(layer, name, None)
+        if inspect.isfunction(function) and not _is_named(function, value):
+            config[name] = function
     try:
         made: Layer = (into or type(layer)).from_config(config)
     except Exception as error:  # whatever the code of its author raises
@@ -76,6 +77,16 @@ def fresh(
         made.trainable = layer.trainable
     _rename(layer, made)
     return made
+
+
+def _is_named(function: Any, name: Any) -> bool:
+    """Whether a name in a configuration means this function, and not another that is called the same."""
+    if not isinstance(name, str):
+        return False
+    try:
+        return bool(keras.activations.get(name) is function)
+    except ValueError:  # none of Keras's: who reads the name knows
+        return True
 
 
 def _rename(layer: Layer, made: Layer) -> None:

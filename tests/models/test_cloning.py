@@ -320,3 +320,14 @@ def test_a_layer_without_a_configuration_is_taken_from_the_copy_around_it():
 
     deep = clone(model, change, deep=True)
     assert isinstance(deep.odd.dense, qareg.layers.SharedWeights)
+
+
+def test_a_function_that_is_called_as_one_of_keras_stays_itself():
+    def relu(x):
+        return keras.ops.abs(x)
+
+    stack = [layers.Dense(4, activation=relu), layers.Dense(3, activation="relu")]
+    model = keras.Sequential([keras.Input((8,)), *stack])
+    copied = clone(model, lambda layer: None)
+    np.testing.assert_array_equal(predict(copied, INPUTS), predict(model, INPUTS))
+    assert copied.layers[0].activation is relu
