@@ -67,7 +67,7 @@ def fresh(
         return keras.saving.deserialize_keras_object(serialized, safe_mode=False)
     for name, value in config.items():  # a function that Keras would not find by its name
         function = getattr(layer, name, None)
-        if inspect.isfunction(function) and not _is_named(function, value):
+        if inspect.isfunction(function) and _is_lost(function, value):
             config[name] = function
     try:
         made: Layer = (into or type(layer)).from_config(config)
@@ -79,14 +79,14 @@ def fresh(
     return made
 
 
-def _is_named(function: Any, name: Any) -> bool:
-    """Whether a name in a configuration means this function, and not another that is called the same."""
-    if not isinstance(name, str):
-        return False
-    try:
-        return bool(keras.activations.get(name) is function)
-    except ValueError:  # none of Keras's: who reads the name knows
+def _is_lost(function: Any, value: Any) -> bool:
+    """Whether a configuration does not lead to a function, or by its name to another."""
+    if not isinstance(value, str):
         return True
+    try:
+        return value == function.__name__ and keras.activations.get(value) is not function
+    except ValueError:  # none of Keras's: who reads the name knows
+        return False
 
 
 def _rename(layer: Layer, made: Layer) -> None:

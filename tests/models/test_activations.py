@@ -33,6 +33,7 @@ def network():
     x = layers.Activation("relu", name="relu2")(layers.Add(name="add")([x, y]))
     left = layers.Conv2D(3, 1, activation="silu", name="left")(x)
     right = layers.Conv2D(3, 1, activation="sigmoid", name="right")(x)
+    right = layers.Multiply(name="scaled")([right, right])
     x = layers.Concatenate(name="joined")([x, left, right])
     x = layers.AveragePooling2D(2, name="pool")(layers.ZeroPadding2D(name="pad")(x))
     x = layers.Flatten(name="flat")(layers.Dropout(0.2, name="drop2")(x))
@@ -62,8 +63,8 @@ def test_ranges_are_where_a_file_has_them():
         "image_range": ["image"],
         "conv_range": ["relu"],  # behind the normalization and the ReLU
         "deep_range": ["norm2"],
-        # One for what is joined, and for the pool behind; the sigmoid's own is changed to it.
-        "add_range": ["relu2", "left_silu", "right_sigmoid_range", "pool"],
+        # One for what is joined, and for the pool behind.
+        "add_range": ["relu2", "left_silu", "scaled", "pool"],
         "left_range": ["left"],
         "left_sigmoid_range": ["left_sigmoid"],
         "right_range": ["right"],
