@@ -10,7 +10,7 @@ import keras
 
 from keras_qareg import settings
 from keras_qareg.allocation.allocating import FORMS, allocate
-from keras_qareg.allocation.fitting import check_fit, exceeds, fit_archive
+from keras_qareg.allocation.fitting import fit_archive, keep_within
 from keras_qareg.callbacks import PenaltySchedule
 from keras_qareg.choices import check_choice, check_count
 from keras_qareg.data import Data, read
@@ -19,7 +19,7 @@ from keras_qareg.models import quantization_aware, share_weights, strip, wnq
 from keras_qareg.models.configuring import Setting
 from keras_qareg.models.distilling import TEMPERATURE
 from keras_qareg.models.selection import Layers, check_built, wrappers
-from keras_qareg.models.training import Job, Stage, assign, values_of
+from keras_qareg.models.training import Job, Stage, values_of
 from keras_qareg.plans import Plan
 from keras_qareg.report import table as text_table
 
@@ -237,14 +237,13 @@ def compressed(
         still = job.levels_of_untrained(student, levels, options.layers, options.weights)
         network = _after_training(student, options, plan, still)
     stages += [job.recalibrated(network, "recalibrated")]
+    before = None
     if tuning:
         share = 1.0 if options.method == "kmeans" else _TUNING_RATE
-        kept = values_of(network)
+        before = values_of(network)
         job.train(network, tuning, job.adam(share * options.learning_rate, tuning))
         stages += [Stage("tuned", job.judge(network)())]
-        if exceeds(network, plan):  # tables are other numbers now
-            assign(network, kept)
-    check_fit(network, plan)
+    keep_within(network, plan, before)  # tuned tables are other numbers
     return Compressed(network, tuple(stages), plan)
 
 

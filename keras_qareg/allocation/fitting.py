@@ -12,6 +12,7 @@ import numpy as np
 from keras_qareg.export import save_archive
 from keras_qareg.layers import QuantizationAware
 from keras_qareg.models.selection import wrappers
+from keras_qareg.models.training import assign
 from keras_qareg.plans import Plan
 
 # The least that a bit may cost, in squared distances between neighbouring levels; how often this is
@@ -28,17 +29,29 @@ def archive_bytes(model: keras.Model) -> int:
         return save_archive(model, Path(folder) / "model.qareg").stat().st_size
 
 
-def exceeds(model: keras.Model, plan: Plan | None) -> bool:
-    """Whether the archive of a model takes more bytes than its plan."""
-    return plan is not None and plan.weights == "archive" and archive_bytes(model) > plan.bytes
+def keep_within(
+    model: keras.Model, plan: Plan | None, before: list[np.ndarray] | None = None
+) -> None:
+    """Sees that the archive of a model takes no more bytes than its plan.
 
+    Args:
+        model: A shared model.
+        plan: Its plan, for an archive; of others nothing is asked.
+        before: The weights that it had, to which it goes back where the archive is too large.
 
-def check_fit(model: keras.Model, plan: Plan | None) -> None:
-    """Raises a `ValueError` where the archive of a model takes more bytes than its plan."""
-    if plan is not None and exceeds(model, plan):
+    Raises:
+        ValueError: If the archive is too large even then.
+    """
+    if plan is None or plan.weights != "archive":
+        return
+    size = archive_bytes(model)
+    if size > plan.bytes and before is not None:
+        assign(model, before)
+        size = archive_bytes(model)
+    if size > plan.bytes:
         raise ValueError(
             f"Expected an archive of no more than {plan.bytes:,} bytes. Received: one of "
-            f"{archive_bytes(model):,} after training. Ask for more bytes, or fewer levels."
+            f"{size:,} after training. Ask for more bytes, or fewer levels."
         )
 
 
