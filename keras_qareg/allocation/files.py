@@ -13,6 +13,7 @@ from keras_qareg.allocation.costs import FLOAT_BYTES, Costs, Kernel, as_written
 from keras_qareg.allocation.network import FIRST, Levels, Network
 from keras_qareg.export.archive.archive import coded_bytes, content_of
 from keras_qareg.export.litert.convert import draft
+from keras_qareg.numerics.codebook import Codebook
 
 
 class KernelCosts(Protocol):
@@ -89,6 +90,16 @@ class TFLite:
         return found
 
 
+def float_bytes(network: Network) -> int:
+    """Bytes of all weights of a network as float32."""
+    return FLOAT_BYTES * sum(math.prod(x.shape) for x in network.probe.model.weights)
+
+
+def archive_bytes(network: Network, books: Mapping[str, Codebook]) -> int:
+    """Bytes of the archive of a network with such kernels, which is made to know."""
+    return int(network.written(books, lambda plain, found: len(content_of(plain, found))))
+
+
 class Archive:
     """Archives of a network whose kernels have few levels.
 
@@ -104,16 +115,13 @@ class Archive:
         self._network = network
         self._sizes: dict[tuple[int | None, ...], int] = {}
         self.costs = _Coded(network)
-        weights = network.probe.model.weights
-        self.float_bytes = 4 * sum(math.prod(weight.shape) for weight in weights)
+        self.float_bytes = float_bytes(network)
 
     def bytes(self, levels: Levels) -> int:
         """Bytes of the archive with so many levels of each kernel, which is made to know."""
         key = tuple(levels)
         if key not in self._sizes:
-            self._sizes[key] = self._network.written(
-                self._network.books(levels), lambda plain, books: len(content_of(plain, books))
-            )
+            self._sizes[key] = archive_bytes(self._network, self._network.books(levels))
         return self._sizes[key]
 
 
@@ -140,7 +148,7 @@ class _Coded:
     def of(self, kernel: Kernel, levels: int | None) -> int:
         """Bytes of one kernel, about."""
         if levels is None:
-            return 4 * kernel.size
+            return FLOAT_BYTES * kernel.size
         known = self._known[kernel.path]
         places, bytes_ = np.log2([*known]), np.array([*known.values()], "float64")
         beyond = max(0.0, math.log2(levels) - float(places[-1]))

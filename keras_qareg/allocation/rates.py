@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from keras_qareg.allocation.files import archive_bytes, float_bytes
 from keras_qareg.allocation.network import PROBES, Network
 from keras_qareg.allocation.searching import Unmet
-from keras_qareg.export.archive.archive import coded_bytes, content_of
+from keras_qareg.export.archive.archive import coded_bytes
 from keras_qareg.numerics.codebook import Codebook
 from keras_qareg.plans import PlannedKernel, Point
 
@@ -47,8 +48,7 @@ class RateSearch:
         done: Callable[[], None],
     ):
         self.network, self._done = network, done
-        model = network.probe.model
-        self.float_bytes = 4 * sum(math.prod(weight.shape) for weight in model.weights)
+        self.float_bytes = float_bytes(network)
         self.sensitivities = np.array(
             [self._sensitivity(place, curve) for place, curve in enumerate(losses)]
         )
@@ -135,7 +135,7 @@ class RateSearch:
         return tuple(rows)
 
     def _size(self, books: Mapping[str, Codebook]) -> int:
-        return self.network.written(books, lambda plain, found: len(content_of(plain, found)))
+        return archive_bytes(self.network, books)
 
     def _rates(self, price: float) -> Choice:
         """The rate of each kernel, at a price of a bit, relative to a middle one, in powers of two."""

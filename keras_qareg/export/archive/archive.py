@@ -102,7 +102,6 @@ def save_archive(
         model, "float8"
     )  # a model from its configuration has these weights in another order
     plain = unquantized(model)
-    _check_range(plain, float_dtype)
     content = content_of(plain, codebooks(model), float_dtype, fold, effort)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
         draft = Path(folder) / path.name
@@ -111,19 +110,6 @@ def save_archive(
             compare(model, archive, path)
         draft.replace(path)
     return path
-
-
-def _check_range(plain: keras.Model, float_dtype: str) -> None:
-    if float_dtype != "float16":
-        return
-    most = np.finfo("float16").max
-    for weight in plain.weights:
-        values = np.asarray(ops.convert_to_numpy(weight))
-        if values.dtype == np.float32 and (np.isfinite(values) & (np.abs(values) > most)).any():
-            raise ValueError(
-                f"Expected numbers that float16 holds, up to {most:.0f}. Received: "
-                f"{np.abs(values).max():.3g} in '{weight.path}'. Take float_dtype='bfloat16'."
-            )
 
 
 def content_of(
@@ -246,10 +232,24 @@ def _section(
         each = 4 if float_dtype == "float32" else 2
         if len(section) < array.size * each:
             return section, Tensor(tensor.path, tensor.shape, tensor.dtype, KERNEL)
+    if float_dtype == "float16":
+        _check_range(tensor, array)
     if array.size < _LARGE:
         return None, tensor
     alone = Tensor(tensor.path, tensor.shape, tensor.dtype, ALONE)
     return encode_tensors([alone], [array], float_dtype), alone
+
+
+def _check_range(tensor: Tensor, array: np.ndarray) -> None:
+    if array.dtype != np.float32:
+        return
+    most = np.finfo("float16").max
+    largest = np.abs(np.where(np.isfinite(array), array, 0)).max(initial=0)
+    if largest > most:
+        raise ValueError(
+            f"Expected numbers that float16 holds, up to {most:.0f}. Received: {largest:.3g} in "
+            f"'{tensor.path}'. Take float_dtype='bfloat16'."
+        )
 
 
 def coded_bytes(book: Codebook, effort: str = "fast") -> int:
