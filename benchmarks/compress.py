@@ -11,6 +11,7 @@ control beside them: levels or a budget, with labels or from inputs alone. Rows 
 import argparse
 import os
 import tempfile
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -123,20 +124,24 @@ def tabulate(rows: list[Row]) -> str:
     return table(("", "test accuracy", "float", "seeds", ".tflite", "archive"), lines)
 
 
-def main() -> None:
-    parser = results.parser(__doc__)
-    parser.add_argument("--model", type=Path, required=True, help="ResNet8 as its authors gave it")
-    parser.add_argument("--float", type=Path, help="the same, trained on already; kept there")
+def add_options(parser: argparse.ArgumentParser, cells: Iterable[str], epochs: int) -> None:
+    """The options of studies that train a network for CIFAR-10 on, in several cells."""
     parser.add_argument("--data-dir", type=Path, required=True, help="cifar10-train.zip, -test.zip")
-    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--epochs", type=int, default=epochs)
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--cells", nargs="+", choices=[*CELLS], default=[*CELLS])
-    arguments = parser.parse_args()
-    parts = load("cifar10", arguments.data_dir)
-    start = arguments.float or arguments.out / "resnet8_float.keras"
-    if not start.exists():
-        trained(load_model(arguments.model), parts[0], 6, 3e-4, seed=0).save(start)
+    parser.add_argument("--cells", nargs="+", choices=[*cells], default=[*cells])
+
+
+def run(
+    name: str,
+    start: Path,
+    parts: tuple[Images, Images],
+    arguments: argparse.Namespace,
+    row: Callable[..., Row],
+    tabulate: Callable[[list[Row]], str],
+) -> None:
+    """Computes the cells of such a study, each once, from the float network in a file."""
     model = load_model(start)
     model.compile("sgd", LOSS, metrics=["accuracy"])
     known = accuracy(model, parts[1])
@@ -145,12 +150,25 @@ def main() -> None:
         settings = argparse.Namespace(**{**vars(arguments), "seed": cell["seed"]})
         return {"float": known, **row(cell["cell"], model, parts, settings)}
 
-    study = Study(arguments.out / "compress.jsonl", ("cell", "seed", "epochs", "rate"))
+    study = Study(arguments.out / f"{name}.jsonl", ("cell", "seed", "epochs", "rate"))
     common = {"epochs": arguments.epochs, "rate": arguments.rate}
     cells = [
-        {"cell": name, "seed": s, **common} for s in arguments.seeds for name in arguments.cells
+        {"cell": cell, "seed": s, **common} for s in arguments.seeds for cell in arguments.cells
     ]
     study.tabulated(cells, compute, "accuracy", tabulate)
+
+
+def main() -> None:
+    parser = results.parser(__doc__)
+    parser.add_argument("--model", type=Path, required=True, help="ResNet8 as its authors gave it")
+    parser.add_argument("--float", type=Path, help="the same, trained on already; kept there")
+    add_options(parser, CELLS, epochs=10)
+    arguments = parser.parse_args()
+    parts = load("cifar10", arguments.data_dir)
+    start = arguments.float or arguments.out / "resnet8_float.keras"
+    if not start.exists():
+        trained(load_model(arguments.model), parts[0], 6, 3e-4, seed=0).save(start)
+    run("compress", start, parts, arguments, row, tabulate)
 
 
 if __name__ == "__main__":

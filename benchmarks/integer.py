@@ -9,7 +9,6 @@ test images. Rows are appended to `integer.jsonl`, one a cell; a run that was st
 was.
 """
 
-import argparse
 import os
 import tempfile
 from pathlib import Path
@@ -23,11 +22,10 @@ import numpy as np
 
 import keras_qareg as qareg
 from benchmarks import results
-from benchmarks.compress import LOSS, Batches, accuracy
+from benchmarks.compress import LOSS, Batches, accuracy, add_options, run
 from benchmarks.pareto import litert_accuracy
 from examples.data import Images, load
-from examples.study import Row, Study, written
-from keras_qareg.cli.opening import load_model
+from examples.study import Row, written
 from keras_qareg.report import table
 
 # Values a kernel; `None` are 8 bits. What has so little to mend trains at less than the rate.
@@ -114,28 +112,11 @@ def tabulate(rows: list[Row]) -> str:
 
 def main() -> None:
     parser = results.parser(__doc__)
-    parser.add_argument("--float", type=Path, required=True, help="the same, trained on already")
-    parser.add_argument("--data-dir", type=Path, required=True, help="cifar10-train.zip, -test.zip")
-    parser.add_argument("--epochs", type=int, default=5)
-    parser.add_argument("--rate", type=float, default=1e-3)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--cells", nargs="+", choices=[*LEVELS], default=[*LEVELS])
+    parser.add_argument("--float", type=Path, required=True, help="ResNet8, trained on already")
+    add_options(parser, LEVELS, epochs=5)
     arguments = parser.parse_args()
     parts = load("cifar10", arguments.data_dir)
-    model = load_model(arguments.float)
-    model.compile("sgd", LOSS, metrics=["accuracy"])
-    known = accuracy(model, parts[1])
-
-    def compute(cell: Row) -> Row:
-        settings = argparse.Namespace(**{**vars(arguments), "seed": cell["seed"]})
-        return {"float": known, **row(cell["cell"], model, parts, settings)}
-
-    study = Study(arguments.out / "integer.jsonl", ("cell", "seed", "epochs", "rate"))
-    common = {"epochs": arguments.epochs, "rate": arguments.rate}
-    cells = [
-        {"cell": name, "seed": s, **common} for s in arguments.seeds for name in arguments.cells
-    ]
-    study.tabulated(cells, compute, "accuracy", tabulate)
+    run("integer", arguments.float, parts, arguments, row, tabulate)
 
 
 if __name__ == "__main__":
