@@ -171,19 +171,22 @@ class _Work:
         if options.quiet or (options.dry_run and shown == 2):
             shown = 0
         given = {name: getattr(options, name) for name in _WORDS}
+        form = "archive" if options.out.suffix == ARCHIVE else options.weights
+        budget = budget_of(options)
         way = Options(
             **its,
             **{name: value for name, value in given.items() if value is not None},
             target_bytes=options.target_bytes,
             target_ratio=options.target_ratio,
-            form="archive" if options.out.suffix == ARCHIVE else options.weights,
+            # Without a budget it is the writer's alone, which knows forms that no plan is made for.
+            form="auto" if budget is None else form,
             # Files are written with these too, and full-integer then.
             representative_data=None if self.examples is None else self.examples[0],
             layers=options.layers,
             seed=options.seed,
             verbose=shown,
         )
-        if budget_of(options) is None:
+        if budget is None:
             return way
         if not options.dry_run:
             self._say(f"Planning levels on {options.data}")
