@@ -267,7 +267,7 @@ def _ranged(
     """The full-integer file of a model with ranges."""
     content = source.with_ranges(options["input_type"], options["output_type"])
     check_integer(content)
-    content, kernels = keep_grids(content, books)
+    content, kernels = keep_grids(content, books, source.float32)
     check_codes(model, kernels)
     content = with_exact_ranges(content, source.float32, ranges)
     runnable = content

@@ -7,7 +7,7 @@ the grid times a power of two, which loses nothing; scales and biases follow.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -15,36 +15,42 @@ import numpy as np
 from keras_qareg.export.litert import flatbuffer
 from keras_qareg.export.litert.flatbuffer import PLACES, Constant, operator_name
 from keras_qareg.export.litert.forms import KernelForm
+from keras_qareg.export.litert.pairing import float_kernels
 from keras_qareg.export.litert.recognition import Recognized, along, recognize_codes
 from keras_qareg.export.litert.writer import to_bytes
 from keras_qareg.numerics.codebook import Codebook
 
-_LARGEST, _LARGEST_BIAS = 127, 2**31 - 1
+# Half of what 32 bits hold: steps of inputs are made exact afterwards.
+_LARGEST, _LARGEST_BIAS = 127, 2**30
+# A folded value is the product of two float32 numbers, rounded once.
+_ROUNDING = 1e-6
 
 
 def keep_grids(
-    content: bytes, books: Iterable[tuple[str, Codebook]]
+    content: bytes, books: Iterable[tuple[str, Codebook]], floating: bytes | None = None
 ) -> tuple[bytes, list[KernelForm]]:
     """An int8 file with the exact codes of each kernel that is on an evenly spaced grid.
 
     Args:
         content: A `.tflite` file with int8 kernels.
         books: Paths and codebooks of the kernels of the Keras model.
+        floating: The float file of the same operators, if there is one. The converter has no steps
+            below 4e-9, so that small channels come out right with it alone.
 
     Returns:
         The content of the new file, and the form of each int8 constant of two or more axes.
     """
     books, forms, expected = list(books), [], {}
     model = flatbuffer.read(content)
+    kernels = {} if floating is None else float_kernels(model, flatbuffer.read(floating))
     for constant in flatbuffer.constants(model, "int8"):
         details = model.subgraphs[constant.graph].tensors[constant.tensor].quantization
         scales = np.array(details.scale, "float32")
         found = recognize_codes(constant.values, scales, details.quantizedDimension, books)
         grid, exact, reason = None, False, "no kernel with few values"
         if found is not None:
-            grid, reason = _grid(constant, found, scales)
-        if grid is not None and _biases(model, constant, grid[1]) is None:
-            grid, reason = None, "rounded: its biases do not fit the steps"
+            kernel = kernels.get(constant.tensor) if constant.graph == 0 else None
+            grid, reason = _grid(constant, found, scales, _least(model, constant), kernel)
         if found is not None and grid is not None:
             _replace(model, constant, found, *grid)
             tables = grid[0].astype("float32") * grid[1]
@@ -59,7 +65,11 @@ def keep_grids(
 
 
 def _grid(
-    constant: Constant, found: Recognized, scales: np.ndarray
+    constant: Constant,
+    found: Recognized,
+    scales: np.ndarray,
+    least: np.ndarray,
+    kernel: np.ndarray | None,
 ) -> tuple[tuple[np.ndarray, np.ndarray] | None, str]:
     """Codes `(levels, channels)` and scales `(channels,)`, or why there are none."""
     others = constant.consumers - set(PLACES)
@@ -71,21 +81,48 @@ def _grid(
         return None, "rounded: its values are on no evenly spaced grid"
     codes, steps = grid
     multiple = 2 ** int(np.log2(_LARGEST / np.abs(codes.astype("int64")).max()))
+    if kernel is not None:
+        factors = _float_factors(found, base, kernel)
+    else:
+        factors = _code_factors(found, base, scales)
+    if factors is None:
+        return None, "rounded: the largest weight is not at 127"
+    factors = np.where(np.abs(np.abs(factors) - 1) < 1e-5, np.sign(factors), factors)
+    steps = steps.astype("float64") * factors
+    exact = np.abs(steps) / multiple
+    # A step below all float32 numbers, or one of which a bias is more than 32 bits hold, becomes a
+    # longer one. A channel of zeros keeps the one that its bias has.
+    longer = np.maximum(exact, np.maximum(least, np.finfo("float32").tiny))
+    new = np.where(steps != 0, np.where(longer > exact, longer, exact), scales)
+    signed = np.rint(codes.astype("float64")[:, None] * steps / new)
+    return (signed.astype("int8"), new.astype("float32")), ""
+
+
+def _float_factors(found: Recognized, base: np.ndarray, kernel: np.ndarray) -> np.ndarray | None:
+    """What BatchNormalization made of each channel, from the float kernel; `None` if it is another."""
+    weights = _values(found, base).astype("float64")
+    others = tuple(axis for axis in range(weights.ndim) if axis != found.axis)
+    squares = np.square(weights).sum(axis=others)
+    factors = (weights * kernel).sum(axis=others) / np.where(squares > 0, squares, 1.0)
+    channels: Any = factors if found.axis is None else along(factors, found.axis, weights.ndim)
+    near = np.abs(weights * channels - kernel) <= _ROUNDING * np.abs(kernel).max()
+    return np.atleast_1d(factors) if near.all() else None
+
+
+def _code_factors(found: Recognized, base: np.ndarray, scales: np.ndarray) -> np.ndarray | None:
+    """The same from the largest weight of each channel, which the converter puts at 127.
+
+    Its scale is that weight over 127, which is more exact than its other codes. Some channels become
+    zeros.
+    """
     largest = np.abs(found.tables.astype("int64")).argmax(axis=0)
     channels = np.arange(scales.size)
     reached = found.tables[largest, channels].astype("int64")
     if not np.isin(np.abs(reached), (0, _LARGEST)).all():
-        return None, "rounded: the largest weight is not at 127"
-    # What BatchNormalization made of the channel, from its largest weight: the converter's scale is
-    # that weight over 127, which is more exact than its other codes. Some channels become zeros.
+        return None
     weights = np.broadcast_to(base, found.tables.shape)[largest, channels].astype("float64")
-    factors = reached * scales.astype("float64") / np.where(reached != 0, weights, 1.0)
-    factors = np.where(np.abs(np.abs(factors) - 1) < 1e-5, np.sign(factors), factors)
-    signs = np.sign(factors * steps).astype("int64")
-    # A channel of zeros keeps the scale that its bias has.
-    scales = np.where(factors != 0, np.abs(factors) * np.abs(steps) / multiple, scales)
-    signed, new = codes.astype("int64")[:, None] * multiple * signs, scales.astype("float32")
-    return (signed.astype("int8"), new), ""
+    factors: np.ndarray = reached * scales.astype("float64") / np.where(reached != 0, weights, 1.0)
+    return factors
 
 
 def _replace(
@@ -99,7 +136,7 @@ def _replace(
         axis = tensor.quantization.quantizedDimension
         channels = along(np.arange(scales.size), axis, found.indices.ndim)
     tensor.buffer = flatbuffer.add_buffer(model, codes[found.indices, channels])
-    for bias, values, steps in _biases(model, constant, scales) or []:
+    for bias, values, steps in _biases(model, constant, scales):
         bias.buffer = flatbuffer.add_buffer(model, values.astype("<i4"))
         bias.quantization.scale = [float(np.float32(step)) for step in steps]
     tensor.quantization.scale = [float(scale) for scale in scales]
@@ -107,14 +144,28 @@ def _replace(
 
 def _biases(
     model: Any, constant: Constant, scales: np.ndarray
-) -> list[tuple[Any, np.ndarray, np.ndarray]] | None:
-    """The biases beside a kernel as they are with other scales: the tensor, its codes, its steps.
+) -> list[tuple[Any, np.ndarray, np.ndarray]]:
+    """The biases beside a kernel as they are with other scales: the tensor, its codes, its steps."""
+    before = np.array(
+        model.subgraphs[constant.graph].tensors[constant.tensor].quantization.scale, "float64"
+    )
+    return [
+        (bias, np.rint(codes * (before / scales)), step * scales.astype("float64"))
+        for bias, codes, step in _integer_biases(model, constant)
+    ]
 
-    `None` where a code does not fit 32 bits.
-    """
+
+def _least(model: Any, constant: Constant) -> np.ndarray:
+    """The shortest steps of a kernel with which the biases beside it are integers of 32 bits."""
+    scales = model.subgraphs[constant.graph].tensors[constant.tensor].quantization.scale
+    codes = [np.abs(codes) for _, codes, _ in _integer_biases(model, constant)]
+    found: np.ndarray = np.max([np.zeros(len(scales)), *codes], axis=0)
+    return found * np.array(scales, "float64") / _LARGEST_BIAS
+
+
+def _integer_biases(model: Any, constant: Constant) -> Iterator[tuple[Any, np.ndarray, float]]:
+    """The biases beside a kernel that are integers: the tensor, its codes, the step of the input."""
     graph = model.subgraphs[constant.graph]
-    before = np.array(graph.tensors[constant.tensor].quantization.scale, "float64")
-    found = []
     for operator in graph.operators:
         where = PLACES.get(operator_name(model, operator))
         if where is None or operator.inputs[where.kernel] != constant.tensor:
@@ -128,11 +179,8 @@ def _biases(
         data = model.buffers[bias.buffer].data
         if data is None or bias.quantization is None or bias.quantization.scale is None:
             continue  # float, beside int8 kernels: only weights are quantized
-        values = np.rint(np.frombuffer(bytes(data), "<i4") * (before / scales))
-        if np.abs(values).max(initial=0) > _LARGEST_BIAS:
-            return None
-        found.append((bias, values, float(given.quantization.scale[0]) * scales.astype("float64")))
-    return found
+        codes = np.frombuffer(bytes(data), "<i4").astype("float64")
+        yield bias, codes, float(given.quantization.scale[0])
 
 
 def _prove(

@@ -19,6 +19,7 @@ from keras.layers import Layer
 from keras_qareg.export.litert import flatbuffer
 from keras_qareg.export.litert.flatbuffer import PLACES, operator_name
 from keras_qareg.export.litert.forms import KernelForm
+from keras_qareg.export.litert.pairing import CASTS, computing, paired
 from keras_qareg.export.litert.widening import FIXED_ENDS, WIDE_END, widen
 from keras_qareg.export.litert.writer import to_bytes
 from keras_qareg.layers import EXTENDED, QUANTIZED, ActivationRange, IntegerKernels, kernels
@@ -32,9 +33,9 @@ _APART, _NEAR = 2.0**-18, 2.0**-20
 # It takes ranges of less than 1e-6 for nothing.
 _LEAST = 2.0**-20
 _TOLD = 6
-_SHAPES = ("RESHAPE", "SQUEEZE", "EXPAND_DIMS")
 _LARGEST_BIAS = {8: 2**31 - 1, 16: 2**47 - 1}
-CASTS = ("QUANTIZE", "DEQUANTIZE")
+# Runtimes count the 6 of a ReLU6 in steps of the output, as an integer of 32 bits.
+_SMALLEST_STEP = 6 / 2**31
 
 
 @dataclass(frozen=True)
@@ -200,7 +201,7 @@ def without_fakes(content: bytes) -> bytes:
         if operator_name(model, operator) in CASTS:
             given = int(operator.inputs[0])
             before[int(operator.outputs[0])] = before.get(given, given)
-    graph.operators = _computing(model)
+    graph.operators = computing(model)
     for operator in graph.operators:
         operator.inputs = [before.get(place, place) for place in flatbuffer.listed(operator.inputs)]
     ends = flatbuffer.listed(graph.outputs)
@@ -232,9 +233,10 @@ def with_exact_ranges(content: bytes, fake: bytes, ranges: Ranges) -> bytes:
         known = ranges.bits == 16 and given in FIXED_ENDS
         step, zero_point = (WIDE_END, 0) if known else ranges.grids[_range_of(labels, *given)]
         details.scale, details.zeroPoint = [float(step)], [zero_point + shift]
+    _drop_idle_caps(model)
     floating = flatbuffer.read(fake)
     if ranges.bits == 16:
-        widen(model, list(paired(model, floating)), floating)
+        widen(model, paired(model, floating), floating)
     _fit_biases(model, floating, ranges.bits)
     content = to_bytes(model)
     check_ranges(content, ranges)
@@ -260,6 +262,19 @@ def _join_casts(model: Any) -> None:
         for operator in graph.operators
         if operator_name(model, operator) != "DEQUANTIZE" or operator.outputs[0] in read
     ]
+
+
+def _drop_idle_caps(model: Any) -> None:
+    """A ReLU in the place of a ReLU6 whose outputs are so small that 6 is no number of their steps."""
+    from ai_edge_litert.schema_py_generated import ActivationFunctionType as Kind
+
+    graph = model.subgraphs[0]
+    for operator in graph.operators:
+        options = operator.builtinOptions
+        if getattr(options, "fusedActivationFunction", None) == Kind.RELU6:
+            (step,) = graph.tensors[operator.outputs[0]].quantization.scale
+            if step <= 2 * _SMALLEST_STEP:
+                options.fusedActivationFunction = Kind.RELU
 
 
 def check_ranges(content: bytes, ranges: Ranges) -> None:
@@ -343,32 +358,3 @@ def _bias(floating: Any, operator: Any, place: int, size: int) -> np.ndarray:
     tensor = floating.subgraphs[0].tensors[operator.inputs[place]]
     raw = bytes(floating.buffers[tensor.buffer].data)
     return np.frombuffer(raw, "<f4").astype("float64")
-
-
-def _computing(model: Any) -> list[Any]:
-    """The operators of a file that are no casts."""
-    return [o for o in model.subgraphs[0].operators if operator_name(model, o) not in CASTS]
-
-
-def paired(model: Any, floating: Any) -> Iterator[tuple[Any, Any]]:
-    """The operators of a file and of the float file of the same model, but for casts and shapes.
-
-    Between casts a RESHAPE stays that is otherwise a part of a dense layer.
-
-    Raises:
-        ValueError: If they are others.
-    """
-    files = [
-        [o for o in _computing(read) if operator_name(read, o) not in _SHAPES]
-        for read in (model, floating)
-    ]
-    names = [
-        [operator_name(read, o) for o in operators]
-        for read, operators in zip((model, floating), files, strict=True)
-    ]
-    if names[0] != names[1]:
-        raise ValueError(
-            f"Expected the operators of the float file, {names[1]}. Received: {names[0]}. Nothing was "
-            "written; please report the model."
-        )
-    yield from zip(*files, strict=True)

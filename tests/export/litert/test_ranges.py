@@ -197,6 +197,39 @@ def test_ranges_that_are_nearly_equal_are_told_apart(tmp_path):
     assert report.agreement.examples == 64
 
 
+def test_small_steps_have_a_relu_in_the_place_of_a_relu6(tmp_path):
+    # Networks with fresh weights and normalizations have such: 6 is no integer of so many steps.
+    given = keras.Input((6,))
+    fc = layers.Dense(6, use_bias=False, name="fc")
+    x = integers(fc)(ranged(-1, 1)(given))
+    model = keras.Model(given, ranged(0, 2e-8)(layers.ReLU(6)(x)))
+    fc.kernel.assign(np.random.default_rng(0).normal(0, 1e-8, (6, 6)))
+    report = qareg.export.litert(model, tmp_path / "m.tflite", "int8")
+    assert report.agreement.steps <= 1
+
+
+@pytest.mark.parametrize("levels", [None, 16])
+def test_channels_of_next_to_nothing_are_what_they_are(levels, tmp_path):
+    # The converter has no steps below 4e-9, and biases are integers of steps.
+    random = np.random.default_rng(0)
+    model = keras.Sequential(
+        [
+            keras.Input((6, 6, 3)),
+            layers.Conv2D(6, 3, use_bias=False, name="conv"),
+            layers.BatchNormalization(name="norm"),
+            layers.ReLU(),
+        ]
+    )
+    factors = np.array([1e-32, 1e-9, 1e-6, 0, 1e-18, 1])
+    model.get_layer("conv").kernel.assign(random.normal(size=(3, 3, 3, 6)) * factors)
+    model.get_layer("norm").beta.assign([0.3, 0.3, 0, 0.3, 0.3, 0])
+    model.get_layer("norm").moving_variance.assign([1, 1e-12, 1e-6, 1, 1e-30, 1])
+    shared = qareg.share_weights(model, levels, method="kmeans") if levels else model
+    quantized = qareg.quantize_activations(shared, random.uniform(-1, 1, (64, 6, 6, 3)))
+    report = qareg.export.litert(quantized, tmp_path / "m.tflite", "int8")
+    assert report.agreement.steps <= 1 and report.agreement.equal > 0.99, report.agreement
+
+
 def test_files_of_other_ranges_are_refused(exported):
     model, _, path = exported
     ranges, content = Ranges.of(model), path.read_bytes()
