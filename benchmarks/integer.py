@@ -3,12 +3,14 @@
     python -m benchmarks.integer --float resnet8_float.keras --data-dir DATA --out results
 
 Each cell trains the float network on for `--epochs`, taught by it and by labels, with 8-bit activations
-and with kernels of 8 bits, or of 16 or 4 values. Beside it stand the file of its calibration alone, and
-the post-training file of the same kernels trained without ranges. LiteRT runs the files on all
-test images. Rows are appended to `integer.jsonl`, one a cell; a run that was stopped goes on where it
+and with kernels of 8 bits, or of 16 or 4 values. Beside it stand the file of its calibration alone, the
+post-training file of the same kernels trained without ranges, and TFMOT's `quantize_model`, trained as
+long with labels by tf_keras (extra `tfmot`) in a process of its own. LiteRT runs the files on all test
+images. Rows are appended to `integer.jsonl`, one a cell; a run that was stopped goes on where it
 was.
 """
 
+import gzip
 import os
 import tempfile
 from pathlib import Path
@@ -24,13 +26,16 @@ import keras_qareg as qareg
 from benchmarks import results
 from benchmarks.compress import LOSS, Batches, accuracy, add_options, run
 from benchmarks.pareto import litert_accuracy
+from benchmarks.pareto_peers import trained_by_tfmot
 from examples.data import Images, load
 from examples.study import Row, written
 from keras_qareg.report import table
 
 # Values a kernel; `None` are 8 bits. What has so little to mend trains at less than the rate.
+TFMOT = "TFMOT quantize_model"
 LEVELS: dict[str, int | None] = {"8 bits": None, "16 values": 16, "4 values": 4}
 SHARES = {"8 bits": 0.3}
+CELLS = (*LEVELS, TFMOT)
 SAMPLES = 512
 
 
@@ -76,6 +81,8 @@ def filed(model: keras.Model, samples: np.ndarray | None, data: Images) -> dict[
 def row(name: str, model: keras.Model, parts: tuple[Images, Images], arguments: Any) -> Row:
     """The figures of a cell."""
     train, test = parts
+    if name == TFMOT:
+        return by_tfmot(model, test, arguments)
     keras.utils.set_random_seed(arguments.seed)
     order = np.random.default_rng(0).permutation(len(train.images))[: 8 * SAMPLES]
     many = train.images[order].astype("float32")
@@ -95,16 +102,31 @@ def row(name: str, model: keras.Model, parts: tuple[Images, Images], arguments: 
     return found
 
 
+def by_tfmot(model: keras.Model, test: Images, arguments: Any) -> Row:
+    """The figures of the peer."""
+    with tempfile.TemporaryDirectory() as folder:
+        names = ("epochs", "rate", "seed")
+        settings = {name: getattr(arguments, name) for name in names}
+        settings["data-dir"] = arguments.data_dir.resolve()
+        found = trained_by_tfmot("tfmot_quantizing", model, Path(folder), settings)
+        content = (Path(folder) / "int8.tflite").read_bytes()
+    size = {"bytes": len(content), "gzip": len(gzip.compress(content, 9))}
+    known = litert_accuracy(content, test)
+    return {"keras": found["keras"], "accuracy": known, "trained": {"accuracy": known, **size}}
+
+
 def tabulate(rows: list[Row]) -> str:
     """A line a cell: means over seeds."""
     lines = []
-    for name in LEVELS:
+    for name in CELLS:
         same = [row for row in rows if row["cell"] == name]
         if same:
-            after = np.mean([row["without ranges"]["accuracy"] for row in same])
-            before = np.mean([row["calibrated"]["accuracy"] for row in same])
+            others = [
+                f"{np.mean([row[way]['accuracy'] for row in same]):.2f}" if way in same[0] else ""
+                for way in ("calibrated", "without ranges")
+            ]
             size = max(row["trained"]["bytes"] for row in same)
-            means = (written(same, "accuracy"), f"{before:.2f}", f"{after:.2f}")
+            means = (written(same, "accuracy"), *others)
             lines.append((name, *means, written(same, "float"), str(len(same)), f"{size:,}"))
     header = ("kernels", "trained", "calibrated alone", "post-training", "float", "seeds", "bytes")
     return table(header, lines)
@@ -113,7 +135,7 @@ def tabulate(rows: list[Row]) -> str:
 def main() -> None:
     parser = results.parser(__doc__)
     parser.add_argument("--float", type=Path, required=True, help="ResNet8, trained on already")
-    add_options(parser, LEVELS, epochs=5)
+    add_options(parser, CELLS, epochs=5)
     arguments = parser.parse_args()
     parts = load("cifar10", arguments.data_dir)
     run("integer", arguments.float, parts, arguments, row, tabulate)

@@ -6,6 +6,7 @@ clustering by TensorFlow Model Optimization, from a process that has tf_keras
 """
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -180,24 +181,40 @@ def _tfmot() -> Iterator[tuple[str, Maker]]:
 def _clustered(context: Context, levels: int, form: str) -> bytes:
     """A file of TFMOT's clustered model, which is trained once for all forms."""
     folder = context.kept / f"tfmot_{levels}_{context.epochs}"
-    if not (folder / "done.json").exists():
+    settings = {
+        "data-dir": context.data_dir,
+        "levels": levels,
+        "epochs": context.epochs,
+        "rate": context.rate,
+        "seed": context.seed,
+    }
+    trained_by_tfmot("tfmot_clustering", context.model, folder, settings)
+    return (folder / f"{form}.tflite").read_bytes()
+
+
+def trained_by_tfmot(
+    program: str, model: keras.Model, folder: Path, settings: dict[str, Any]
+) -> dict[str, Any]:
+    """What a program of `benchmarks` found that has tf_keras, in a process of its own; run once.
+
+    Args:
+        program: Its name.
+        model: ResNet8, whose weights it gets.
+        folder: Where it writes its files, and `done.json` last.
+        settings: Its other options.
+    """
+    done = folder / "done.json"
+    if not done.exists():
         folder.mkdir(parents=True, exist_ok=True)
         weights = folder / "weights.npz"
-        arrays: Any = {each.path: np.asarray(each) for each in context.model.weights}
+        arrays: Any = {each.path: np.asarray(each) for each in model.weights}
         np.savez(weights, **arrays)
-        settings = {
-            "weights": weights,
-            "data-dir": context.data_dir,
-            "levels": levels,
-            "epochs": context.epochs,
-            "rate": context.rate,
-            "seed": context.seed,
-            "out": folder,
-        }
-        words = [str(word) for name, value in settings.items() for word in (f"--{name}", value)]
-        command = [sys.executable, "-m", "benchmarks.tfmot_clustering", *words]
+        given = {"weights": weights, "out": folder, **settings}
+        words = [str(word) for name, value in given.items() for word in (f"--{name}", value)]
+        command = [sys.executable, "-m", f"benchmarks.{program}", *words]
         subprocess.run(command, check=True, env={**os.environ, "TF_USE_LEGACY_KERAS": "1"})
-    return (folder / f"{form}.tflite").read_bytes()
+    found: dict[str, Any] = json.loads(done.read_text())
+    return found
 
 
 def unsupported(error: Exception) -> dict[str, Any]:

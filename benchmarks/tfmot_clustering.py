@@ -105,7 +105,7 @@ def clustered(model: Any, data: Images, levels: int, epochs: int, rate: float, s
 
 
 def converted(model: Any, form: str, samples: np.ndarray) -> bytes:
-    """A `.tflite` in float32, with int8 weights, or full integer inside."""
+    """A `.tflite` in float32, with int8 weights, or full integer inside: by samples, or as learned."""
     import tensorflow as tf
 
     converter = tf.lite.TFLiteConverter.from_keras_model(model)
@@ -117,29 +117,41 @@ def converted(model: Any, form: str, samples: np.ndarray) -> bytes:
     return content
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+def settings(description: str | None) -> argparse.ArgumentParser:
+    """The options of the programs that train ResNet8 by TFMOT."""
+    parser = argparse.ArgumentParser(description=(description or "").split("\n")[0])
     parser.add_argument("--weights", type=Path, required=True, help=".npz of the float model")
     parser.add_argument("--data-dir", type=Path, required=True)
-    parser.add_argument("--levels", type=int, required=True)
     parser.add_argument("--epochs", type=int, required=True)
     parser.add_argument("--rate", type=float, required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True, help="a folder for the files")
-    given = parser.parse_args()
+    return parser
+
+
+def start(given: argparse.Namespace) -> tuple[Any, Images, Images]:
+    """The float model, and the images to train on and to test with."""
     import tf_keras
 
     tf_keras.utils.set_random_seed(given.seed)
     train, test = load("cifar10", given.data_dir)
     with np.load(given.weights) as arrays:
-        model = with_weights(dict(arrays))
-    images = test.images.astype("float32")
+        return with_weights(dict(arrays)), train, test
 
-    def accuracy(network: Any) -> float:
-        found = network.predict(images, batch_size=500, verbose=0).argmax(axis=1)
-        return 100 * float(np.mean(found == test.labels))
 
-    before = accuracy(model)
+def known(model: Any, data: Images) -> float:
+    """Percent of the images that a network knows."""
+    images = data.images.astype("float32")
+    found = model.predict(images, batch_size=500, verbose=0).argmax(axis=1)
+    return 100 * float(np.mean(found == data.labels))
+
+
+def main() -> None:
+    parser = settings(__doc__)
+    parser.add_argument("--levels", type=int, required=True)
+    given = parser.parse_args()
+    model, train, test = start(given)
+    before = known(model, test)
     done = clustered(model, train, given.levels, given.epochs, given.rate, given.seed)
     # Folders of classes are read one after the other: the first images are of one class.
     places = np.random.default_rng(0).permutation(len(train.labels))[:CALIBRATION]
@@ -148,7 +160,7 @@ def main() -> None:
         (given.out / f"{form}.tflite").write_bytes(converted(done, form, samples))
     kernels = [weight.numpy() for weight in done.weights if "kernel" in weight.name]
     values = max(len(np.unique(kernel)) for kernel in kernels)
-    found = {"float": before, "keras": accuracy(done), "values": values}
+    found = {"float": before, "keras": known(done, test), "values": values}
     (given.out / "done.json").write_text(json.dumps(found))
 
 
