@@ -53,6 +53,7 @@ def study(arguments: argparse.Namespace) -> keras.Model:
     def compute(cell: Row) -> Row:
         nonlocal best
         seed, levels, method = cell["seed"], cell["levels"], cell["method"]
+        print(f"{method}, {levels} levels, seed {seed}: {arguments.epochs} epochs", flush=True)
         if method != BASELINE:
             regularizer = getattr(qareg.regularizers, method)(levels)
             model = train(train_data, seed, regularizer, arguments.epochs)
