@@ -176,3 +176,23 @@ def test_models_are_exported(make, hub, tmp_path):
     shape = dict.fromkeys(inputs, (6,)) if isinstance(inputs, dict) else None
     qareg.export.litert(model, tmp_path / "model.tflite", "smallest", input_shape=shape)
     assert qareg.export.verify(model, tmp_path / "model.tflite").startswith("equal")
+
+
+@tensorflow_only
+def test_a_classifier_becomes_full_integer(hub, tmp_path):
+    backbone = hub.ResNetBackbone(
+        input_conv_filters=[64],
+        input_conv_kernel_sizes=[3],
+        stackwise_num_filters=[64],
+        stackwise_num_blocks=[2],
+        stackwise_num_strides=[1],
+        block_type="basic_block",
+        image_shape=(16, 16, 3),
+    )
+    model = hub.ResNetImageClassifier(backbone=backbone, num_classes=5, activation="softmax")
+    images = np.random.default_rng(0).normal(size=(32, 16, 16, 3)).astype("float32")
+    qareg.recalibrate(model, images)
+    with pytest.warns(UserWarning, match="is a ResNetImageClassifier; the new one is a keras.Model"):
+        quantized = qareg.quantize_activations(model, images)
+    report = qareg.export.litert(quantized, tmp_path / "m.tflite", "int8")
+    assert report.agreement.steps <= 4 and report.agreement.equal > 0.5
