@@ -232,8 +232,8 @@ def compressed(
         tuning = 0 if options.method == "wnq" else tuning
         stages += [job.recalibrated(student, "quantized")]
         rate = options.optimizer or job.adam(options.learning_rate, options.epochs - tuning)
-        job.train(student, options.epochs - tuning, rate, _callbacks(student))
-        stages += [Stage("trained", job.judge(student)())]
+        epochs, callbacks = options.epochs - tuning, _callbacks(student)
+        stages += [job.trained(student, "trained", epochs, rate, callbacks)]
         still = job.levels_of_untrained(student, levels, options.layers, options.weights)
         network = _after_training(student, options, plan, still)
     stages += [job.recalibrated(network, "recalibrated")]
@@ -241,8 +241,8 @@ def compressed(
     if tuning:
         share = 1.0 if options.method == "kmeans" else _TUNING_RATE
         before = values_of(network)
-        job.train(network, tuning, job.adam(share * options.learning_rate, tuning))
-        stages += [Stage("tuned", job.judge(network)())]
+        rate = job.adam(share * options.learning_rate, tuning)
+        stages += [job.trained(network, "tuned", tuning, rate)]
     keep_within(network, plan, before)  # tuned tables are other numbers
     return Compressed(network, tuple(stages), plan)
 

@@ -69,6 +69,15 @@ def test_inputs_alone_are_enough(task):
     assert table[0].split() == ["step", "accuracy", "agreement", "divergence", "loss"]
 
 
+@pytest.mark.one_backend
+def test_training_that_does_not_help_is_undone(task):
+    model, x, _ = task
+    options = Options(levels=16, epochs=2, learning_rate=100.0, seed=0, verbose=0)
+    done = compressed(model, x, options=options)
+    assert not done.stages[2].kept and "\ntrained (undone) " in str(done)
+    assert done.stages[2].results == done.stages[1].results
+
+
 @pytest.mark.slow
 def test_a_seed_gives_the_same_model_and_labels_another(task):
     model, x, y = task

@@ -166,14 +166,15 @@ class Job:
 
         return results
 
-    def train(
+    def trained(
         self,
         network: keras.Model,
+        name: str,
         epochs: int,
         optimizer: Any,
         callbacks: Sequence[keras.callbacks.Callback] = (),
-    ) -> None:
-        """Trains a network, and leaves it as it was after its best epoch, or at the start."""
+    ) -> Stage:
+        """The stage of training a network, which is left as after its best epoch, or as at the start."""
         best = _BestEpoch(self, network)
         # Where no loss is at work, penalties alone would move the weights.
         with frozen(self.untrained(network)):
@@ -185,6 +186,7 @@ class Job:
                 verbose=self.verbose,
             )
         best.restore()
+        return Stage(name, self.judge(network)(), kept=best.epoch is not None)
 
     def recalibrate(self, network: keras.Model) -> bool:
         """Measures batch normalization anew, where there are inputs enough; says whether."""
@@ -229,20 +231,20 @@ class _BestEpoch(keras.callbacks.Callback):
     def __init__(self, job: Job, network: keras.Model):
         super().__init__()
         self.job, self.network, self.judge = job, network, job.judge(network)
-        self.least = float("inf")
-        self._keep()
+        self.least, self.epoch = float("inf"), None
+        self._keep(None)
 
-    def _keep(self) -> None:
+    def _keep(self, epoch: int | None) -> None:
         value = badness(self.judge())
         if value < self.least:
-            self.least, self.weights = value, values_of(self.network)
+            self.least, self.epoch, self.weights = value, epoch, values_of(self.network)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         # Averages over steps in which weights jump are not those of the network that is kept; but few
         # inputs may not be enough for better ones.
-        self._keep()
+        self._keep(epoch)
         if self.job.recalibrate(self.network):
-            self._keep()
+            self._keep(epoch)
 
     def restore(self) -> None:
         """Gives the network the weights that it was best with."""

@@ -192,7 +192,9 @@ def test_a_classifier_becomes_full_integer(hub, tmp_path):
     model = hub.ResNetImageClassifier(backbone=backbone, num_classes=5, activation="softmax")
     images = np.random.default_rng(0).normal(size=(32, 16, 16, 3)).astype("float32")
     qareg.recalibrate(model, images)
-    with pytest.warns(UserWarning, match="is a ResNetImageClassifier; the new one is a keras.Model"):
+    with pytest.warns(
+        UserWarning, match="is a ResNetImageClassifier; the new one is a keras.Model"
+    ):
         quantized = qareg.quantize_activations(model, images)
     report = qareg.export.litert(quantized, tmp_path / "m.tflite", "int8")
     assert report.agreement.steps <= 4 and report.agreement.equal > 0.5
