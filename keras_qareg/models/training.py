@@ -231,7 +231,8 @@ class _BestEpoch(keras.callbacks.Callback):
     def __init__(self, job: Job, network: keras.Model):
         super().__init__()
         self.job, self.network, self.judge = job, network, job.judge(network)
-        self.least, self.epoch = float("inf"), None
+        self.least = float("inf")
+        self.epoch: int | None = None
         self._keep(None)
 
     def _keep(self, epoch: int | None) -> None:
