@@ -18,6 +18,7 @@ from .models import quantization_aware as quantization_aware
 from .models import quantize_activations as quantize_activations
 from .models import recalibrate as recalibrate
 from .models import share_weights as share_weights
+from .models import shrink as shrink
 from .models import strip as strip
 from .models import wnq as wnq
 from .numerics.codebook import Codebook as Codebook

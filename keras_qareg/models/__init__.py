@@ -17,6 +17,7 @@ from keras_qareg.models.legacy import from_tf_keras
 from keras_qareg.models.reading import codebooks, kernel_codebooks
 from keras_qareg.models.recalibrating import recalibrate
 from keras_qareg.models.sharing import share_weights
+from keras_qareg.models.shrinking import shrink
 from keras_qareg.models.stripping import quantizes_inputs, strip, unquantized
 from keras_qareg.models.wrapping import quantization_aware
 
@@ -30,6 +31,7 @@ __all__ = [
     "quantizes_inputs",
     "recalibrate",
     "share_weights",
+    "shrink",
     "strip",
     "unquantized",
     "wnq",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import keras
@@ -87,6 +87,25 @@ def copy_contents(old: Layer, new: Layer, is_entered: bool, thaw: bool = False) 
         # A copy: JAX gives the memory of a trained model's variables away at each step.
         after.assign(ops.copy(before))
     _copy_adapted_state(old, new)
+    return counterparts
+
+
+def copy_resized(old: Layer, new: Layer, values: Mapping[str, np.ndarray]) -> Counterparts:
+    """Gives the copy of a plain layer weights of its own shapes, and what was set on the layer's.
+
+    Args:
+        old: The layer.
+        new: Its copy, built, which may have a weight more.
+        values: The weights of the copy by name.
+
+    Returns:
+        Which weight became which; a weight that the layer had not is its own counterpart.
+    """
+    before = {weight.name: weight for weight in old.weights}
+    counterparts = [(before.get(weight.name, weight), weight) for weight in new.weights]
+    _copy_flags([(old, new)], counterparts, [])
+    for weight in new.weights:
+        weight.assign(values[weight.name])
     return counterparts
 
 

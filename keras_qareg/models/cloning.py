@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import keras
@@ -27,7 +27,13 @@ from keras_qareg.layers.keras_private import (
     unlocked,
     untracked,
 )
-from keras_qareg.models.accounting import account_for, check_lambdas, copy_contents, retie
+from keras_qareg.models.accounting import (
+    account_for,
+    check_lambdas,
+    copy_contents,
+    copy_resized,
+    retie,
+)
 from keras_qareg.models.compiling import compile_like
 from keras_qareg.models.graphs import copy_graph
 from keras_qareg.models.saving import copying, guard_configs
@@ -159,6 +165,7 @@ def clone(
     thaw: bool = False,
     graph: Callable[[Callable[[Any], Layer]], keras.Model] | None = None,
     replaced: Iterable[Layer] = (),
+    resized: Mapping[int, Mapping[str, Any]] | None = None,
 ) -> keras.Model:
     """A copy of a model, with its weights, in which some layers have a successor.
 
@@ -170,6 +177,8 @@ def clone(
         graph: Makes the new model, from a function that copies a layer or operation of the old one;
             `None` (default): of the same graph and class.
         replaced: Layers that others stand for in that graph: they have no copy.
+        resized: The weights of copies that have other shapes, or one more: arrays by name, for layers
+            by their identities.
 
     Returns:
         A built model with the weights and states of `model`, compiled like it where it was compiled.
@@ -182,10 +191,15 @@ def clone(
     with copying():
         copied = copies.of(model) if graph is None else copies.put_into(graph, model)
         _complete(copied, model)
+    resized = resized or {}
     counterparts = [
         found
         for old, new in copies.pairs
-        for found in copy_contents(old, new, id(old) in copies.inside, thaw)
+        for found in (
+            copy_resized(old, new, resized[id(old)])
+            if id(old) in resized
+            else copy_contents(old, new, id(old) in copies.inside, thaw)
+        )
     ]
     account_for(model, copied, counterparts, replaced)
     retie(model, copied, counterparts)
