@@ -52,8 +52,21 @@ def compress(options: argparse.Namespace) -> int:
             _seed(options.seed)  # before layers are made, which draw seeds of their own
         model = load_model(options.source, compiled=data is not None or judged is not None)
         check_built(model)
-        work = _Work(options, model, _examples(data, model), _examples(judged, model))
+        examples = _examples(data, model)
+        if options.shrink:
+            model = _shrunk(model, examples, options.quiet)
+        work = _Work(options, model, examples, _examples(judged, model))
         return work.done(its, conversion)
+
+
+def _shrunk(model: Any, examples: Any, quiet: bool) -> Any:
+    from keras_qareg.models import shrink
+
+    smaller = shrink(model, None if examples is None else examples[0])
+    if not quiet:
+        before, after = model.count_params(), smaller.count_params()
+        say(f"Removing channels that do nothing: {before:,} weights become {after:,}")
+    return smaller
 
 
 def _check_outputs(options: argparse.Namespace) -> None:

@@ -128,6 +128,11 @@ def _add_budgets(compress: argparse.ArgumentParser) -> None:
         help="one step a kernel, or one a channel; auto (default): what costs nothing in the file",
     )
     compress.add_argument(
+        "--shrink",
+        action="store_true",
+        help="first remove channels that do nothing, as pruning leaves them; outputs stay the same",
+    )
+    compress.add_argument(
         "--dry-run", action="store_true", help="print the plan of a budget, and write no model"
     )
 

@@ -38,6 +38,7 @@ def record(
         "model": options.source,
         "method": None if options.data is None else options.method or "auto",
         "seed": options.seed,
+        "shrink": options.shrink,
         **its,
         "plan": None if plan is None else plan_record(plan),
         "stages": [dataclasses.asdict(stage) for stage in stages],

@@ -44,11 +44,11 @@ def shrink(model: keras.Model, data: Any = None) -> keras.Model:
 
     Followed are dense layers, convolutions (transposed, depthwise and separable too), batch
     normalization, elementwise activations, pooling, padding, dropout, `Flatten`, `Reshape` that keeps
-    channels last, `Add` and `Concatenate`. Channels that anything else reads or makes stay: inputs and outputs of the
-    model and of models inside it, which are made smaller each for itself, channels that are not on the
-    last axis, grouped convolutions, layers that are called several times. A constant other than 0 stays
-    where a convolution pads its inputs with zeros, because there it makes a pattern at the borders. A
-    warning says what stayed for such reasons.
+    channels last, `Add` and `Concatenate`. Channels that anything else reads or makes stay: inputs and
+    outputs of the model and of models inside it, which are made smaller each for itself; channels that
+    are not on the last axis; grouped convolutions; layers that are called several times. A constant
+    that is not 0 stays where a convolution pads its inputs with zeros, because there it makes a pattern
+    at the borders. A warning says what stayed for such reasons.
 
     Args:
         model: A built, plain model. It stays as it is. Shrink before weights are shared or trained under
@@ -89,8 +89,8 @@ def shrink(model: keras.Model, data: Any = None) -> keras.Model:
             return made
     raise ValueError(
         f"Expected outputs of '{model.name}' within {_TOLERANCE:g} of their largest magnitude without "
-        f"the channels that do nothing. Received: a difference of {away:.2g}, as where numbers are so large "
-        "that float32 rounds them away. Pass inputs as in training (`data`)."
+        f"the channels that do nothing. Received: a difference of {away:.2g}, as where numbers are so "
+        "large that float32 rounds others away. Pass inputs as in training (`data`)."
     )
 
 
@@ -158,8 +158,8 @@ class _Plan:
         """Says what could have been removed, and was not."""
         if self._left:
             warnings.warn(
-                f"Left as they are, because what reads them is not followed, pads a constant other than "
-                f"0, or needs them elsewhere: {'; '.join(self._left)}.",
+                "Left as they are, because what reads them is not followed, adds others to them, or "
+                f"pads a constant that is not 0: {'; '.join(self._left)}.",
                 stacklevel=3,
             )
 
@@ -222,7 +222,7 @@ class _Plan:
     def _note(self, call: Call) -> None:
         (out,) = call.outputs
         count = int((out.idle & ~out.removed).sum())
-        if count and not out.held and len(out.kept) > 1:
+        if count and not out.ends and len(out.kept) > 1:
             channels = f"{count} channel" if count == 1 else f"{count} channels"
             self._left.append(f"{channels} of '{call.operation.name}'")
 

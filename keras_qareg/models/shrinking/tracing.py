@@ -31,6 +31,7 @@ class Channels:
         meets_padding: How far the outputs move, as a logarithm, where zeros beside the tensor are taken
             for what the channel is elsewhere.
         held: Whether all must stay.
+        ends: Whether they are an output of the graph.
         idle: Which of them leave the outputs as they are.
         removed: Which of them are removed.
     """
@@ -40,6 +41,7 @@ class Channels:
     gain: np.ndarray
     meets_padding: np.ndarray
     held: bool = False
+    ends: bool = False
     idle: np.ndarray = field(default_factory=lambda: np.zeros(0, "bool"))
     removed: np.ndarray = field(default_factory=lambda: np.zeros(0, "bool"))
 
@@ -101,6 +103,7 @@ def traced(graph: keras.Model, rule_of: Callable[[Any], Rule | None], least: flo
         calls.append(call)
     for tensor in graph.outputs:
         _hold(known[id(tensor)])
+        known[id(tensor)].ends = True
     for call in reversed(calls):
         _backward(call)
     with np.errstate(divide="ignore"):
