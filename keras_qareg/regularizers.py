@@ -17,8 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from keras_qareg.choices import Described, check_choice, deserialized, find
-from keras_qareg.numerics import penalties
-from keras_qareg.numerics.clustering import check_levels
+from keras_qareg.numerics import clustering, penalties
 from keras_qareg.numerics.tables import TABLES, evenly_spaced
 
 
@@ -31,14 +30,23 @@ class QuantizationRegularizer(Described, keras.regularizers.Regularizer):
             the default for `levels`. Defaults were chosen with Adam (`benchmarks/recipe.py`), whose
             steps do not grow with the strength; with plain SGD, choose a strength of less than about
             `0.5 / learning_rate` for `NearestSquared`, and less still for the others.
+        zero_basin: Whether one basin is exactly 0 and stays there. Inside `layers.QuantizationAware`
+            weights that are exactly 0 then stay 0 in training: what was pruned stays so.
     """
 
     learned = False
     # Default strength at 2, 4, 8 and 16 levels or more; between them it is interpolated (log-log).
     _strengths: tuple[float, float, float, float]
 
-    def __init__(self, levels: int = 16, *, strength: float | None = None):
-        self.levels = check_levels(levels)
+    def __init__(
+        self, levels: int = 16, *, strength: float | None = None, zero_basin: bool | str = "auto"
+    ):
+        self.levels = clustering.check_levels(levels)
+        if zero_basin not in (True, False, "auto"):
+            raise ValueError(
+                f"Expected `zero_basin` to be True, False or 'auto'. Received: {zero_basin!r}"
+            )
+        self.zero_basin = zero_basin
         if strength is None:
             strength = self.default_strength
         if not np.isfinite(strength) or strength < 0:
@@ -75,8 +83,13 @@ class QuantizationRegularizer(Described, keras.regularizers.Regularizer):
             config["strength"] = None
         return type(self).from_config(config)
 
+    def with_zero(self, zero_basin: bool) -> Any:
+        """The same with a basin at 0, or without."""
+        return type(self).from_config({**self.get_config(), "zero_basin": zero_basin})
+
     def get_config(self) -> dict[str, Any]:
-        return {"levels": self.levels, "strength": self.strength}
+        config = {"levels": self.levels, "strength": self.strength}
+        return {**config, "zero_basin": self.zero_basin}
 
 
 class _FixedBasins(QuantizationRegularizer):
@@ -88,10 +101,12 @@ class _FixedBasins(QuantizationRegularizer):
         strength: float | None = None,
         outside: str = "linear",
         table: str = "float32",
+        zero_basin: bool | str = "auto",
     ):
-        super().__init__(levels, strength=strength)
+        super().__init__(levels, strength=strength, zero_basin=zero_basin)
         check_choice("table", table, TABLES)
         self.table = table
+        check_zero(self, table)
         self.weight_range = _check_range(weight_range)
         if outside not in penalties.OUTSIDE:
             raise ValueError(
@@ -103,8 +118,15 @@ class _FixedBasins(QuantizationRegularizer):
         return self.strength * self.penalty(x, self.basins())
 
     def basins(self) -> np.ndarray:
-        low, high = self.weight_range
-        return evenly_spaced(self._spread(low, high), self.table)
+        return self._allowed(self._spread(*self.weight_range))
+
+    def _allowed(self, spread: np.ndarray) -> np.ndarray:
+        """Basins moved to what the table allows, and one of them to 0 where one is to be 0."""
+        if self.zero_basin is True and self.table != "even":  # which has one
+            step = np.float32((spread[-1] - spread[0]) / (self.levels - 1))
+            nearest = np.argmin(np.abs(spread))
+            spread = (np.arange(self.levels) - nearest).astype("float32") * step
+        return evenly_spaced(spread, self.table)
 
     def _spread(self, low: float, high: float) -> np.ndarray:
         """The basins of a range."""
@@ -139,9 +161,14 @@ class Sine(_FixedBasins):
             -127 to 127 times a step, evenly spaced still (256 are not), as near as may be; `"even"`,
             consecutive whole numbers times a step, zero among them (-1 and 1 with two levels). Share
             the weights with the same `table` then.
+        zero_basin: Whether one basin is exactly 0 and stays there; all are moved by up to half of
+            the distance between two for it, and weights that are 0 stay so in training. Defaults
+            to `"auto"`: `quantization_aware` says so of kernels of which a tenth or more is exactly
+            0, as of pruned ones, and nothing else does.
 
     Raises:
-        ValueError: If `levels`, `weight_range`, `strength`, `outside` or `table` is out of its range.
+        ValueError: If an argument is out of its range, or a basin is to be 0 and `"even"` of two levels
+            has none.
 
     Example:
 
@@ -154,7 +181,7 @@ class Sine(_FixedBasins):
         return np.linspace(low, high, self.levels, dtype="float32")
 
     def fit_basins(self, centroids: ArrayLike) -> np.ndarray:
-        return evenly_spaced(self._spread(np.min(centroids), np.max(centroids)), self.table)
+        return self._allowed(self._spread(np.min(centroids), np.max(centroids)))
 
 
 @keras.saving.register_keras_serializable(package="keras_qareg")
@@ -173,9 +200,14 @@ class Cosine(_FixedBasins):
             -127 to 127 times a step, evenly spaced still (256 are not), as near as may be; `"even"`,
             consecutive whole numbers times a step, zero among them (-1 and 1 with two levels). Share
             the weights with the same `table` then.
+        zero_basin: Whether one basin is exactly 0 and stays there; all are moved by up to half of
+            the distance between two for it, and weights that are 0 stay so in training. Defaults
+            to `"auto"`: `quantization_aware` says so of kernels of which a tenth or more is exactly
+            0, as of pruned ones, and nothing else does.
 
     Raises:
-        ValueError: If `levels`, `weight_range`, `strength`, `outside` or `table` is out of its range.
+        ValueError: If an argument is out of its range, or a basin is to be 0 and `"even"` of two levels
+            has none.
 
     Example:
 
@@ -193,19 +225,21 @@ class Cosine(_FixedBasins):
         # The range is that of the centroids' own cells, cut into equal cells.
         inner = np.sort(np.asarray(centroids, "float64"))
         gaps = np.diff(inner) if inner.size > 1 else np.zeros(1)
-        spread = self._spread(inner[0] - gaps[0] / 2, inner[-1] + gaps[-1] / 2)
-        return evenly_spaced(spread, self.table)
+        return self._allowed(self._spread(inner[0] - gaps[0] / 2, inner[-1] + gaps[-1] / 2))
 
 
 class _LearnedBasins(QuantizationRegularizer):
     learned = True
 
     def basins(self) -> np.ndarray:
-        return np.linspace(-0.5, 0.5, self.levels, dtype="float32")
+        return self._with_zero(np.linspace(-0.5, 0.5, self.levels, dtype="float32"))
 
     def fit_basins(self, centroids: ArrayLike) -> np.ndarray:
         centroids = np.asarray(centroids, "float32")
-        return np.pad(centroids, (0, self.levels - centroids.size), mode="edge")
+        return self._with_zero(np.pad(centroids, (0, self.levels - centroids.size), mode="edge"))
+
+    def _with_zero(self, centroids: np.ndarray) -> np.ndarray:
+        return clustering.with_zero(centroids) if self.zero_basin is True else centroids
 
     def __call__(self, x: Any) -> Any:
         name = type(self).__name__
@@ -227,6 +261,10 @@ class NearestSquared(_LearnedBasins):
     Args:
         levels: Integer from 2 to 256. Defaults to 16.
         strength: Non-negative float; `None`: a default that depends on `levels`.
+        zero_basin: Whether one basin is exactly 0 and stays there; weights that are 0 stay so in
+            training. Defaults to
+            `"auto"`: `quantization_aware` says so of kernels of which a tenth or more is exactly 0, as
+            of pruned ones, and nothing else does.
 
     Raises:
         ValueError: If `levels` or `strength` is out of its range, or when called outside a wrapper.
@@ -254,6 +292,10 @@ class NearestExponential(_LearnedBasins):
         levels: Integer from 2 to 256. Defaults to 16.
         strength: Non-negative float; `None`: a default that depends on `levels`.
         sharpness: Positive float, how fast the penalty saturates. Defaults to 1.
+        zero_basin: Whether one basin is exactly 0 and stays there; weights that are 0 stay so in
+            training. Defaults to
+            `"auto"`: `quantization_aware` says so of kernels of which a tenth or more is exactly 0, as
+            of pruned ones, and nothing else does.
 
     Raises:
         ValueError: If an argument is out of its range, or when called outside a wrapper.
@@ -266,8 +308,15 @@ class NearestExponential(_LearnedBasins):
 
     _strengths = (3.0, 0.2, 2e-2, 5e-3)
 
-    def __init__(self, levels: int = 16, *, strength: float | None = None, sharpness: float = 1.0):
-        super().__init__(levels, strength=strength)
+    def __init__(
+        self,
+        levels: int = 16,
+        *,
+        strength: float | None = None,
+        sharpness: float = 1.0,
+        zero_basin: bool | str = "auto",
+    ):
+        super().__init__(levels, strength=strength, zero_basin=zero_basin)
         if not (np.isfinite(sharpness) and sharpness > 0):
             raise ValueError(
                 f"Expected `sharpness` to be a positive number. Received: sharpness={sharpness!r}"
@@ -320,6 +369,15 @@ def get(identifier: Identifier) -> QuantizationRegularizer | None:
     (16, 16)
     """
     return find(identifier, QuantizationRegularizer, _BY_NAME, "regularizer")
+
+
+def check_zero(regularizer: QuantizationRegularizer, table: str) -> None:
+    """Raises a `ValueError` where a basin is to be 0, and a table has no zero."""
+    if regularizer.zero_basin is True and table == "even" and regularizer.levels == 2:
+        raise ValueError(
+            "Expected three levels or more with zero_basin=True and table='even', whose two levels are "
+            "-1 and 1 times a step. Received: levels=2. Take table='int8'."
+        )
 
 
 def _check_range(weight_range: Sequence[float]) -> tuple[float, float]:

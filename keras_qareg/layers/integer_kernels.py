@@ -8,7 +8,11 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_qareg.layers.kernel_wrapper import KernelWrapper, channel_axes
+from keras_qareg.layers.kernel_wrapper import (
+    KernelWrapper,
+    channel_axes,
+    without_gradient_at_zero,
+)
 from keras_qareg.numerics.codebook import Codebook
 from keras_qareg.numerics.fake_quantization import fake_quantized_kernel, integer_kernel
 from keras_qareg.quantizers import check_bits
@@ -21,7 +25,8 @@ class IntegerKernels(KernelWrapper):
     Codes are symmetric, of 8 bits from -127 to 127, and the step of an output channel is its largest
     weight over 127, as TensorFlow Lite has it (arXiv 1712.05877). Gradients pass straight through to the
     weights. A BatchNormalization that is folded into the kernel multiplies the step of each channel and
-    leaves the codes as they are, so that these are the codes of the file.
+    leaves the codes as they are, so that these are the codes of the file. Weights that are exactly 0, as
+    pruned ones are, stay 0 in training.
 
     For layers whose kernels are not clustered: `QuantizationAware` and `SharedWeights` have codes of
     their own. `keras_qareg.quantize_activations` makes these layers.
@@ -58,7 +63,11 @@ class IntegerKernels(KernelWrapper):
     def used_kernels(self) -> list[Any]:
         """The kernels as whole numbers times a step a channel: a list of tensors."""
         return [
-            fake_quantized_kernel(ops.convert_to_tensor(kernel), self._axes(kernel), self._largest)
+            fake_quantized_kernel(
+                without_gradient_at_zero(ops.convert_to_tensor(kernel)),
+                self._axes(kernel),
+                self._largest,
+            )
             for kernel in self.kernels
         ]
 

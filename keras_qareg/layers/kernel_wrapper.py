@@ -243,6 +243,17 @@ class KernelWrapper(keras.layers.Wrapper):
         return self.layer.compute_mask(*args, **kwargs)
 
 
+def without_gradient_at_zero(kernel: Any) -> Any:
+    """A kernel through which no gradient goes to exact zeros: what was pruned stays so in training.
+
+    An optimizer that starts anew does not move weights without a gradient. A kernel of zeros alone is
+    one that was never trained, and trains.
+    """
+    free = ops.cast(kernel != 0, kernel.dtype)
+    free = ops.maximum(free, 1.0 - ops.max(free))
+    return kernel * ops.stop_gradient(free)
+
+
 def _refuse_to_quantize(
     wrapper: KernelWrapper, mode: Any = None, *args: Any, **kwargs: Any
 ) -> None:

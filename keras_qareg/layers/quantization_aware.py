@@ -12,7 +12,7 @@ from keras import ops
 
 from keras_qareg import regularizers
 from keras_qareg.choices import check_choice
-from keras_qareg.layers.kernel_wrapper import KernelWrapper
+from keras_qareg.layers.kernel_wrapper import KernelWrapper, without_gradient_at_zero
 from keras_qareg.numerics import clustering, penalties
 from keras_qareg.numerics.codebook import Codebook
 from keras_qareg.numerics.compiled import cond
@@ -98,6 +98,7 @@ class QuantizationAware(KernelWrapper):
             )
         self.regularizer: regularizers.QuantizationRegularizer = found
         check_choice("table", table, TABLES)
+        regularizers.check_zero(found, table)
         self.straight_through, self.table = straight_through, table
         self.levels = None if levels is None else [clustering.check_levels(n) for n in levels]
         self._in_training = False
@@ -142,22 +143,40 @@ class QuantizationAware(KernelWrapper):
         self._in_training = training is not False
         if training and not self.scheduled and self.regularizer.strength > 0:
             warnings.warn(_UNSCHEDULED, stacklevel=2)
-        if not self.straight_through:
+        if not self.straight_through and not self.keeps_zeros:
             return self.layer(*args, **kwargs)
         return self._call_with(self.used_kernels(), *args, **kwargs)
 
     def used_kernels(self) -> list[Any]:
         """The kernels, quantized where the layer computes with quantized ones: a list of tensors."""
         if not self.straight_through:
-            return super().used_kernels()
+            return [self._latent(kernel) for kernel in self.kernels]
         placed = ops.convert_to_tensor(self.placed) > 0
         return [
-            _quantized(placed, kernel, self._levels(ops.convert_to_tensor(centroids)))
+            _quantized(placed, self._latent(kernel), self._levels(ops.convert_to_tensor(centroids)))
             for kernel, centroids in zip(self.kernels, self.centroids, strict=True)
         ]
 
+    @property
+    def keeps_zeros(self) -> bool:
+        """Whether a level is 0, and weights that are exactly 0 stay so, as their gradient is 0 too."""
+        return self.regularizer.zero_basin is True
+
+    def _latent(self, kernel: Any) -> Any:
+        """A kernel as a tensor, through which no gradient goes to weights that stay 0."""
+        latent = ops.convert_to_tensor(kernel)
+        return without_gradient_at_zero(latent) if self.keeps_zeros else latent
+
+    def _centred(self, centroids: Any) -> Any:
+        """Learned centroids, of which the nearest to 0 is 0 where one has to be."""
+        if not (self.keeps_zeros and self.regularizer.learned):
+            return centroids
+        distance = ops.abs(centroids)
+        return ops.where(distance <= ops.min(distance), ops.zeros_like(centroids), centroids)
+
     def _levels(self, centroids: Any) -> Any:
         """The levels that are computed with: a tensor like some centroids."""
+        centroids = self._centred(centroids)
         if not self.regularizer.learned or self.table == "float32":
             return centroids
         return rounded_freely(centroids, self.table)
@@ -203,12 +222,19 @@ class QuantizationAware(KernelWrapper):
         ):
             weights = ops.convert_to_numpy(self.kernels[place])
             try:
-                found = clustering.METHODS[method](weights, regularizer.levels)
+                found = self._initial(weights, method, regularizer.levels)
             except ValueError as error:
                 raise ValueError(f"Kernel '{path}': {error}") from error
             self.centroids[place].assign(self._allowed(regularizer.fit_basins(found)))
         self.placed.assign(1.0)
         self.scheduled = True
+
+    def _initial(self, weights: np.ndarray, method: str, levels: int) -> np.ndarray:
+        if not self.keeps_zeros:
+            return clustering.METHODS[method](weights, levels)
+        if method == "kmeans":
+            return clustering.kmeans(weights, levels, zero_centroid=True)
+        return clustering.with_zero(clustering.METHODS[method](weights, levels))
 
     def load_own_variables(self, store: Any) -> None:
         super().load_own_variables(store)
@@ -227,7 +253,8 @@ class QuantizationAware(KernelWrapper):
         factor = ops.convert_to_tensor(self.balance) * ops.convert_to_tensor(self.strength)
         if self.levels is not None and strength:  # the strength of this kernel against the layer's
             factor = factor * (regularizer.strength / strength)
-        return factor * regularizer.penalty(kernel, self.centroids[place])
+        centroids = self._centred(ops.convert_to_tensor(self.centroids[place]))
+        return factor * regularizer.penalty(self._latent(kernel), centroids)
 
     def get_config(self) -> dict[str, Any]:
         config = {
@@ -239,9 +266,8 @@ class QuantizationAware(KernelWrapper):
         return {**super().get_config(), **config, **given}
 
 
-def _quantized(placed: Any, kernel: keras.Variable, table: Any) -> Any:
+def _quantized(placed: Any, latent: Any, table: Any) -> Any:
     """The kernel with each weight in the place of its level, where these are placed."""
-    latent = ops.convert_to_tensor(kernel)
 
     def levels() -> Any:
         return ops.cast(penalties.nearest(latent, table), latent.dtype)

@@ -28,8 +28,6 @@ from keras_qareg.numerics.rate_distortion import assigned, rate_distortion
 _MANY_WEIGHTS, _WORKERS = 10_000_000, min(4, os.cpu_count() or 1)
 # What archives hold of a level beside its indices: its value, and its count in two bytes.
 _LEVEL_BITS = {"int8": 24, "float32": 48}
-# The share of exact zeros from which on they stay zeros.
-_MANY_ZEROS = 0.1
 
 
 class Way(NamedTuple):
@@ -186,11 +184,13 @@ def _cluster(layer: Layer, wanted: Wanted, way: Way) -> list[tuple[Codebook, boo
         try:
             clustering.check_finite(ops.convert_to_numpy(kernel))
             zero = way.zero_centroid is True
+            if centroids is not None and regularizer is not None:
+                zero |= way.zero_centroid == "auto" and regularizer.zero_basin is True
             if centroids is None:
                 values, has_zeros = _with_exact_zeros(values, levels, axes)
                 zero = has_zeros if way.zero_centroid == "auto" else zero
             elif zero:
-                centroids = _with_zero(centroids)
+                centroids = clustering.with_zero(centroids)
             scaled = axes if wanted.scale == "channel" else 0
             if wanted.table == "even":
                 book, zero = _on_grid(values, levels, scaled, centroids), False
@@ -210,9 +210,7 @@ def _with_exact_zeros(values: np.ndarray, levels: int, axes: int) -> tuple[np.nd
     """A kernel whose dead channels are 0, and whether its zeros are worth a centroid."""
     dead = clustering.dead_channels(values, axes)
     values = np.where(dead, np.float32(0), values) if dead.any() else values
-    share = float(np.mean(values == 0))
-    # Of two values, one is too much for a few zeros.
-    return values, share >= 0.5 if levels == 2 else bool(dead.any()) or share >= _MANY_ZEROS
+    return values, (levels > 2 and bool(dead.any())) or clustering.many_zeros(values, levels)
 
 
 def _on_grid(weights: np.ndarray, levels: int, axes: int, centroids: np.ndarray | None) -> Codebook:
@@ -314,11 +312,5 @@ def _initial(
         )
     else:
         found = clustering.METHODS[method](weights, levels)
-        found = _with_zero(found) if zero_centroid else found
+        found = clustering.with_zero(found) if zero_centroid else found
     return Codebook.nearest(weights, found)
-
-
-def _with_zero(centroids: np.ndarray) -> np.ndarray:
-    centroids = np.array(centroids, "float32")
-    centroids[np.argmin(np.abs(centroids))] = 0.0
-    return centroids

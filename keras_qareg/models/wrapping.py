@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
+from keras import ops
 from keras.layers import Layer
 
 from keras_qareg import regularizers
@@ -29,6 +30,7 @@ from keras_qareg.models.selection import (
     select,
     warn_of_overlooked,
 )
+from keras_qareg.numerics.clustering import many_zeros
 
 
 def quantization_aware(
@@ -45,7 +47,8 @@ def quantization_aware(
 
     Learned centroids start where exact k-means of the present weights puts them, fixed basins at
     the `weight_range` of their regularizer. Train with `callbacks.PenaltySchedule`, which places
-    both after its warm-up.
+    both after its warm-up. Where a tenth of a kernel or more is exactly 0, as where it was pruned, one
+    level is 0 and these weights stay 0 (`zero_basin` of regularizers).
 
     Args:
         model: A built Sequential, Functional or subclassed model, nested ones included.
@@ -91,8 +94,11 @@ def quantization_aware(
             "that stay where they are. allocate(weights='archive', method='kmeans') plans levels."
         )
     candidates = select(model, layers, weights)
-    chosen = _wanted(model, candidates, regularizer, levels, weights)
     tables = resolve(TABLE, table, model, candidates, weights=weights)
+    chosen = {
+        layer: its._replace(regularizer=_with_zero(its, layer, tables.value(layer), weights))
+        for layer, its in _wanted(model, candidates, regularizer, levels, weights).items()
+    }
     if not chosen:
         own = " of its own, and no regularizer was given" if regularizer is None else ""
         raise ValueError(
@@ -103,7 +109,7 @@ def quantization_aware(
     made = []
 
     def wrap(layer: Layer) -> Layer:
-        its = chosen[id(layer)]
+        its = chosen[layer]
         levels = [n for n in its.levels if n is not None]
         made.append(
             QuantizationAware(
@@ -119,7 +125,7 @@ def quantization_aware(
         )
         return made[-1]
 
-    wrapped = clone(model, lambda layer: wrap if id(layer) in chosen else None)
+    wrapped = clone(model, lambda layer: wrap if layer in chosen else None)
     for wrapper in made:
         if wrapper.regularizer.learned:
             wrapper.place_centroids()
@@ -139,14 +145,14 @@ def _wanted(
     regularizer: Setting[regularizers.Identifier],
     levels: Setting[int] | None,
     weights: Weights,
-) -> dict[int, _Wrap]:
-    """What the layers are wrapped with, by the identities of these."""
+) -> dict[Layer, _Wrap]:
+    """What the layers are wrapped with."""
     given = sizes = None
     if regularizer is not None:
         given = resolve(REGULARIZER, regularizer, model, candidates, weights=weights)
     if levels is not None:
         sizes = resolve(LEVELS, levels, model, candidates, weights=weights)
-    found = {}
+    found: dict[Layer, _Wrap] = {}
     for layer in candidates:
         own = own_regularizer(inner_layer(layer)) if given is None else given.value(layer)
         if own is None:
@@ -155,5 +161,17 @@ def _wanted(
         several = {n for n in its if n is not None}
         if several and large_enough(layer, its, weights):
             own = own.with_levels(*several) if len(several) == 1 else own
-            found[id(layer)] = _Wrap(own, its)
+            found[layer] = _Wrap(own, its)
     return found
+
+
+def _with_zero(its: _Wrap, layer: Layer, table: str, weights: Weights) -> Any:
+    """The regularizer of a layer, with a basin at 0 where a kernel has many exact zeros."""
+    if its.regularizer.zero_basin != "auto":
+        return its.regularizer
+    pairs = list(zip(kernels(layer, weights), its.levels, strict=True))
+    found = any(
+        many_zeros(ops.convert_to_numpy(kernel), levels) for kernel, levels in pairs if levels
+    )
+    without = table == "even" and 2 in its.levels  # which has no zero
+    return its.regularizer.with_zero(found and not without)

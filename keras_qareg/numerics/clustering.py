@@ -20,6 +20,8 @@ from numpy.typing import ArrayLike
 from keras_qareg.numerics.intervals import Ordered
 
 MIN_LEVELS, MAX_LEVELS = 2, 256
+# The share of exact zeros from which on they stay zeros.
+_MANY_ZEROS = 0.1
 _DEAD = 1e-5
 BINS = 10_240
 
@@ -67,6 +69,29 @@ def dead_channels(weights: ArrayLike, channel_axes: int) -> np.ndarray:
     largest = np.abs(weights).max(axis=tuple(range(weights.ndim - channel_axes)))
     dead: np.ndarray = largest < _DEAD * largest.max()
     return dead
+
+
+def many_zeros(weights: ArrayLike, levels: int) -> bool:
+    """Whether weights have so many exact zeros, as pruned ones, that these are worth a level.
+
+    Args:
+        weights: Array of any shape.
+        levels: How many levels there are: of two, one is too much for a few zeros.
+
+    Example:
+
+    >>> many_zeros([0.0, 0.1, 0.1, -0.2], levels=4), many_zeros([0.0, 0.1, 0.1, -0.2], levels=2)
+    (True, False)
+    """
+    share = float(np.mean(np.asarray(weights) == 0))
+    return share >= (0.5 if levels == 2 else _MANY_ZEROS)
+
+
+def with_zero(centroids: ArrayLike) -> np.ndarray:
+    """Centroids of which the nearest to 0 is 0."""
+    found = np.array(centroids, "float32")
+    found[np.argmin(np.abs(found))] = 0.0
+    return found
 
 
 def uniform(weights: ArrayLike, levels: int) -> np.ndarray:
