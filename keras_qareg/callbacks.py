@@ -1,4 +1,4 @@
-"""Callbacks: the schedule of the penalty, frozen statistics, and a record of the centroids."""
+"""Callbacks: schedules of the penalty and of pruning, frozen statistics, a record of the centroids."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from keras_qareg.layers.keras_private import layers_inside
 from keras_qareg.models.reading import unique_names
 from keras_qareg.models.selection import wrappers
 from keras_qareg.numerics.clustering import METHODS
+from keras_qareg.pruning import PruningSchedule as PruningSchedule
 
 # How often the strength is raised in an epoch, at most.
 _UPDATES = 20

@@ -88,8 +88,8 @@ class QuantizationRegularizer(Described, keras.regularizers.Regularizer):
         return type(self).from_config({**self.get_config(), "zero_basin": zero_basin})
 
     def get_config(self) -> dict[str, Any]:
-        config = {"levels": self.levels, "strength": self.strength}
-        return {**config, "zero_basin": self.zero_basin}
+        config: dict[str, Any] = {"levels": self.levels, "strength": self.strength}
+        return config if self.zero_basin == "auto" else {**config, "zero_basin": self.zero_basin}
 
 
 class _FixedBasins(QuantizationRegularizer):

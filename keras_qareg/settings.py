@@ -12,7 +12,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 # The arguments that a configuration may hold, named as in the transforms.
-KEYS = ("levels", "regularizer", "table", "scale", "bits", "activation_bits")
+KEYS = ("levels", "regularizer", "table", "scale", "bits", "activation_bits", "target_sparsity")
 # What `Plan.save` writes beside these: where its levels come from, which no transform takes.
 NOTES = "plan"
 SUFFIXES = (".yaml", ".yml")

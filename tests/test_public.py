@@ -12,6 +12,7 @@ from keras_qareg.callbacks import (
     CentroidHistory,
     FreezeBatchNormalization,
     PenaltySchedule,
+    PruningSchedule,
 )
 from keras_qareg.regularizers import Cosine, NearestExponential, NearestSquared, Sine
 from tests.helpers import BACKEND, small_cnn
@@ -40,6 +41,7 @@ FUNCTIONS = [
     "quantize_activations",
     "recalibrate",
     "share_weights",
+    "shrink",
     "strip",
     "wnq",
 ]
@@ -57,14 +59,14 @@ PUBLIC = [
     *(qareg.layers.QuantizationAware, qareg.layers.SharedWeights),
     *(qareg.layers.ActivationRange, qareg.layers.IntegerKernels, FreezeBatchNormalization),
     *(qareg.quantizers.WeightNormalizationQuantizer, qareg.quantizers.ActivationQuantizer),
-    *(PenaltySchedule, CentroidHistory),
+    *(PenaltySchedule, PruningSchedule, CentroidHistory),
     *(qareg.optimizers.with_centroid_optimizer, qareg.report.summary),
     *(qareg.config.load, qareg.config.explain),
     qareg.numerics.clustering.kmeans,
 ]
 # `export.litert` takes a fourth by place: samples go with the form that they calibrate; `compress` as
-# `fit` does.
-MOST_BY_PLACE = {"litert": 4, "compress": 4}
+# `fit` does; `PruningSchedule` the four that say when.
+MOST_BY_PLACE = {"litert": 4, "compress": 4, "PruningSchedule": 4}
 
 
 def fresh(program):

@@ -159,20 +159,9 @@ def has_centroids(layer: Layer, wanted: Wanted, way: Way) -> bool:
 def _cluster(layer: Layer, wanted: Wanted, way: Way) -> list[tuple[Codebook, bool]]:
     """The codebook of each shared kernel of a layer, and whether it has a zero that is to stay."""
     found = kernels(layer, way.weights)
-    trained: Sequence[np.ndarray | None] = [None] * len(found)
-    regularizer = regularizer_of(layer)
-    if regularizer is not None and has_centroids(layer, wanted, way):
-        if isinstance(layer, QuantizationAware):
-            trained = layer.tables()
-        else:
-            trained = [regularizer.basins() for _ in found]
-    if way.method == "trained" and trained[0] is None:
-        raise ValueError(
-            f"Expected trained centroids for levels={wanted.shown} with method='trained'. Received: "
-            f"layer '{layer.name}' without them. Train it with keras_qareg.quantization_aware, or use "
-            "method='auto'."
-        )
+    trained, regularizer = _trained(layer, wanted, way), regularizer_of(layer)
     means = regularizer is not None and regularizer.learned
+    pinned = regularizer is not None and regularizer.zero_basin is True
     books = []
     rates = wanted.rates or [0.0] * len(found)
     for kernel, levels, values, centroids, rate in zip(
@@ -183,9 +172,7 @@ def _cluster(layer: Layer, wanted: Wanted, way: Way) -> list[tuple[Codebook, boo
         axes = channel_axes(inner_layer(layer), kernel)
         try:
             clustering.check_finite(ops.convert_to_numpy(kernel))
-            zero = way.zero_centroid is True
-            if centroids is not None and regularizer is not None:
-                zero |= way.zero_centroid == "auto" and regularizer.zero_basin is True
+            zero = pinned if way.zero_centroid == "auto" else bool(way.zero_centroid)
             if centroids is None:
                 values, has_zeros = _with_exact_zeros(values, levels, axes)
                 zero = has_zeros if way.zero_centroid == "auto" else zero
@@ -204,6 +191,24 @@ def _cluster(layer: Layer, wanted: Wanted, way: Way) -> list[tuple[Codebook, boo
         except ValueError as error:
             raise ValueError(f"Kernel '{kernel.path}': {error}") from error
     return books
+
+
+def _trained(layer: Layer, wanted: Wanted, way: Way) -> Sequence[np.ndarray | None]:
+    """The trained or fixed centroids of each kernel of a layer, `None` where it has none."""
+    found: Sequence[np.ndarray | None] = [None] * len(kernels(layer, way.weights))
+    regularizer = regularizer_of(layer)
+    if regularizer is not None and has_centroids(layer, wanted, way):
+        if isinstance(layer, QuantizationAware):
+            found = layer.tables()
+        else:
+            found = [regularizer.basins() for _ in found]
+    if way.method == "trained" and found[0] is None:
+        raise ValueError(
+            f"Expected trained centroids for levels={wanted.shown} with method='trained'. Received: "
+            f"layer '{layer.name}' without them. Train it with keras_qareg.quantization_aware, or use "
+            "method='auto'."
+        )
+    return found
 
 
 def _with_exact_zeros(values: np.ndarray, levels: int, axes: int) -> tuple[np.ndarray, bool]:

@@ -22,6 +22,7 @@ from keras_qareg.models.matching import REST, Match, closest, matches
 from keras_qareg.models.reading import Kernel, every_kernel
 from keras_qareg.numerics.clustering import check_levels
 from keras_qareg.numerics.rate_distortion import check_rate
+from keras_qareg.numerics.sparsity import check_sparsity
 from keras_qareg.numerics.tables import SCALES, TABLES
 from keras_qareg.quantizers import MAX_ACTIVATION_BITS, MAX_WEIGHT_BITS, check_bits
 
@@ -90,7 +91,10 @@ REGULARIZER = Argument("regularizer", regularizers.get, is_value=_is_regularizer
 TABLE, SCALE = _choice("table", TABLES), _choice("scale", SCALES)
 BITS = _bits("bits", MAX_WEIGHT_BITS)
 ACTIVATION_BITS = _bits("activation_bits", MAX_ACTIVATION_BITS)
-ARGUMENTS = {a.name: a for a in (LEVELS, REGULARIZER, TABLE, SCALE, BITS, ACTIVATION_BITS)}
+TARGET_SPARSITY = Argument("target_sparsity", check_sparsity)
+ARGUMENTS = {
+    a.name: a for a in (LEVELS, REGULARIZER, TABLE, SCALE, BITS, ACTIVATION_BITS, TARGET_SPARSITY)
+}
 
 
 def planned_rates(levels: Any) -> dict[str, float]:

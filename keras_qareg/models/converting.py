@@ -27,7 +27,7 @@ from keras_qareg.models.surroundings import (
     may_get_negative_inputs,
 )
 from keras_qareg.models.walking import held_by_layers
-from keras_qareg.numerics.clustering import dead_channels
+from keras_qareg.numerics.clustering import MAX_LEVELS, dead_channels, many_zeros
 
 _KINDS: dict[type[Layer], type[WeightNormalized]] = {
     kind.base: kind for kind in (WNQConv2D, WNQDepthwiseConv2D, WNQDense)
@@ -120,6 +120,7 @@ def wnq(
         made.append(fresh(layer, into=chosen[id(layer)], config=config))
         return made[-1]
 
+    _warn_of_lost_zeros([x for x in wanted if id(x) in chosen])
     converted = clone(model, lambda layer: convert if id(layer) in chosen else None, deep=True)
     for layer in made:
         kernel = ops.convert_to_numpy(layer.kernel)
@@ -193,6 +194,17 @@ def _warn_of_negative_inputs(model: keras.Model, layers: list[Layer]) -> None:
         warnings.warn(
             f"Layers {names} may get negative inputs, which `activation_bits` makes 0. Pass "
             "signed_activations=True, or leave them out (`skip`), unless you know that they get none.",
+            stacklevel=3,
+        )
+
+
+def _warn_of_lost_zeros(layers: list[Layer]) -> None:
+    """Warns where kernels were pruned: levels of WNQ are on both sides of 0, and none is 0."""
+    names = [x.name for x in layers if many_zeros(ops.convert_to_numpy(x.kernel), MAX_LEVELS)]
+    if names:
+        warnings.warn(
+            f"Kernels of {names} have many zeros, as where they were pruned, of which WNQ has no level. "
+            "quantization_aware and share_weights keep them.",
             stacklevel=3,
         )
 

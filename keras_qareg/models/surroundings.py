@@ -26,7 +26,7 @@ _OPERATIONS = (
     "abs",
 )
 # Layers into whose kernels the factors of a batch normalization are folded.
-_FOLDED_INTO = tuple(
+FOLDED_INTO = tuple(
     getattr(keras.layers, name)
     for name in [
         *(f"Conv{n}D" for n in (1, 2, 3)),
@@ -209,7 +209,7 @@ def _normalizes(operation: Any, before: Any) -> bool:
     """Whether an operation is a batch normalization of the output channels of a layer."""
     inner = before.layer if isinstance(before, KernelWrapper) else before
     # What a subclass computes is its own.
-    if type(inner) not in _FOLDED_INTO or type(operation) not in _NORMALIZATIONS:
+    if type(inner) not in FOLDED_INTO or type(operation) not in _NORMALIZATIONS:
         return False
     rank = len(before.output.shape)
     channels = 1 if getattr(inner, "data_format", None) == "channels_first" else rank - 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import keras
 from keras import ops
@@ -16,6 +16,7 @@ from keras_qareg.models.configuring import (
     LEVELS,
     REGULARIZER,
     TABLE,
+    Resolved,
     Setting,
     planned_rates,
     resolve,
@@ -95,10 +96,7 @@ def quantization_aware(
         )
     candidates = select(model, layers, weights)
     tables = resolve(TABLE, table, model, candidates, weights=weights)
-    chosen = {
-        layer: its._replace(regularizer=_with_zero(its, layer, tables.value(layer), weights))
-        for layer, its in _wanted(model, candidates, regularizer, levels, weights).items()
-    }
+    chosen = _wanted(model, candidates, regularizer, levels, weights, tables)
     if not chosen:
         own = " of its own, and no regularizer was given" if regularizer is None else ""
         raise ValueError(
@@ -145,6 +143,7 @@ def _wanted(
     regularizer: Setting[regularizers.Identifier],
     levels: Setting[int] | None,
     weights: Weights,
+    tables: Resolved,
 ) -> dict[Layer, _Wrap]:
     """What the layers are wrapped with."""
     given = sizes = None
@@ -161,17 +160,19 @@ def _wanted(
         several = {n for n in its if n is not None}
         if several and large_enough(layer, its, weights):
             own = own.with_levels(*several) if len(several) == 1 else own
-            found[layer] = _Wrap(own, its)
+            found[layer] = _with_zero(_Wrap(own, its), layer, tables.value(layer), weights)
     return found
 
 
-def _with_zero(its: _Wrap, layer: Layer, table: str, weights: Weights) -> Any:
-    """The regularizer of a layer, with a basin at 0 where a kernel has many exact zeros."""
+def _with_zero(its: _Wrap, layer: Layer, table: str, weights: Weights) -> _Wrap:
+    """The same, by a regularizer with a basin at 0 where a kernel has many exact zeros."""
     if its.regularizer.zero_basin != "auto":
-        return its.regularizer
+        return its
     pairs = list(zip(kernels(layer, weights), its.levels, strict=True))
     found = any(
         many_zeros(ops.convert_to_numpy(kernel), levels) for kernel, levels in pairs if levels
     )
     without = table == "even" and 2 in its.levels  # which has no zero
-    return its.regularizer.with_zero(found and not without)
+    return (
+        its._replace(regularizer=its.regularizer.with_zero(True)) if found and not without else its
+    )

@@ -71,8 +71,8 @@ def cases(files):
         "absent.yaml": "--config: Expected a YAML file. Received: {}, which does not exist",
         "table.csv": "--config: Expected a YAML file, .yaml or .yml. Received: {}",
         "level.yaml": "--config: {}: Expected a configuration with some of the keys ['levels', "
-        "'regularizer', 'table', 'scale', 'bits', 'activation_bits']. Received unknown keys: 'level' "
-        "(did you mean 'levels'?)",
+        "'regularizer', 'table', 'scale', 'bits', 'activation_bits', 'target_sparsity']. Received "
+        "unknown keys: 'level' (did you mean 'levels'?)",
         "bits.yaml": "Expected --config with levels, table, scale alone. Received: {} with bits",
     }
     for name, said in configurations.items():

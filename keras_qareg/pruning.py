@@ -1,0 +1,267 @@
+"""The callback that prunes while a model trains."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import keras
+import numpy as np
+from keras import ops
+from keras.layers import Layer
+
+from keras_qareg.layers import IntegerKernels, QuantizationAware, Weights, channel_axes, kernels
+from keras_qareg.layers.keras_private import layers_inside
+from keras_qareg.models.accounting import inner_layer
+from keras_qareg.models.configuring import TARGET_SPARSITY, Setting, resolve
+from keras_qareg.models.selection import Layers, no_kernel, quantized_layers, select
+from keras_qareg.models.surroundings import FOLDED_INTO, last_layers, layers_before_normalizations
+from keras_qareg.numerics.sparsity import Structure, check_structure, fits, kept, limit, polynomial
+
+# How often weights are pruned between begin and end, where nothing is said.
+_UPDATES = 30
+
+
+class PruningSchedule(keras.callbacks.Callback):
+    """Prunes the smallest weights of each kernel while a model trains, more and more of them.
+
+    From `begin` to `end` of the training the share of zeros rises to `target_sparsity` as
+    `1 - (1 - progress)^3` (Zhu, Gupta, arXiv 1710.01878), fast at first, when others can make up for
+    what goes. Pruned weights are exact zeros after each step of `fit`. What was zero before the training
+    stays so as well, and counts: so training goes on as it was under `fit(initial_epoch=...)` and
+    `keras.callbacks.BackupAndRestore`, and a schedule with `target_sparsity=0.0` keeps what was pruned
+    elsewhere. Where several steps are one program (`steps_per_execution`), zeros are set at its end.
+
+    The zeros of a kernel are its mask; there is nothing else to keep. `quantization_aware` and
+    `share_weights` give kernels of which a tenth or more is zero a level at 0, which holds them through
+    training, tuning and files.
+
+    Args:
+        target_sparsity: From 0 to below 1, the share of zeros of each kernel at the end. May be a
+            setting, as `levels` of `share_weights`; `None` in it leaves a layer as it is. Defaults to
+            0.5.
+        begin: Float from 0 to 1, the share of the training after which pruning begins. Defaults to 0.
+        end: Float from `begin` to 1, the share after which it ends: the rest of the training makes up
+            for it. Defaults to 0.5.
+        frequency: Positive integer, the steps from one pruning to the next. `None` (default): a
+            thirtieth of those from begin to end. Where the number of steps of an epoch is unknown, each
+            epoch prunes once.
+        structure: What is pruned together. `"weights"` (default): each for itself. `(rows, columns)`:
+            blocks of so many inputs and outputs, by their mean magnitude. `"2:4"`: of each four inputs
+            of an output two stay (or others, as `"1:4"`), for which `target_sparsity` must be what that
+            makes. `"channels"`: whole output channels of dense layers, convolutions and depthwise ones,
+            with their biases, and the scales and offsets of batch normalization behind; `shrink` then
+            removes them. The last layers stay whole.
+        layers: Which layers, as in `quantization_aware`.
+        weights: Which weights are kernels, as in `quantization_aware`.
+
+    Raises:
+        ValueError: If an argument is out of its range; or, in `fit`, if no kernel is left to prune,
+            or a layer holds its kernels at values that 0 is not among.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
+    >>> model.compile("adam", "mse")
+    >>> x = np.random.default_rng(0).normal(size=(64, 8))
+    >>> schedule = PruningSchedule(0.75, end=0.5)
+    >>> history = model.fit(x, x[:, :4], epochs=4, callbacks=[schedule], verbose=0)
+    >>> int((ops.convert_to_numpy(model.layers[0].kernel) == 0).sum())
+    24
+    """
+
+    def __init__(
+        self,
+        target_sparsity: Setting[float] = 0.5,
+        begin: float = 0.0,
+        end: float = 0.5,
+        frequency: int | None = None,
+        *,
+        structure: Structure = "weights",
+        layers: Layers = "all",
+        weights: Weights = None,
+    ):
+        super().__init__()
+        if not 0 <= begin <= end <= 1:
+            raise ValueError(
+                f"Expected 0 <= begin <= end <= 1. Received: begin={begin!r}, end={end!r}"
+            )
+        if frequency is not None and (not isinstance(frequency, int) or frequency < 1):
+            raise ValueError(
+                f"Expected `frequency` to be a positive integer or None. Received: {frequency!r}"
+            )
+        self.structure = check_structure(structure)
+        only = limit(self.structure)
+        if only is not None and target_sparsity not in (0, only):
+            raise ValueError(
+                f"Expected target_sparsity={only:g} with structure={structure!r}. "
+                f"Received: target_sparsity={target_sparsity!r}"
+            )
+        self.target_sparsity, self.begin, self.end = target_sparsity, begin, end
+        self.frequency, self.layers, self.weights = frequency, layers, weights
+        self._kernels: list[_Pruned] = []
+        self._epoch, self._at = 0, -1.0
+
+    def __repr__(self) -> str:
+        names = ("target_sparsity", "begin", "end", "frequency", "structure")
+        return f"PruningSchedule({', '.join(f'{name}={getattr(self, name)!r}' for name in names)})"
+
+    def sparsity(self) -> dict[str, float]:
+        """The share of zeros of each kernel as of now, by its path."""
+        return {
+            found.kernel.path: float(np.mean(ops.convert_to_numpy(found.kernel) == 0))
+            for found in self._kernels
+        }
+
+    def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
+        self._at = -1.0
+        self._kernels = _to_prune(
+            self.model, self.target_sparsity, self.structure, self.layers, self.weights
+        )
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        self._epoch = epoch
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
+        steps = (self.params or {}).get("steps")
+        if keras.backend.backend() == "jax":
+            self.model.jax_state_sync()  # during an epoch, Keras keeps the weights elsewhere
+        if steps:
+            # Several steps that are one program may be more than are left of an epoch.
+            now = self._epoch * steps + min(batch + 1, steps)
+            self._prune(now, steps * self.params.get("epochs", 1))
+        self._keep()
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        if not (self.params or {}).get("steps"):
+            self._prune(epoch + 1, self.params.get("epochs", 1))
+        self._keep()
+
+    def on_train_end(self, logs: dict[str, float] | None = None) -> None:
+        self._keep()  # an optimizer may have put averages in the place of weights
+
+    def _prune(self, now: int, total: int) -> None:
+        """Prunes where it is time to, after so many steps, or epochs, of the training."""
+        first, last = self.begin * total, self.end * total
+        every = self.frequency or max(1, math.ceil((last - first) / _UPDATES))
+        if now < first:
+            return
+        at = last if now >= last else first + (now - first) // every * every
+        if at > self._at:
+            self._at = at
+            progress = 1.0 if at >= last else (at - first) / (last - first)
+            for found in self._kernels:
+                found.prune(polynomial(progress, found.target), self.structure)
+
+    def _keep(self) -> None:
+        for found in self._kernels:
+            found.keep()
+
+
+class _Pruned:
+    """A kernel that is pruned, and what is pruned with its channels.
+
+    Args:
+        layer: The layer that it is of, not wrapped.
+        kernel: The kernel.
+        target: The share of zeros at the end.
+        others: Weights of one number a channel, which are 0 where the channel is.
+    """
+
+    def __init__(
+        self, layer: Layer, kernel: keras.Variable, target: float, others: list[keras.Variable]
+    ):
+        self.kernel, self.target, self.others = kernel, target, others
+        self._axes = channel_axes(layer, kernel)
+        mask = ops.convert_to_numpy(kernel) != 0
+        # A kernel of zeros alone was never trained.
+        self._set(mask if mask.any() else np.ones_like(mask))
+
+    def prune(self, sparsity: float, structure: Structure) -> None:
+        """Finds what stays of the kernel as it is."""
+        weights = np.where(self._mask, ops.convert_to_numpy(self.kernel), 0.0)
+        self._set(kept(weights, sparsity, structure, self._axes))
+
+    def _set(self, mask: np.ndarray) -> None:
+        self._mask = mask
+        axes = tuple(range(mask.ndim - self._axes))
+        live = mask.any(axis=axes).reshape(-1) if self.others else None
+        self._tensors = [ops.convert_to_tensor(m) for m in (mask, live) if m is not None]
+
+    def keep(self) -> None:
+        """Sets zeros where the mask has them."""
+        for variable, mask in ((self.kernel, 0), *((other, 1) for other in self.others)):
+            value = ops.convert_to_tensor(variable)
+            variable.assign(ops.where(self._tensors[mask], value, ops.zeros_like(value)))
+
+
+def _to_prune(
+    model: keras.Model,
+    target_sparsity: Setting[float],
+    structure: Structure,
+    layers: Layers,
+    weights: Weights,
+) -> list[_Pruned]:
+    _check_layers(model)
+    chosen = [layer for layer in select(model, layers, weights) if layer.trainable]
+    whole = structure == "channels"
+    last = {id(layer) for layer in last_layers(model, chosen)} if whole else set()
+    chosen = [layer for layer in chosen if id(layer) not in last]
+    given = resolve(TARGET_SPARSITY, target_sparsity, model, chosen, weights=weights)
+    behind = _normalizations(model) if whole else {}
+    found, unfit = [], []
+    for layer in chosen:
+        inner = inner_layer(layer)
+        its = zip(kernels(layer, weights), given.kernel_values(layer), strict=True)
+        for kernel, target in [pair for pair in its if pair[1] is not None]:
+            able = not whole or type(inner) in FOLDED_INTO
+            if able and fits(structure, tuple(kernel.shape), channel_axes(inner, kernel)):
+                others = _of_channels(inner, behind.get(id(layer))) if whole else []
+                found.append(_Pruned(inner, kernel, target, others))
+            else:
+                unfit.append(f"'{kernel.path}' {tuple(kernel.shape)}")
+    if not found:
+        raise ValueError(
+            f"Expected a kernel to prune in model '{model.name}'. Received: layers={layers!r} and "
+            f"structure={structure!r}, which leave {unfit or 'none'}{no_kernel(model, weights)}"
+        )
+    if unfit:
+        warnings.warn(
+            f"Left as they are, because structure={structure!r} does not fit: {', '.join(unfit)}.",
+            stacklevel=3,
+        )
+    return found
+
+
+def _check_layers(model: keras.Model) -> None:
+    """Raises a `ValueError` where layers of this package would not compute with zeros."""
+    for layer in quantized_layers(model):
+        if isinstance(layer, QuantizationAware) and layer.keeps_zeros:
+            continue
+        if not isinstance(layer, IntegerKernels):
+            wanted = (
+                "a regularizer with zero_basin=True"
+                if isinstance(layer, QuantizationAware)
+                else "a plain layer"
+            )
+            raise ValueError(
+                f"Expected {wanted}, to prune layer '{layer.name}'. Received: {type(layer).__name__}, "
+                "which computes with other values than 0. Prune first, then quantize or share."
+            )
+
+
+def _normalizations(model: keras.Model) -> dict[int, Layer]:
+    """By the identity of a layer, the batch normalization that alone reads what it computes."""
+    by_identity = {id(layer): layer for layer in layers_inside(model)}
+    return {
+        id(before): by_identity[normalization]
+        for normalization, before in layers_before_normalizations(model).items()
+    }
+
+
+def _of_channels(layer: Layer, normalization: Layer | None) -> list[keras.Variable]:
+    """Weights of one number for each output channel of a layer: with these at 0 a channel is 0."""
+    found = [layer.bias]
+    if normalization is not None:
+        found += [normalization.gamma, normalization.beta]
+    return [weight for weight in found if weight is not None]
