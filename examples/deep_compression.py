@@ -1,0 +1,220 @@
+"""Deep compression: prune, shrink, train under a regularizer, share by rate and distortion, archive.
+
+    python examples/deep_compression.py                     # scikit-learn's digits: about a minute
+    python -m examples.deep_compression --model resnet8.h5 --data-dir DATA --epochs 10     # CIFAR-10
+    python -m examples.deep_compression --network lenet --data-dir DATA --epochs 10
+
+After Han, Mao, Dally, "Deep Compression" (ICLR 2016), with the parts of this package:
+
+1. whole channels are pruned in training (`callbacks.PruningSchedule`), and `shrink` removes them;
+2. single weights are pruned in training, down to `--sparsity` of zeros;
+3. the network trains under a regularizer, with a level at 0 that pruned weights stay at;
+4. weights are shared by rate and distortion, and what is left is tuned;
+5. the archive codes the indices, of which most are those of the zero.
+
+The float control trains on from the same weights for as many epochs. Accuracies are of the test images.
+A model of a file sees pixels from 0 to 255, as MLPerf Tiny's ResNet8 does, others from 0 to 1.
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import keras
+import numpy as np
+from keras import ops
+
+import keras_qareg as qareg
+from examples.architectures import NETWORKS
+from examples.data import Images, augmented, load
+from examples.training import digits_network
+from keras_qareg.callbacks import PenaltySchedule, PruningSchedule
+from keras_qareg.report import table
+
+Row = dict[str, Any]
+# Of the epochs of a training: those of the float network before, and of tuning after.
+FLOAT, TUNING = 2.0, 0.25
+
+
+class Batches(keras.utils.PyDataset):
+    """Shuffled batches; photographs are turned over and moved, in each epoch otherwise."""
+
+    def __init__(self, data: Images, scale: float, seed: int, batch_size: int):
+        super().__init__()
+        self.data, self.scale, self.batch_size = data, scale, batch_size
+        self.random = np.random.default_rng(seed)
+        self.on_epoch_end()
+
+    def __len__(self) -> int:
+        return -(-len(self.data.labels) // self.batch_size)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        places = self.order[index * self.batch_size : (index + 1) * self.batch_size]
+        pixels = self.data.images[places].astype("float32") * self.scale
+        whole = pixels.shape[-1] == 1  # digits
+        return pixels if whole else augmented(pixels, self.random), self.data.labels[places]
+
+    def on_epoch_end(self) -> None:
+        self.order = self.random.permutation(len(self.data.labels))
+
+
+class Pipeline:
+    """The steps, and what the network is after each.
+
+    Args:
+        arguments: What `parsed` gives.
+    """
+
+    def __init__(self, arguments: argparse.Namespace):
+        self.arguments, self.rows = arguments, list[Row]()
+        self.train, self.test = load(arguments.dataset, arguments.data_dir)
+        if arguments.images:
+            self.train = self.train.split(arguments.images / len(self.train.labels))[1]
+        self.scale = 1.0 if arguments.model else 1.0 / self.train.largest
+        keras.utils.set_random_seed(arguments.seed)
+
+    def fit(self, model: keras.Model, share: float, rate: float, *callbacks: Any) -> keras.Model:
+        """Trains for a share of the epochs, with a rate that falls by a cosine."""
+        its, epochs = self.arguments, max(1, round(share * self.arguments.epochs))
+        batches = Batches(self.train, self.scale, its.seed, its.batch_size)
+        decay = keras.optimizers.schedules.CosineDecay(rate, epochs * len(batches))
+        softmax = getattr(model.layers[-1], "activation", None) is keras.activations.softmax
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=not softmax)
+        model.compile(keras.optimizers.Adam(decay), loss)
+        model.fit(batches, epochs=epochs, verbose=0, callbacks=list(callbacks))
+        return model
+
+    def accuracy(self, model: keras.Model) -> float:
+        """Percent of the test images that a model tells right."""
+        pixels = self.test.images.astype("float32") * self.scale
+        scores = model.predict(pixels, batch_size=500, verbose=0)
+        return 100.0 * float(np.mean(scores.argmax(axis=-1) == self.test.labels))
+
+    def note(self, step: str, model: keras.Model) -> None:
+        """Adds what the network is now to the rows, and prints it."""
+        plain = qareg.strip(model)
+        kernels = [ops.convert_to_numpy(w) for w in plain.weights if w.name.endswith("kernel")]
+        zeros = sum(int((kernel == 0).sum()) for kernel in kernels)
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "model.qareg"
+            qareg.export.save_archive(model, file)
+            size = file.stat().st_size
+        row = {
+            "step": step,
+            "accuracy": self.accuracy(model),
+            "weights": plain.count_params(),
+            "zeros": 100.0 * zeros / sum(kernel.size for kernel in kernels),
+            "archive": size,
+        }
+        row["ratio"] = 4 * (self.rows[0]["weights"] if self.rows else row["weights"]) / size
+        self.rows.append(row)
+        print(f"{step}: {row['accuracy']:.2f} %, {size:,} bytes", flush=True)
+
+    def start(self) -> keras.Model:
+        """The float network: the one of a file, or one that is trained now."""
+        its = self.arguments
+        if its.model is None:
+            network = its.network and NETWORKS[its.network](self.train.classes)
+            return self.fit(network or digits_network(), FLOAT, its.rate)
+        if its.model.suffix == ".keras":
+            return keras.saving.load_model(its.model)
+        return qareg.from_tf_keras(its.model)
+
+    def run(self) -> keras.Model:
+        """All steps; the network at the end."""
+        its = self.arguments
+        model = self.start()
+        self.note("float", model)
+        steps = 1 + bool(its.channels) + bool(its.sparsity) + TUNING
+        self.note("float control", self.fit(qareg.strip(model), steps, its.rate))
+        if its.channels:
+            pruning = PruningSchedule(its.channels, structure="channels", layers=its.layers)
+            self.fit(model, 1, its.rate, pruning)
+            model = qareg.shrink(model)
+            self.note("channels pruned, shrunk", model)
+        if its.sparsity:
+            self.fit(model, 1, its.rate, PruningSchedule(its.sparsity))
+            self.note("weights pruned", model)
+        kind = getattr(qareg.regularizers, its.regularizer)
+        model = qareg.quantization_aware(model, kind(its.levels, zero_basin=True))
+        self.fit(model, 1, its.rate, PenaltySchedule(warmup_epochs=0, power=12))
+        self.note(f"trained, {its.levels} levels", model)
+
+        def rate(layer: Any) -> float:
+            """What a bit may cost: a share of what a weight that is not 0 is worth."""
+            kernel = ops.convert_to_numpy(layer.kernel)
+            return its.bit * float(np.square(kernel[kernel != 0]).mean())
+
+        ways = {"method": "rate-distortion", "trainable": "centroids+rest", "verbose": 0}
+        model = qareg.share_weights(model, its.levels, rate=rate, **ways)
+        self.note("shared by rate", model)
+        self.note("tuned", self.fit(model, TUNING, its.rate / 10))
+        return model
+
+
+def results_table(rows: list[Row]) -> str:
+    """A line a step."""
+    header = ("step", "accuracy", "weights", "zeros %", "archive bytes", "float32 bytes over it")
+    lines = [
+        (
+            row["step"],
+            f"{row['accuracy']:.2f}",
+            f"{row['weights']:,}",
+            f"{row['zeros']:.1f}",
+            f"{row['archive']:,}",
+            f"{row['ratio']:.1f}",
+        )
+        for row in rows
+    ]
+    return table(header, lines)
+
+
+def parsed() -> argparse.Namespace:
+    """The arguments."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", type=Path, help="a trained network, .keras or .h5")
+    parser.add_argument("--network", choices=list(NETWORKS), help="or one that is trained first")
+    parser.add_argument(
+        "--data-dir", type=Path, help="cifar10-train.zip, -test.zip (examples/data)"
+    )
+    parser.add_argument("--images", type=int, help="so many images to train on; default: all")
+    parser.add_argument("--channels", type=float, default=0.25, help="share of channels that go")
+    parser.add_argument("--layers", default="all", help="whose channels: all, conv or dense")
+    parser.add_argument("--sparsity", type=float, default=0.8, help="share of zeros after that")
+    parser.add_argument("--levels", type=int, default=8)
+    parser.add_argument("--regularizer", default="Sine", help="default: Sine")
+    parser.add_argument("--bit", type=float, default=0.005, help="what a bit may cost (0.005)")
+    parser.add_argument("--epochs", type=int, default=15, help="of each training (15)")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("output"), help="default: output")
+    arguments = parser.parse_args()
+    photographs = arguments.model or arguments.network
+    arguments.dataset = "cifar10" if photographs else "digits"
+    return arguments
+
+
+def main() -> None:
+    arguments = parsed()
+    pipeline = Pipeline(arguments)
+    model = pipeline.run()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    name = arguments.out / "deep_compression"
+    qareg.export.save_archive(model, name.with_suffix(".qareg"))
+    lines = [json.dumps({**row, "seed": arguments.seed}) for row in pipeline.rows]
+    name.with_suffix(".jsonl").write_text("\n".join(lines) + "\n")
+    text = results_table(pipeline.rows)
+    name.with_suffix(".txt").write_text(text + "\n")
+    print(f"\n{text}\n\n{name}.qareg")
+
+
+if __name__ == "__main__":
+    main()
