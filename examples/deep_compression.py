@@ -190,15 +190,14 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--sparsity", type=float, default=0.8, help="share of zeros after that")
     parser.add_argument("--levels", type=int, default=8)
     parser.add_argument("--regularizer", default="Sine", help="default: Sine")
-    parser.add_argument("--bit", type=float, default=0.005, help="what a bit may cost (0.005)")
+    parser.add_argument("--bit", type=float, default=0.02, help="what a bit may cost (0.02)")
     parser.add_argument("--epochs", type=int, default=15, help="of each training (15)")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("output"), help="default: output")
     arguments = parser.parse_args()
-    photographs = arguments.model or arguments.network
-    arguments.dataset = "cifar10" if photographs else "digits"
+    arguments.dataset = "cifar10" if arguments.model or arguments.network else "digits"
     return arguments
 
 

@@ -184,3 +184,18 @@ def test_words_are_those_of_the_package():
     assert options.METHODS == METHODS
     assert sorted(options.WEIGHTS) == sorted(WEIGHTS)
     assert (options.TABLES, options.SCALES) == (TABLES, SCALES)
+
+
+def test_dead_channels_go_first(tmp_path, run):
+    model = small_cnn()
+    layer = model.get_layer("fc")
+    kernel, bias = layer.get_weights()
+    layer.set_weights([kernel * (np.arange(16) < 10), bias])
+    model.save(tmp_path / "model.keras")
+    words = ["--shrink", "--levels", 4, "--json", tmp_path / "m.json"]
+    status, printed, errors = run(*compress(tmp_path, "m.qareg", *words))
+    assert (status, errors) == (0, "")
+    assert "Removing channels that do nothing: 1,110 weights become 714\n" in printed
+    assert json.loads((tmp_path / "m.json").read_text())["shrink"] is True
+    smaller = qareg.export.load_archive(tmp_path / "m.qareg")
+    assert smaller.get_layer("fc").units == 10

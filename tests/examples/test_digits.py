@@ -40,6 +40,20 @@ def check_the_demo(tmp_path, *words):
         assert 42_000 < (tmp_path / "best.tflite").stat().st_size < 0.27 * 167_660  # float32
 
 
+@slow_but_on_tensorflow
+def test_deep_compression_runs_in_short(tmp_path, monkeypatch):
+    few = sklearn.datasets.load_digits(return_X_y=True)
+    monkeypatch.setattr(sklearn.datasets, "load_digits", lambda **_: [part[:400] for part in few])
+    printed = run("-m", "examples.deep_compression", "--epochs", 2, "--out", tmp_path)
+    lines = (tmp_path / "deep_compression.jsonl").read_text().splitlines()
+    rows = {row["step"]: row for row in map(json.loads, lines)}
+    first, shrunk, last = (rows[s] for s in ("float", "channels pruned, shrunk", "tuned"))
+    assert shrunk["weights"] < 0.7 * first["weights"] and last["weights"] == shrunk["weights"]
+    assert last["zeros"] >= rows["weights pruned"]["zeros"] > 79
+    assert (tmp_path / "deep_compression.qareg").stat().st_size == last["archive"]
+    assert last["ratio"] > 30 and (tmp_path / "deep_compression.txt").read_text() in printed
+
+
 @pytest.mark.slow
 def test_the_wnq_study_runs_in_short(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(wnq_digits, "BITS", ((2, None), (2, 2)))
