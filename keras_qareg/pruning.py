@@ -34,7 +34,7 @@ class PruningSchedule(keras.callbacks.Callback):
 
     The zeros of a kernel are its mask; there is nothing else to keep. `quantization_aware` and
     `share_weights` give kernels of which a tenth or more is zero a level at 0, which holds them through
-    training, tuning and files.
+    training, tuning and files. A plain model that trains on without a schedule loses them.
 
     Args:
         target_sparsity: From 0 to below 1, the share of zeros of each kernel at the end. May be a

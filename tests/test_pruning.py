@@ -144,6 +144,15 @@ def test_zeros_stay_in_sharing(pruned, method, scale, table):
     assert_kept(zeros_of(model), zeros_of(shared))
 
 
+def test_zeros_stay_in_the_whole_job(pruned):
+    small = qareg.compress(pruned, digits(64)[0], levels=4, epochs=2, verbose=0)
+    assert_kept(zeros_of(pruned), zeros_of(small))
+    with pytest.warns(
+        UserWarning, match="have many zeros, as where they were pruned, of which WNQ"
+    ):
+        qareg.wnq(pruned, skip=())
+
+
 def test_zeros_stay_in_integer_training(pruned):
     model, (images, labels) = pruned, digits(96)
     before = zeros_of(model)

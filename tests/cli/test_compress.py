@@ -195,7 +195,7 @@ def test_dead_channels_go_first(tmp_path, run):
     words = ["--shrink", "--levels", 4, "--json", tmp_path / "m.json"]
     status, printed, errors = run(*compress(tmp_path, "m.qareg", *words))
     assert (status, errors) == (0, "")
-    assert "Removing channels that do nothing: 1,110 weights become 714\n" in printed
+    assert "Removing channels that do nothing: 1,110 weights become 720\n" in printed
     assert json.loads((tmp_path / "m.json").read_text())["shrink"] is True
     smaller = qareg.export.load_archive(tmp_path / "m.qareg")
     assert smaller.get_layer("fc").units == 10

@@ -12,7 +12,7 @@ import numpy as np
 from keras.layers import Layer
 
 from keras_qareg.data import samples
-from keras_qareg.layers.keras_private import is_graph, layers_inside, nodes
+from keras_qareg.layers.keras_private import children, is_graph, layers_inside, nodes
 from keras_qareg.models.cloning import clone, config_of, fresh
 from keras_qareg.models.comparing import (
     SIZES,
@@ -25,7 +25,6 @@ from keras_qareg.models.comparing import (
 from keras_qareg.models.selection import check_built, check_plain
 from keras_qareg.models.shrinking.rules import Mixing, Rule, rule_of, weights_of
 from keras_qareg.models.shrinking.tracing import Call, traced
-from keras_qareg.models.walking import held_by_layers
 
 # The share in an output below which a channel is nothing: far below the rounding of float32.
 _NOTHING = 2.0**-40
@@ -138,8 +137,8 @@ class _Plan:
         self._left: list[str] = []
         graphs = _graphs(model)
         calls = Counter(id(node.operation) for graph in graphs for node in nodes(graph))
-        held = held_by_layers(model) | _read_by_operations(graphs)
-        single = {identity for identity, count in calls.items() if count == 1} - held
+        elsewhere = _held_elsewhere(model, graphs) | _read_by_operations(graphs)
+        single = {identity for identity, count in calls.items() if count == 1} - elsewhere
         for graph in graphs:
             self._follow(graph, single, least)
         followed = {id(graph) for graph in graphs}
@@ -243,6 +242,15 @@ def _graphs(model: keras.Model) -> list[keras.Model]:
         found[id(graph)] = graph
         waiting += [node.operation for node in nodes(graph)]
     return list(found.values())
+
+
+def _held_elsewhere(model: keras.Model, graphs: list[keras.Model]) -> set[int]:
+    """The identities of layers that something else than the graphs which are followed has too."""
+    every, followed = (
+        Counter(id(child) for holder in holders for child in children(holder))
+        for holders in (layers_inside(model), graphs)
+    )
+    return {identity for identity, count in every.items() if count > followed[identity]}
 
 
 def _read_by_operations(graphs: list[keras.Model]) -> set[int]:
