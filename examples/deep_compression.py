@@ -41,6 +41,7 @@ from keras_qareg.report import table
 Row = dict[str, Any]
 # Of the epochs of a training: those of the float network before, and of tuning after.
 FLOAT, TUNING = 2.0, 0.25
+_MEASURED = 4_096  # images that batch normalization is measured on anew
 
 
 class Batches(keras.utils.PyDataset):
@@ -153,7 +154,10 @@ class Pipeline:
             return its.bit * float(np.square(kernel[kernel != 0]).mean())
 
         ways = {"method": "rate-distortion", "trainable": "centroids+rest", "verbose": 0}
-        model = qareg.share_weights(model, its.levels, rate=rate, **ways)
+        # In an archive, unlike in a .tflite, a step a channel would cost bytes.
+        model = qareg.share_weights(model, its.levels, rate=rate, scale="kernel", **ways)
+        some = self.train.images[:_MEASURED].astype("float32") * self.scale
+        qareg.recalibrate(model, some)  # where there is batch normalization
         self.note("shared by rate", model)
         self.note("tuned", self.fit(model, TUNING, its.rate / 10))
         return model
