@@ -36,7 +36,9 @@ FLOORS = {
         ["__main__", "__init__"],
     ],
     "models": [
-        ["legacy", "compiling", "graphs", "saving", "accounting", "walking", "surroundings"],
+        ["compiling", "graphs", "saving", "accounting", "walking", "surroundings"],
+        ["trial"],
+        ["legacy"],
         ["cloning", "flattening"],
         ["operators"],
         ["splitting", "ranges"],

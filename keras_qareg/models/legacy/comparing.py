@@ -8,16 +8,9 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import ops
 
 from keras_qareg.layers.keras_private import layers_inside
-
-_BATCH = 4
-# Sizes that are tried, in this order, for axes of any size.
-_SIZES = (16, 32, 64, 128, 256)
-# Of low precision, an output is right within this many steps of the coarsest dtype in the model.
-_STEPS = 32
-_EPSILON = {"float16": 2.0**-10, "bfloat16": 2.0**-7}
+from keras_qareg.models.trial import SIZES, arrays_of, difference, low_precision, trial_inputs
 
 
 def check_same(model: keras.Model, original: Any, tolerance: float) -> None:
@@ -32,45 +25,26 @@ def check_same(model: keras.Model, original: Any, tolerance: float) -> None:
         ValueError: If an output differs by more, or no inputs of the shapes of the model work.
     """
     expected, found = _outputs(model, original)
-    tolerance = max(tolerance, _low_precision(model))
+    tolerance = max(tolerance, low_precision(model))
     for number, (theirs, mine) in enumerate(zip(expected, found, strict=True)):
         if theirs.shape != mine.shape:
             raise ValueError(
                 f"Expected output {number} of shape {theirs.shape}, as in Keras 2. Received: "
                 f"{mine.shape}."
             )
-        difference = _difference(theirs, mine)
-        if not difference <= tolerance:
+        apart = difference(theirs, mine)
+        if not apart <= tolerance:
             raise ValueError(
                 f"Expected output {number} as in Keras 2, within {tolerance:g} of its largest magnitude "
-                f"on random inputs. Received: a difference of {difference:.2g}. If that is as it should "
+                f"on random inputs. Received: a difference of {apart:.2g}. If that is as it should "
                 "be (random layers, say), pass a larger `tolerance`."
             )
 
 
-def _low_precision(model: keras.Model) -> float:
-    dtypes = {layer.compute_dtype for layer in layers_inside(model)}
-    return _STEPS * max((_EPSILON.get(dtype, 0.0) for dtype in dtypes), default=0.0)
-
-
-def _difference(expected: np.ndarray, found: np.ndarray) -> float:
-    if expected.dtype.kind not in "fiub":
-        return 0.0 if np.array_equal(expected, found) else float("inf")
-    expected, found = expected.astype("float64"), found.astype("float64")
-    finite = np.isfinite(expected)
-    if not np.array_equal(expected[~finite], found[~finite], equal_nan=True):
-        return float("inf")
-    if not np.isfinite(found[finite]).all():
-        return float("inf")
-    distance = np.abs(expected - found)[finite].max(initial=0.0)
-    scale = np.abs(expected)[finite].max(initial=0.0)
-    return float(distance / scale) if scale else float(distance)
-
-
 def _outputs(model: keras.Model, original: Any) -> tuple[list[np.ndarray], list[np.ndarray]]:
     failure: Exception | None = None
-    for size in _SIZES:
-        inputs = _inputs(model, size)
+    for size in SIZES:
+        inputs = trial_inputs(model, size)
         try:
             with _fresh_states(original):
                 expected = original(_as_called(inputs, original), training=False)
@@ -80,22 +54,10 @@ def _outputs(model: keras.Model, original: Any) -> tuple[list[np.ndarray], list[
         _reset(model)
         found = model(inputs, training=False)
         _reset(model)
-        return _arrays(expected), _arrays(found)
+        return arrays_of(expected), arrays_of(found)
     raise ValueError(
         f"Expected '{original.name}' to take random inputs of its own shapes. Received: {failure}"
     )
-
-
-def _arrays(outputs: Any) -> list[np.ndarray]:
-    def array(value: Any) -> np.ndarray:
-        if hasattr(value, "numpy") and "tensorflow" in type(value).__module__:
-            value = value.numpy()
-            return np.asarray(value if value.dtype.name != "bfloat16" else value.astype("float32"))
-        if ops.is_tensor(value) and "bfloat16" in str(value.dtype):
-            value = ops.cast(value, "float32")
-        return np.asarray(ops.convert_to_numpy(value))
-
-    return [array(value) for value in keras.tree.flatten(outputs)]
 
 
 def _as_called(inputs: Any, original: Any) -> Any:
@@ -133,63 +95,3 @@ def _reset(model: keras.Model) -> None:
     for layer in layers_inside(model):
         if getattr(layer, "stateful", False) and hasattr(layer, "reset_state"):
             layer.reset_state()
-
-
-def _inputs(model: keras.Model, size: int) -> Any:
-    generator = np.random.default_rng(0)
-    words = _vocabulary(model)
-    tokens = _fewest(model)
-    masked = [
-        layer.mask_value
-        for layer in layers_inside(model)
-        if isinstance(layer, keras.layers.Masking)
-    ]
-
-    def drawn(tensor: keras.KerasTensor) -> np.ndarray:
-        batch, *inner = tensor.shape
-        shape = (batch or _BATCH, *(axis or size for axis in inner))
-        dtype = keras.backend.standardize_dtype(tensor.dtype)
-        if dtype == "string":
-            return generator.choice(np.asarray(words, dtype=object), shape)
-        if dtype == "bool":
-            return generator.integers(0, 2, shape).astype(bool)
-        if "int" in dtype or (tokens is not None and not _is_image(tensor)):
-            return _ended(generator.integers(0, tokens or 100, shape).astype(dtype), 0)
-        values = generator.normal(size=shape).astype("float32")
-        return (_ended(values, masked[0]) if masked and len(shape) > 2 else values).astype(dtype)
-
-    sequential = isinstance(model, keras.Sequential)
-    return keras.tree.map_structure(drawn, model.inputs[0] if sequential else model.input)
-
-
-def _ended(values: np.ndarray, filler: float) -> np.ndarray:
-    """Sequences of different lengths, filled up with what masks leave out."""
-    if values.ndim < 2:
-        return values
-    for place, row in enumerate(values):
-        if place:
-            row[len(row) - place * len(row) // (2 * len(values)) :] = filler
-    return values
-
-
-def _is_image(tensor: keras.KerasTensor) -> bool:
-    return len(tensor.shape) > 2
-
-
-def _fewest(model: keras.Model) -> int | None:
-    """The size of the smallest table that inputs are looked up in."""
-    sizes: list[int] = []
-    for layer in layers_inside(model):
-        if isinstance(layer, keras.layers.Embedding):
-            sizes.append(layer.input_dim)
-        elif isinstance(layer, keras.layers.CategoryEncoding):
-            sizes.append(layer.num_tokens)
-    return min(sizes, default=None)
-
-
-def _vocabulary(model: keras.Model) -> list[str]:
-    known = ["", "unheard of"]
-    for layer in layers_inside(model):
-        if isinstance(layer, keras.layers.StringLookup | keras.layers.TextVectorization):
-            known += [str(word) for word in layer.get_vocabulary()]
-    return known
