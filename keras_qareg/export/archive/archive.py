@@ -81,9 +81,9 @@ def save_archive(
             `pip install keras-qareg[best]`, to read too.
         target_bytes: Positive integer: the most bytes of the file. Where it would have more, its kernels
             are clustered for least squared error and bits together (`numerics.rate_distortion`), by the
-            lowest rate at which it is small enough; the same in each, relative to its variance. That is
-            another network, which nobody has looked at: `allocate` and `compress` do less harm, where
-            there are inputs. `None` (default): the model as it is.
+            lowest rate at which it is small enough. Of each kernel the error counts relative to the sum
+            of its squares. That is another network, which nobody has looked at: `allocate` and
+            `compress` do less harm, where there are inputs. `None` (default): the model as it is.
 
     Returns:
         The path of the file.

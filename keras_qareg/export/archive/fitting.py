@@ -22,8 +22,8 @@ def fitted(
 ) -> keras.Model:
     """A network in an archive of no more than some bytes: kernels clustered by the lowest rate.
 
-    Rates are in proportion to the variance of each kernel: the squared error, relative to that, costs
-    the same everywhere.
+    The rate of each layer is in proportion to the sum of the squares of its weights: the squared error,
+    relative to that, costs the same in each, as noise in the outputs of a layer is relative to them.
 
     Args:
         model: A built model. It stays as it is.
@@ -47,7 +47,7 @@ def fitted(
         return share_weights(
             plain,
             method="rate-distortion",
-            rate=lambda layer: 2.0**price * _spread(layer),
+            rate=lambda layer: 2.0**price * _energy(layer) / weights,
             scale=scale,
             verbose=0,
         )
@@ -63,7 +63,7 @@ def fitted(
     return at(price)
 
 
-def _spread(layer: Layer) -> float:
-    """The variance of the kernels of a layer, or a tiny number."""
-    arrays = [ops.convert_to_numpy(kernel).reshape(-1) for kernel in kernels(layer)]
-    return max(float(np.var(np.concatenate(arrays))), 1e-30)
+def _energy(layer: Layer) -> float:
+    """The sum of the squares of the kernels of a layer, or a tiny number."""
+    arrays = [ops.convert_to_numpy(kernel).astype("float64") for kernel in kernels(layer)]
+    return max(sum(float(np.square(array).sum()) for array in arrays), 1e-30)
