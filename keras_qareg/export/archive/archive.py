@@ -32,6 +32,7 @@ from keras_qareg.export.archive.folding import folded, held_books, weight_names
 from keras_qareg.export.archive.kernels import EFFORTS, encode_kernel
 from keras_qareg.export.archive.manifest import (
     ALONE,
+    FLOAT_DTYPES,
     KERNEL,
     TOGETHER,
     Manifest,
@@ -47,7 +48,6 @@ from keras_qareg.models import codebooks, unquantized
 from keras_qareg.models.selection import check_float
 from keras_qareg.numerics.codebook import Codebook
 
-FLOAT_DTYPES = ("float32", "float16", "bfloat16")
 # Larger tensors have a section of their own, and are read alone; larger models show a bar.
 _LARGE, _MANY = 1 << 16, 10_000_000
 
