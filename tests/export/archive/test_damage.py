@@ -224,7 +224,7 @@ def forged_length(version, whole, random):
             numbers = [*manifest["sections"], manifest["tensors"][0]["shape"]]
             its = numbers[random.integers(len(numbers))]
             place = 0 if its is not numbers[-1] else random.integers(4)
-            its[place] = int(other) + (its[place] == other)
+            its[place] = int(other) + int(its[place] == other)
 
         return forged_first(change)
     _, sections = parts_of(whole)
