@@ -1,14 +1,17 @@
 """How near archives are to the entropy of their indices and below it, and how fast they are.
 
     python -m benchmarks.archive --out results
-    python -m benchmarks.archive --models resnet8.h5 ad01.h5 vww_96.h5 --levels 4 16 64 --out results
+    python -m benchmarks.archive --models resnet8.h5 ad01.h5 vww_96.h5 mobilenet --levels 4 16 64 \
+        --out results
 
-Kernels of one table are shared by k-means: those of trained models in files of Keras (`archive_models`),
-and, to time, one of independent normal weights and one whose rows and columns differ in spread
-(`archive`). Of each, the bytes of its indices with `effort="fast"` and `"best"` (without the table of
-values) over their zeroth-order entropy. Whole files are also written with `fold=True`. Times are of one
-core, in megabytes of float32 weights a second, and relative to zstd -19 and gzip -9 of the same float32
-values in the same rounds, which is what a compressed download of a plain file costs.
+Kernels of one table are shared by k-means: those of trained models in files of Keras, or of `mobilenet`
+(that of `keras.applications`, a quarter as wide, trained here on scikit-learn's digits), in
+`archive_models`; and, to time, one of independent normal weights and one whose rows and columns differ
+in spread (`archive`). Of each, the bytes of its indices with `effort="fast"` and `"best"` (without the
+table of values) over their zeroth-order entropy. Whole files are also written with `fold=True`, and are
+compared with zstd -19 and gzip -9 of all weights. Times are of one core, in megabytes of float32 weights
+a second, and relative to zstd -19 and gzip -9 of the same float32 values in the same rounds, which is
+what a compressed download of a plain file costs.
 """
 
 import gzip
@@ -22,17 +25,20 @@ from typing import Any
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
+import keras
 import numpy as np
 import zstandard
 
 import keras_qareg as qareg
 from benchmarks import results
+from examples.data import load
 from keras_qareg.cli.opening import load_model
 from keras_qareg.export.archive.kernels import EFFORTS, decode_kernel, encode_kernel
 from keras_qareg.numerics.clustering import kmeans
 from keras_qareg.numerics.codebook import Codebook
 
 KINDS = ("normal", "spread")
+EPOCHS = 12
 
 
 def seconds(function: Callable[[], Any]) -> float:
@@ -94,12 +100,28 @@ def timed(kind: str, levels: int, size: int, rounds: int) -> dict[str, Any]:
     return found
 
 
-def whole(path: Path, levels: int) -> dict[str, Any]:
+def mobilenet() -> keras.Model:
+    """A small MobileNet that was trained on digits of 8x8 pixels, which it enlarges."""
+    keras.utils.set_random_seed(0)
+    digits, _ = load("digits")
+    body = keras.applications.MobileNet(
+        (32, 32, 1), alpha=0.25, weights=None, classes=10, dropout=0.0
+    )
+    inputs = keras.Input((8, 8, 1))
+    model = keras.Model(inputs, body(keras.layers.UpSampling2D(4)(inputs)))
+    model.compile("adam", "sparse_categorical_crossentropy")
+    model.fit(digits.pixels(digits.mean), digits.labels, batch_size=32, epochs=EPOCHS, verbose=0)
+    return model
+
+
+def whole(name: str, model: keras.Model, levels: int) -> dict[str, Any]:
     """A trained model with one table a kernel: its indices, and its files."""
-    shared = qareg.share_weights(load_model(path), levels, scale="kernel", verbose=0)
+    shared = qareg.share_weights(model, levels, scale="kernel", verbose=0)
     books = qareg.codebooks(shared).values()
     entropy = sum(book.indices.size * book.entropy / 8 for book in books)
-    found: dict[str, Any] = {"model": path.stem, "levels": levels, "entropy_bytes": entropy}
+    found: dict[str, Any] = {"model": name, "levels": levels, "entropy_bytes": entropy}
+    raw = b"".join(np.asarray(weight).tobytes() for weight in qareg.strip(shared).weights)
+    found |= {"zstd -19": len(zstandard.compress(raw, 19)), "gzip -9": len(gzip.compress(raw, 9))}
     with tempfile.TemporaryDirectory() as folder:
         for effort in EFFORTS:
             found[effort] = sum(indices_bytes(book, effort) for book in books) / entropy
@@ -107,7 +129,11 @@ def whole(path: Path, levels: int) -> dict[str, Any]:
                 file = qareg.export.save_archive(
                     shared, Path(folder) / "model.qareg", effort=effort, fold=fold
                 )
-                found[f"{effort} file{', folded' * fold}"] = file.stat().st_size
+                found[f"{effort} file{', folded' * fold}"] = size = file.stat().st_size
+                if effort == EFFORTS[0] and not fold:
+                    found["file/zstd"], found["file/gzip"] = (
+                        size / found[peer] for peer in ("zstd -19", "gzip -9")
+                    )
     return found
 
 
@@ -116,13 +142,14 @@ def main() -> None:
     parser.add_argument("--levels", type=int, nargs="+", default=[2, 4, 16, 64, 256])
     parser.add_argument("--weights", type=int, default=4_000_000)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--models", type=Path, nargs="+", default=[])
+    parser.add_argument("--models", nargs="+", default=[])
     arguments = parser.parse_args()
     rows: list[dict[str, Any]] = []
     if arguments.models:
-        for path in arguments.models:
+        for name in arguments.models:
+            model = mobilenet() if name == "mobilenet" else load_model(Path(name))
             for levels in arguments.levels:
-                rows.append(whole(path, levels))
+                rows.append(whole(Path(name).stem, model, levels))
                 print(json.dumps(rows[-1]), flush=True)
         header = tuple(rows[0])
         lines = [tuple(_shown(value) for value in row.values()) for row in rows]

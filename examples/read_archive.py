@@ -7,47 +7,24 @@ Prints what is in the file. Of the package it takes the dictionary for manifests
 """
 
 import bisect
-import hashlib
 import json
 import math
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from hashlib import blake2b
+from importlib.resources import files
+from io import BytesIO
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import zstandard
 
-import keras_qareg
-
-FOLDER = Path(keras_qareg.__file__).parent / "export" / "archive"
-# Bits of a number, and those of its mantissa.
-FLOATS = {"float32": (32, 23), "float16": (16, 10), "bfloat16": (16, 7)}
-# The name of a tensor after the number of its layer, its shape, dtype and mark.
-Listed = tuple[str, tuple[int, ...], str, str]
-
-
-class Fields:
-    """Bytes, one field after the other."""
-
-    def __init__(self, content: bytes):
-        self.content, self.place = content, 0
-
-    def take(self, size: int) -> bytes:
-        self.place += size
-        return self.content[self.place - size : self.place]
-
-    def rest(self) -> bytes:
-        return self.content[self.place :]
-
-    def varint(self) -> int:
-        number = shift = 0
-        while True:
-            byte = self.take(1)[0]
-            number, shift = number | (byte & 127) << shift, shift + 7
-            if byte < 128:
-                return number
+DICTIONARY = files("keras_qareg") / "export" / "archive" / "dictionary_1.bin"
+FLOATS = {"float32": (32, 23), "float16": (16, 10), "bfloat16": (16, 7)}  # bits, mantissa
+WORD = r"(\d*)/([^:*+]*)(?::([\d,]*))?(?::(\w+))?([*+]?)"  # layers on, name, shape, dtype, mark
+FRAME = zstandard.FORMAT_ZSTD1_MAGICLESS
 
 
 class Stream:
@@ -59,214 +36,157 @@ class Stream:
         while self.words and self.state < 1 << 32:
             self.state = self.state << 32 | self.words.pop()
 
-    def take(self, count: int, weights: Sequence[int] | np.ndarray) -> np.ndarray:
+    def take(self, count: int, weights: Any) -> np.ndarray:
         k, found = len(weights), np.zeros(count, "int64")
         sums = [0, *np.cumsum(weights).tolist()]
         ends = [i + sums[i] * ((1 << 24) - k) // max(sums[k], 1) for i in range(k + 1)]
         for place in range(count if k > 1 else 0):
             low = self.state & 0xFFFFFF
             symbol = bisect.bisect_right(ends, low) - 1
-            size = ends[symbol + 1] - ends[symbol]
-            self.state = (self.state >> 24) * size + low - ends[symbol]
+            self.state = (self.state >> 24) * (ends[symbol + 1] - ends[symbol]) + low - ends[symbol]
             if self.state < 1 << 32 and self.words:
                 self.state = self.state << 32 | self.words.pop()
             found[place] = symbol
         return found
 
-    def differences(self, count: int, slope: int) -> np.ndarray:
-        """Differences from what is expected: 0, -1, 1, -2, 2 are 0, 1, 2, 3, 4."""
-        weights = [1 << 20]
-        for _ in range(15):
-            weights.append(1 + weights[-1] * (2 * slope + 1) // 32)
-        folded = self.take(count, weights)
+    def roots(self, sizes: np.ndarray, levels: int, slope: int) -> np.ndarray:
+        """Tables by class of row and column: of each root, the difference from what is expected."""
+        rates = [2 * slope + 1] * 15
+        weights = [*accumulate(rates, lambda w, rate: 1 + w * rate // 32, initial=1 << 20)]
+        folded = self.take(sizes.size * levels, weights)
         large = folded == 15
         for power in (1, 256):
             folded[large] += power * self.take(int(large.sum()), [1] * 256)
-        return np.where(folded % 2 == 1, -(folded + 1) // 2, folded // 2)
+        roots = np.where(folded % 2, -(folded + 1) // 2, folded // 2).reshape(*sizes.shape, levels)
+        for row, column in np.ndindex(*sizes.shape):
+            above, left = roots[row - 1, column], roots[row, column - 1]
+            if row and column:
+                wanted = above * left // np.maximum(roots[row - 1, column - 1], 1)
+            elif row or column:
+                before = sizes[row - 1, column] if row else sizes[row, column - 1]
+                ratio = math.isqrt((int(sizes[row, column]) << 16) // max(int(before), 1))
+                wanted = (above if row else left) * ratio >> 8
+            else:
+                roots[0, 0] = roots[0, 0].cumsum()
+                wanted = math.isqrt(int(sizes[0, 0]) // (3 * levels))
+            roots[row, column] += np.minimum(wanted, 65535)
+        return roots
 
 
-def bits_of(content: bytes, width: int, count: int) -> np.ndarray:
-    """Numbers of so many bits each, the most significant first, one behind the other."""
-    spread = np.unpackbits(np.frombuffer(content, "uint8"), count=width * count)
-    powers = 1 << np.arange(width - 1, -1, -1, dtype="int64")
-    return spread.reshape(count, width).astype("int64") @ powers
+def varint(file: BinaryIO) -> int:
+    byte = file.read(1)[0]
+    return byte if byte < 128 else byte - 128 + 128 * varint(file)
 
 
-def read_floats(fields: Fields, count: int, dtype: str) -> Callable[[Stream], np.ndarray]:
-    """The function that reads the bits of numbers from a stream, once head and tail are read."""
-    width, mantissa = FLOATS[dtype]
-    first = fields.take(1)[0]
+def read_numbers(file: BinaryIO, count: int, dtype: str, way: int = 2) -> Any:
+    """The function that reads the bits of numbers from a stream, once all before it is read."""
+    width, mantissa = FLOATS.get(dtype) or (8 * np.dtype(dtype).itemsize, 0)
+    first, kind = file.read(1)[0] if way == 2 else 7, f"<u{width // 8}"
     if first == 7:
-        raw = np.frombuffer(fields.take(count * width // 8), f"<u{width // 8}")
-        return lambda stream: raw
-    lowest, levels = int.from_bytes(fields.take(2), "little"), fields.take(1)[0] + 1
-    left = mantissa - (first & 7)
-    each = left + (first >> 3 & 1)
-    tail = bits_of(fields.take(-(-count * each // 8)), each, count)
+        raw = file.read(varint(file) if way == 1 else count * width // 8)
+        if way == 1:  # the first byte of all numbers, then the second of all
+            raw = zstandard.ZstdDecompressor(format=FRAME).decompressobj().decompress(raw)
+            raw = np.frombuffer(raw, "uint8").reshape(-1, count).T.tobytes()
+        return lambda stream: np.frombuffer(raw, kind)
+    lowest, levels = int.from_bytes(file.read(2), "little"), file.read(1)[0] + 1
+    left, each = mantissa - (first & 7), mantissa - (first & 7) + (first >> 3 & 1)
+    packed = np.frombuffer(file.read(-(-count * each // 8)), "uint8")
+    places = 1 << np.arange(each, dtype="int64")[::-1]
+    tail = np.unpackbits(packed, count=count * each).reshape(count, each) @ places
 
     def take(stream: Stream) -> np.ndarray:
-        roots = np.zeros(1, "int64")
-        if levels > 1:
-            roots = stream.differences(levels, first >> 4).cumsum() + math.isqrt(
-                count // (3 * levels)
-            )
+        sizes = np.full((1, 1), count)
+        roots = stream.roots(sizes, levels, first >> 4)[0, 0] if levels > 1 else np.ones(1, int)
         symbols = stream.take(count, roots * roots) + lowest
-        found = tail >> left << (width - 1) | symbols << left | tail & (1 << left) - 1
-        return found.astype(f"<u{width // 8}")
+        return (tail >> left << (width - 1) | symbols << left | tail & (1 << left) - 1).astype(kind)
 
     return take
 
 
 def read_kernel(section: bytes, shape: tuple[int, ...]) -> np.ndarray:
     """The values of a kernel."""
-    fields = Fields(section)
-    flags, levels, tabled = fields.take(1)[0], fields.take(1)[0] + 1, fields.take(1)[0]
+    file = BytesIO(section)
+    flags, levels, tabled = file.read(3)
+    levels += 1
     if flags & 4:
         raise NotImplementedError("Expected effort='fast'. Received: 'best'")
-    channels = shape[len(shape) - tabled :]
-    codes = np.frombuffer(fields.take(levels if flags & 1 else 0), "i1").astype("float32")
+    codes = np.frombuffer(file.read(levels if flags & 1 else 0), "i1").astype("float32")
     numbers = (flags >> 4 & 3) + 1, (flags >> 6) + 1
-    masks = (0, 0) if numbers == (1, 1) else (fields.take(1)[0], fields.take(1)[0])
-    slope = fields.take(1)[0] if levels > 1 and not flags & 2 else 0
-    count = math.prod(channels) * (1 if flags & 1 else levels)
-    floats, stream = read_floats(fields, count, "float32"), Stream(fields.rest())
+    masks = file.read(0 if numbers == (1, 1) else 2) or b"\0\0"
+    tables, coded = np.ones((*numbers, levels), "int64"), levels > 1 and not flags & 2
+    slope = file.read(1)[0] if coded else 0
+    count = math.prod(shape[len(shape) - tabled :]) * (1 if flags & 1 else levels)
+    floats, stream = read_numbers(file, count, "float32"), Stream(file.read())
     # A matrix of rows, free places and columns, in which rows and columns stand by class.
-    axes = [[axis for axis in range(len(shape)) if mask >> axis & 1] for mask in masks]
-    free = [axis for axis in range(len(shape)) if axis not in axes[0] + axes[1]]
-    sizes = [math.prod(shape[axis] for axis in part) for part in (axes[0], free, axes[1])]
-    rows, columns = stream.take(sizes[0], [1] * numbers[0]), stream.take(sizes[2], [1] * numbers[1])
-    tables = np.ones((*numbers, levels), "int64")
-    if levels > 1 and not flags & 2:
-        each = np.outer(
-            *(np.bincount(n, minlength=k) for n, k in zip((rows, columns), numbers, strict=True))
-        )
-        more = stream.differences(math.prod(numbers) * levels, slope).reshape(tables.shape)
-        tables = read_roots(more, each * sizes[1]) ** 2
-    values = floats(stream).view("<f4")
-    matrix = np.zeros(sizes, "int64")
+    rows, columns = ([axis for axis in range(len(shape)) if mask >> axis & 1] for mask in masks)
+    free = [axis for axis in range(len(shape)) if axis not in rows + columns]
+    sizes = [math.prod(shape[axis] for axis in part) for part in (rows, free, columns)]
+    classes = [stream.take(sizes[i], [1] * n) for i, n in zip((0, 2), numbers, strict=True)]
+    if coded:
+        each = [np.bincount(c, minlength=n) for c, n in zip(classes, numbers, strict=True)]
+        tables = stream.roots(np.outer(*each) * sizes[1], levels, slope) ** 2
+    values, matrix = floats(stream).view("<f4"), np.zeros(sizes, "int64")
     for row, column in np.ndindex(*numbers):
-        where = np.ix_(*np.nonzero(rows == row), range(sizes[1]), *np.nonzero(columns == column))
+        where = np.ix_(classes[0] == row, np.ones(sizes[1], bool), classes[1] == column)
         part = matrix[where]
         matrix[where] = stream.take(part.size, tables[row, column]).reshape(part.shape)
-    order = axes[0] + free + axes[1]
+    order = rows + free + columns
     indices = matrix.reshape([shape[axis] for axis in order]).transpose(np.argsort(order))
     table = (np.multiply.outer(codes, values) if flags & 1 else values).reshape(levels, -1)
     flat = indices.reshape(-1, table.shape[1])
     return table[flat, np.arange(table.shape[1])].reshape(shape)
 
 
-def read_roots(differences: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Roots of frequencies by class of row and column: what is expected, and a difference."""
-    roots = differences.copy()
-    for row, column in np.ndindex(*sizes.shape):
-        if row and column:
-            corner = np.maximum(roots[row - 1, column - 1], 1)
-            wanted = roots[row - 1, column] * roots[row, column - 1] // corner
-        elif row or column:
-            before = (row - 1, 0) if row else (0, column - 1)
-            ratio = (int(sizes[row, column]) << 16) // max(int(sizes[before]), 1)
-            wanted = roots[before] * math.isqrt(ratio) >> 8
-        else:
-            first = math.isqrt(int(sizes[0, 0]) // (3 * roots.shape[-1]))
-            roots[0, 0] = first + differences[0, 0].cumsum()
-            continue
-        roots[row, column] += np.minimum(wanted, 65535)
-    return roots
-
-
-def read_others(section: bytes, tensors: list[Listed], kept: str) -> list[np.ndarray]:
+def read_others(section: bytes, tensors: list[Any], kept: str) -> list[np.ndarray]:
     """Tensors that are together in one section."""
-    fields = Fields(section)
-    single = bits_of(fields.take(-(-len(tensors) // 8)), 1, len(tensors))
-    counts = [math.prod(shape) for _, shape, _, _ in tensors]
-    held = [1 if one else count for one, count in zip(single, counts, strict=True)]
-    groups: dict[tuple[str, str], list[int]] = {}
+    file, groups, read = BytesIO(section), dict[tuple[str, str], list[int]](), {}
+    single = np.unpackbits(np.frombuffer(file.read(-(-len(tensors) // 8)), "uint8"))
+    held = [1 if one else math.prod(t[1]) for one, t in zip(single, tensors, strict=False)]
     for place, (name, _, dtype, _) in enumerate(tensors):
-        stored = kept if dtype == "float32" else dtype
-        groups.setdefault((name.rpartition("/")[2], stored), []).append(place)
-    read = {}
-    for (name, dtype), places in groups.items():
+        key = name.rpartition("/")[2], kept if dtype == "float32" else dtype
+        groups.setdefault(key, []).append(place)
+    for key, places in groups.items():
         if count := sum(held[place] for place in places):
-            read[name, dtype] = read_group(fields, count, dtype)
-    stream, found = Stream(fields.rest()), [np.zeros(0, "float32")] * len(tensors)
+            read[key] = read_numbers(file, count, key[1], way=file.read(1)[0])
+    stream, found = Stream(file.read()), [np.zeros(shape) for _, shape, _, _ in tensors]
     for key, take in read.items():
-        numbers = unpacked(take(stream), key[1])
+        bits, numpys = take(stream), key[1] != "bfloat16"
+        numbers = bits.view(key[1]) if numpys else (bits.astype("uint32") << 16).view("float32")
         for place in groups[key]:
             part, numbers = numbers[: held[place]], numbers[held[place] :]
-            whole = np.repeat(part, counts[place]) if single[place] else part
-            found[place] = whole.reshape(tensors[place][1])
+            found[place] = np.resize(part, tensors[place][1])
     return found
-
-
-def read_group(fields: Fields, count: int, dtype: str) -> Callable[[Stream], np.ndarray]:
-    """The function that reads the bits of a group."""
-    way = fields.take(1)[0]
-    if way == 2:
-        return read_floats(fields, count, dtype)
-    width = 2 if dtype == "bfloat16" else np.dtype(dtype).itemsize
-    raw = fields.take(count * width) if way == 0 else inflated(fields.take(fields.varint()))
-    if way == 1:  # the first byte of all numbers, then the second of all
-        raw = np.frombuffer(raw, "uint8").reshape(width, count).T.tobytes()
-    numbers = np.frombuffer(raw, f"<u{width}")
-    return lambda stream: numbers
-
-
-def unpacked(bits: np.ndarray, dtype: str) -> np.ndarray:
-    """The numbers that bits stand for."""
-    if dtype == "bfloat16":
-        return (bits.astype("uint32") << 16).view("float32")
-    return bits.view(np.dtype(dtype))
-
-
-def inflated(frame: bytes, **options: Any) -> bytes:
-    """The content of a frame without a magic number."""
-    unpacker = zstandard.ZstdDecompressor(format=zstandard.FORMAT_ZSTD1_MAGICLESS, **options)
-    found: bytes = unpacker.decompressobj().decompress(frame)
-    return found
-
-
-def listed(text: str) -> Iterator[Listed]:
-    """Name after the number of the layer, shape, dtype and mark of each tensor."""
-    layer, last = -1, -1
-    for word in text.split():
-        if word.startswith("@"):
-            continue
-        found = re.fullmatch(r"(\d*)/([^:*+]*)(?::([\d,]*))?(?::(\w+))?([*+]?)", word)
-        if found is None:
-            raise ValueError(f"Expected a tensor. Received: {word}")
-        skip, name, sizes, dtype, mark = found.groups()
-        layer += int(skip or 0)
-        shape = (last,) if sizes is None else tuple(map(int, filter(None, sizes.split(","))))
-        last = shape[-1] if shape else -1
-        yield f"{layer}/{name}", shape, dtype or "float32", mark
 
 
 def read(content: bytes) -> tuple[dict[str, Any], list[tuple[str, np.ndarray]]]:
     """The manifest of an archive, and the names and values of its tensors."""
-    if content[:12] != b"\x89KQAREG\n\x02\0\0\0":
-        raise ValueError("Expected an archive of version 2. Received: another file")
-    fields = Fields(content[20:])
-    index = Fields(fields.take(fields.varint()))
-    stored, _, count = index.varint(), index.varint(), index.varint()
-    sizes = [index.varint() for _ in range(count)]
-    digests = [index.take(4) for _ in range(count)]
-    shared = (FOLDER / "dictionary_1.bin").read_bytes()
-    kind = zstandard.DICT_TYPE_RAWCONTENT
-    dictionary = zstandard.ZstdCompressionDict(shared, dict_type=kind)
-    manifest = json.loads(inflated(index.take(stored), dict_data=dictionary))
-    sections = [fields.take(size) for size in sizes]
-    found = [hashlib.blake2b(section, digest_size=4).digest() for section in sections]
-    if hashlib.blake2b(index.content, digest_size=8).digest() != content[12:20] or found != digests:
-        raise ValueError("Expected an undamaged file. Received: one that was changed")
-    tensors, kept = list(listed(manifest["tensors"])), manifest.get("float", "float32")
+    file = BytesIO(content[20:])
+    index = file.read(varint(file))
+    head, start = BytesIO(index), b"\x89KQAREG\n\x02\0\0\0" + blake2b(index, digest_size=8).digest()
+    stored, _, count = varint(head), varint(head), varint(head)
+    sections = [file.read(size) for size in [varint(head) for _ in range(count)]]
+    digests = b"".join(blake2b(section, digest_size=4).digest() for section in sections)
+    if content[:20] != start or head.read(4 * count) != digests:
+        raise ValueError("Expected an archive of version 2. Received: another, or a damaged file")
+    shared = zstandard.ZstdCompressionDict(DICTIONARY.read_bytes(), zstandard.DICT_TYPE_RAWCONTENT)
+    unpacker = zstandard.ZstdDecompressor(shared, format=FRAME).decompressobj()
+    manifest = json.loads(unpacker.decompress(head.read(stored)))
+    tensors, layer, last = [], -1, -1
+    for word in manifest["tensors"].split():
+        if word[0] != "@":  # what stands before the names of layers that are inside of others
+            skip, name, sizes, dtype, mark = re.fullmatch(WORD, word).groups()
+            layer += int(skip or 0)
+            shape = (last,) if sizes is None else tuple(map(int, filter(None, sizes.split(","))))
+            last = shape[-1] if shape else -1
+            tensors.append((f"{layer}/{name}", shape, dtype or "float32", mark))
+    kept, own = manifest.get("float", "float32"), iter(sections[1:])
     others = iter(read_others(sections[0], [tensor for tensor in tensors if not tensor[3]], kept))
-    own, values = iter(sections[1:]), []
-    for tensor in tensors:
-        if tensor[3] == "*":
-            values.append(read_kernel(next(own), tensor[1]))
-        else:
-            values.append(read_others(next(own), [tensor], kept)[0] if tensor[3] else next(others))
-    return manifest, [(tensor[0], value) for tensor, value in zip(tensors, values, strict=True)]
+    ways = {
+        "*": lambda tensor: read_kernel(next(own), tensor[1]),
+        "+": lambda tensor: read_others(next(own), [tensor], kept)[0],
+        "": lambda tensor: next(others),
+    }
+    return manifest, [(tensor[0], ways[tensor[3]](tensor)) for tensor in tensors]
 
 
 def main() -> None:

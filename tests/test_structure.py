@@ -37,8 +37,9 @@ FLOORS = {
         ["__main__", "__init__"],
     ],
     "models": [
-        ["comparing"],
-        ["legacy", "compiling", "graphs", "saving", "accounting", "walking", "surroundings"],
+        ["compiling", "graphs", "saving", "accounting", "walking", "surroundings"],
+        ["trial"],
+        ["legacy"],
         ["cloning", "flattening"],
         ["operators"],
         ["splitting", "ranges"],

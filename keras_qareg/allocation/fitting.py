@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import tempfile
+import math
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 import keras
 import numpy as np
 
-from keras_qareg.export import save_archive
-from keras_qareg.layers import QuantizationAware
+from keras_qareg.export.archive.archive import content_of
+from keras_qareg.layers import QuantizationAware, kernels
+from keras_qareg.models import codebooks
 from keras_qareg.models.selection import wrappers
+from keras_qareg.models.stripping import unquantized
 from keras_qareg.models.training import assign
+from keras_qareg.numerics.rate_distortion import FURTHEST, lowest_price
 from keras_qareg.plans import Plan
 
-# The least that a bit may cost, in squared distances between neighbouring levels; how often this is
-# doubled, to find what is enough, and how often the last step is halved.
-_LEAST, _DOUBLINGS, _HALVINGS = 1 / 256, 12, 6
+# The price of a bit that is tried first, in squared distances between neighbouring levels: 1/16.
+_START = -4.0
 
 # What makes the shared model, with the rate of each kernel by path; `None`: as it was trained.
 Share = Callable[[Mapping[str, float] | None], keras.Model]
@@ -25,8 +26,7 @@ Share = Callable[[Mapping[str, float] | None], keras.Model]
 
 def archive_bytes(model: keras.Model) -> int:
     """The size of the archive of a model."""
-    with tempfile.TemporaryDirectory() as folder:
-        return save_archive(model, Path(folder) / "model.qareg").stat().st_size
+    return len(content_of(unquantized(model), codebooks(model)))
 
 
 def keep_within(
@@ -82,19 +82,9 @@ def fit_archive(student: keras.Model, share: Share, most: int) -> keras.Model:
     for layer in layers:
         layer.placed.assign(0.0)
 
-    def at(rate: float) -> keras.Model:
-        return share({path: rate * gap**2 for path, gap in gaps.items()})
+    def at(price: float) -> keras.Model:
+        return share({path: 2.0**price * gap**2 for path, gap in gaps.items()})
 
-    low, high = 0.0, _LEAST
-    for _ in range(_DOUBLINGS):
-        found = at(high)
-        if archive_bytes(found) <= most:
-            break
-        low, high = high, 2 * high
-    for _ in range(_HALVINGS):
-        tried = at((low + high) / 2)
-        if archive_bytes(tried) <= most:
-            high, found = (low + high) / 2, tried
-        else:
-            low = (low + high) / 2
-    return found
+    weights = sum(math.prod(kernel.shape) for layer in layers for kernel in kernels(layer))
+    price = lowest_price(lambda price: archive_bytes(at(price)), most, weights, _START)
+    return at(FURTHEST if price is None else price)

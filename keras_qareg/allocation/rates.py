@@ -12,13 +12,13 @@ from keras_qareg.allocation.network import PROBES, Network
 from keras_qareg.allocation.searching import Unmet
 from keras_qareg.export.archive.archive import coded_bytes
 from keras_qareg.numerics.codebook import Codebook
+from keras_qareg.numerics.rate_distortion import FURTHEST, lowest_price
 from keras_qareg.plans import PlannedKernel, Point
 
 # Levels between which harm is about as large as squared error says.
 _FITTED = (4, 8, 16)
-# Tries; the share of a budget, and the difference of prices, that are not worth another; and how far
-# prices may go. They are powers of two.
-_TRIES, _NEAR, _STEP, _FURTHEST = 9, 0.003, 0.1, 24.0
+# How often the range of prices, which are powers of two, is halved.
+_HALVINGS = 11
 # How much more or less a kernel may count among the others than alone.
 _MOST_SCALE = 8.0
 # What all kernels take to: one rate each, or levels of k-means.
@@ -99,9 +99,9 @@ class RateSearch:
 
     def under_loss(self, most: float) -> Choice:
         """The rates of the fewest bytes, with no more divergence."""
-        low, high = -_FURTHEST, _FURTHEST
+        low, high = -FURTHEST, FURTHEST
         best = self._rates(low)
-        for _ in range(_TRIES + 2):
+        for _ in range(_HALVINGS):
             middle = (low + high) / 2
             rates = self._rates(middle)
             if self.loss(rates) <= most:
@@ -146,28 +146,10 @@ class RateSearch:
     def _fit(self, budget: int) -> Choice:
         """The lowest price at which an archive has no more bytes, about."""
         weights = sum(kernel.size for kernel in self.network.kernels)
-        low, high, price = -_FURTHEST, _FURTHEST, 0.0
-        best: Choice | None = None
-        for _ in range(_TRIES):
-            rates = self._rates(price)
-            left = budget - self.bytes(rates)
-            if left >= 0:
-                best, high = rates, price
-                if left < _NEAR * budget:
-                    break
-            else:
-                low = price
-            if best is not None and high - low < _STEP:
-                break
-            # With each bit a weight the error falls to a quarter, and prices with it.
-            guess = price - 16 * left / weights
-            inside = low + 0.05 * (high - low), high - 0.05 * (high - low)
-            price = float(np.clip(guess, *inside))
-        if best is None:
-            best = self._rates(_FURTHEST)
-            if self.bytes(best) > budget:
-                raise Unmet(self.bytes(best))
-        return best
+        price = lowest_price(lambda price: self.bytes(self._rates(price)), budget, weights)
+        if price is None:
+            raise Unmet(self.bytes(self._rates(FURTHEST)))
+        return self._rates(price)
 
     def _weigh(self, rates: Choice) -> None:
         """Measures what each kernel does among the others: the divergence without it, as float."""

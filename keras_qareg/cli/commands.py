@@ -46,8 +46,8 @@ def _archive(options: argparse.Namespace) -> None:
         from keras_qareg.export.archive.reading import describe
 
         model = load_model(options.source)
-        ways = {"fold": options.fold, "effort": options.effort}
-        say(describe(save_archive(model, options.out, float_dtype=options.float_dtype, **ways)))
+        names = ("float_dtype", "fold", "effort", "target_bytes")
+        say(describe(save_archive(model, options.out, **{n: getattr(options, n) for n in names})))
 
 
 def _unarchive(options: argparse.Namespace) -> None:

@@ -212,6 +212,12 @@ def _add_archive(commands: Any) -> None:
         default="fast",
         help="best takes fewer bytes and ten times as long; it needs numba (default: fast)",
     )
+    archive.add_argument(
+        "--target-bytes",
+        type=size("--target-bytes"),
+        metavar="BYTES",
+        help="the most bytes of the file, for which kernels are clustered; `compress` does less harm",
+    )
     _command(
         commands,
         "unarchive",

@@ -22,7 +22,7 @@ from keras_qareg.export.litert.recognition import along, is_kernel
 from keras_qareg.export.litert.runtime import input_details, tensor_values
 from keras_qareg.export.litert.samples import SAMPLES, in_batches, sample_inputs, users_data
 from keras_qareg.export.litert.signature import Signature
-from keras_qareg.models.stripping import used_kernels
+from keras_qareg.models.stripping import unquantized, used_kernels
 from keras_qareg.models.walking import leaf_layers
 
 
@@ -32,16 +32,17 @@ def verify(
     """Compares a `.tflite` file or an archive with a Keras model.
 
     An archive must have the very tensors of the plain model, or these rounded or folded where it was
-    saved so. A `.tflite` file must give its outputs, with XNNPACK and without: to 1e-4 of the largest,
-    to 1e-2 where weights are float16; for int8 the difference is said. Each kernel that `export.litert`
-    rewrote must be one of the model's, in the order of its axes and times a factor a channel. A model
-    that was shared, what `strip` makes of it, and that loaded again are all the model of a file.
+    saved so, and a network made of it the model's outputs, to 1e-4 of the largest. A `.tflite` file must
+    give its outputs, with XNNPACK and without: to 1e-4 of the largest, to 1e-2 where weights are
+    float16; for int8 the difference is said. Each kernel that `export.litert` rewrote must be one of
+    the model's, in the order of its axes and times a factor a channel. A model that was shared, what
+    `strip` makes of it, and that loaded again are all the model of a file.
 
     Args:
         model: A built model.
         path: The file.
-        representative_data: Inputs to run a `.tflite` on, as `model.predict` takes them; by default
-            random ones.
+        representative_data: Inputs to run both on, as `model.predict` takes them; by default random
+            ones.
 
     Returns:
         What was found, as a text.
@@ -59,7 +60,7 @@ def verify(
     """
     path = Path(path)
     if is_archive(path):
-        return _verify_archive(model, path)
+        return _verify_archive(model, path, representative_data)
     describe_litert(path)  # raises where the file is none, or is damaged
     content = path.read_bytes()
     runnable = expanded(content)
@@ -138,13 +139,18 @@ def _holds_kernel(model: Any, constant: flatbuffer.Constant, kernels: list[np.nd
     return is_kernel(constant.values * scales, kernels, scales)
 
 
-def _verify_archive(model: keras.Model, path: Path) -> str:
+def _verify_archive(model: keras.Model, path: Path, representative_data: Any) -> str:
+    data = users_data(model, representative_data, SAMPLES)
     with read_archive(path) as archive:
-        compare(model, archive, path)
+        proof = compare(model, unquantized(model), archive, path, data)
         manifest = archive.manifest
-    exact = "bit for bit"
+    found = f"equal: all {len(manifest.tensors)} tensors, bit for bit"
     if manifest.float_dtype != "float32":
-        exact += f", or to the precision of {manifest.float_dtype}"
+        found += f", or to the precision of {manifest.float_dtype}"
+    if proof.difference is None:
+        return f"{found}; outputs were not compared with those of '{model.name}', {proof.reason}"
     if manifest.folded:
-        exact += ", with normalizations folded"
-    return f"equal: all {len(manifest.tensors)} tensors, {exact}"
+        found += (
+            f", with normalizations folded: outputs within {proof.difference:.0e} of the largest"
+        )
+    return found

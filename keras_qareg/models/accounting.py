@@ -82,7 +82,7 @@ def copy_contents(old: Layer, new: Layer, is_entered: bool, thaw: bool = False) 
         # The kernels under shared values never train.
         held = new.kernels if isinstance(new, SharedWeights) else []
         _copy_flags(parts, counterparts, held)
-    states = [found for a, b in parts for found in _paired(old, _states(a), _states(b))]
+    states = [found for a, b in parts for found in _paired(old, states_of(a), states_of(b))]
     for before, after in (*counterparts, *states):
         # A copy: JAX gives the memory of a trained model's variables away at each step.
         after.assign(ops.copy(before))
@@ -135,7 +135,7 @@ def _plain_weights(layer: Layer) -> list[keras.Variable]:
     return [weight for weight in layer.weights if id(weight) not in added]
 
 
-def _states(layer: Layer) -> list[keras.Variable]:
+def states_of(layer: Layer) -> list[keras.Variable]:
     """Variables in the attributes of a layer that are no weights: states of recurrent layers."""
     weights = {id(weight) for weight in layer.weights}
     parts = flattened(list(attributes(layer).values()))

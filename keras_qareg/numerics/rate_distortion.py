@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 import numbers
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -30,6 +31,10 @@ from keras_qareg.numerics.intervals import Ordered, code_bits
 BINS = 2048
 # How often the range of rates is halved, from a factor of 4; less than this share of the variance is 0.
 _HALVINGS, _LEAST = 16, 1e-9
+# How far prices may go; tries; the share of a budget, and the difference of prices, that are not worth
+# another.
+FURTHEST = 24.0
+_TRIES, _NEAR, _STEP = 9, 0.003, 0.1
 
 
 def rate_distortion(
@@ -131,6 +136,48 @@ def rate_for_bits(
         middle = math.sqrt(low * high)
         low, high = (low, middle) if program.entropy(middle) <= bits else (middle, high)
     return high
+
+
+def lowest_price(
+    size: Callable[[float], int], most: int, weights: int, start: float = 0.0
+) -> float | None:
+    """The lowest price of a bit at which a file is small enough, about.
+
+    Args:
+        size: The bytes of the file at a price, which is the logarithm to the base 2 of what rates are in
+            proportion to.
+        most: The most bytes.
+        weights: How many weights there are.
+        start: The price that is tried first.
+
+    Returns:
+        A price of those that were tried; `None` where even the highest is not enough, `FURTHEST`, at
+        which kernels have one value each.
+
+    Example:
+
+    >>> lowest_price(lambda price: round(1000 - 50 * price), 800, 800)
+    4.0
+    """
+    low, high, price = -FURTHEST, FURTHEST, start
+    best: float | None = None
+    for _ in range(_TRIES):
+        left = most - size(price)
+        if left >= 0:
+            best = high = price
+            if left < _NEAR * most:
+                break
+        else:
+            low = price
+        if best is not None and high - low < _STEP:
+            break
+        # With each bit a weight the error falls to a quarter, and prices with it.
+        guess = price - 16 * left / weights
+        inside = low + 0.05 * (high - low), high - 0.05 * (high - low)
+        price = float(np.clip(guess, *inside))
+    if best is None and size(FURTHEST) <= most:
+        return FURTHEST
+    return best
 
 
 def assigned(weights: ArrayLike, book: Codebook, rate: ArrayLike) -> Codebook:

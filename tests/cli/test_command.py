@@ -262,6 +262,9 @@ def test_archive_and_back(saved, run, refused):
         f"Expected an archive of keras-qareg. Received: {saved}/four.keras, which is a .keras file"
     )
     assert not (saved / "b.keras").exists()
+    small = ["archive", saved / "four.keras", "--out", saved / "small.qareg", "--target-bytes"]
+    assert run(*small, 1400)[0] == 0 and (saved / "small.qareg").stat().st_size <= 1400
+    assert "Expected target_bytes of at least" in refused(*small, 100, "--force")
 
 
 def test_mixed_precision_goes_through_an_archive(tmp_path, run):

@@ -135,8 +135,17 @@ class Fussy(keras.Model):
 def test_plain_models_are_never_copied(tmp_path):
     model = Fussy(2.0)
     model(np.ones((2, 3), "float32"))
-    path = qareg.export.save_archive(model, tmp_path / "m.qareg")
-    assert qareg.export.verify(model, path) == "equal: all 2 tensors, bit for bit"
+    path = tmp_path / "m.qareg"
+    with pytest.warns(UserWarning) as record:
+        qareg.export.save_archive(model, path)
+    assert str(record[-1].message) == (
+        f"{path} has a model that cannot be made again here (not for copies): `load_archive` needs its "
+        "classes and functions as `custom_objects`."
+    )
+    assert qareg.export.verify(model, path) == (
+        "equal: all 2 tensors, bit for bit; outputs were not compared with those of 'fussy', which "
+        "cannot be made again here (not for copies)"
+    )
     if BACKEND == "tensorflow":
         report = qareg.export.litert(model, tmp_path / "m.tflite", "float32")
         assert report.max_output_difference <= 1e-5

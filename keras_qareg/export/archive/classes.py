@@ -20,7 +20,8 @@ MOST = 4
 _GROUPS = 16
 # Smaller kernels have nothing to gain: tables and labels cost more.
 _SMALLEST = 256
-_ROUNDS = 2
+# How often rows and columns move at most, and in a kernel of more weights than are moved so quickly.
+_ROUNDS, _FEW_ROUNDS, _LARGE = 8, 2, 1 << 18
 
 
 @dataclass(frozen=True)
@@ -168,10 +169,13 @@ def _refined(
     for rows, columns in ((start.rows, start.columns), quarters):
         if rows.max() == 0 and columns.max() == 0:
             continue
-        for _ in range(_ROUNDS):
+        for _ in range(_ROUNDS if matrix.size <= _LARGE else _FEW_ROUNDS):
+            before = rows, columns
             rows = _moved(_counts(matrix, np.arange(len(rows)), columns, levels), rows)
             other = matrix.transpose(2, 1, 0)
             columns = _moved(_counts(other, np.arange(len(columns)), rows, levels), columns)
+            if all(map(np.array_equal, before, (rows, columns))):
+                break
         rows, columns = (
             _ranked(found, by) for found, by in zip((rows, columns), spreads, strict=True)
         )

@@ -22,6 +22,8 @@ from keras_qareg.export.archive.fields import FieldError
 
 # How a tensor is kept: a kernel of few values, or numbers, in a section of its own; numbers with others.
 KERNEL, ALONE, TOGETHER = "*", "+", ""
+# How tensors of float32 may be kept.
+FLOAT_DTYPES = ("float32", "float16", "bfloat16")
 _TOKEN = re.compile(r"([^ :*+@]*)(?::([0-9,]*))?(?::([a-z0-9]+))?([*+]?)")
 _PLAIN_NAME = re.compile(r"[^ :*+@/]+")
 _DTYPES = re.compile("float(16|32|64)|bfloat16|u?int(8|16|32|64)|bool")
@@ -75,8 +77,10 @@ class Manifest:
         config = lengthen(content["config"])
         assets = tuple((int(place), str(name)) for place, name in content.get("assets", ()))
         tensors = tuple(_tensors(content["tensors"], layer_names(config)))
-        folded = content.get("folded", False) is True
-        return cls(config, tensors, assets, content.get("float", "float32"), folded)
+        folded, float_dtype = content.get("folded", False) is True, content.get("float", "float32")
+        if float_dtype not in FLOAT_DTYPES:
+            raise FieldError(f"Expected one of {FLOAT_DTYPES}. Received: {float_dtype!r}")
+        return cls(config, tensors, assets, float_dtype, folded)
 
 
 def layer_names(config: Any) -> list[str]:

@@ -1,20 +1,56 @@
-"""The proof of an archive: its tensors are those that the model computes with."""
+"""The proof of an archive: it has the tensors that the model computes with, and gives its outputs."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 from keras import ops
 
+from keras_qareg.export.archive.configurations import same
+from keras_qareg.export.archive.container import ArchiveError
 from keras_qareg.export.archive.folding import folded, held_books, weight_names
+from keras_qareg.export.archive.manifest import configuration_of
 from keras_qareg.export.archive.reading import Archive
+from keras_qareg.export.archive.rebuilding import check_objects, fill, own_objects, rebuilt
 from keras_qareg.export.archive.tensors import rounded
-from keras_qareg.layers import kernels
-from keras_qareg.models import codebooks, unquantized
+from keras_qareg.layers import ActivationRange, kernels
+from keras_qareg.layers.keras_private import layers_inside
+from keras_qareg.models import codebooks
 from keras_qareg.models.selection import extended_layers, quantized_layers
-from keras_qareg.models.stripping import used_kernels
+from keras_qareg.models.stripping import quantizes_inputs, used_kernels
+from keras_qareg.models.trial import (
+    SIZES,
+    difference,
+    is_random,
+    low_precision,
+    outputs_of,
+    states_inside,
+    trial_inputs,
+)
+
+# How far outputs may be from the model's, relative to the largest, as `export.litert` has it of float32.
+TOLERANCE = 1e-4
+# How Keras begins what an error was that it met, and how much of it is said.
+_INNER, _LONGEST = "Exception encountered: ", 200
+
+
+class Proof(NamedTuple):
+    """What was found of an archive.
+
+    Attributes:
+        difference: The largest of any output of the network that was made of the archive, relative to
+            the largest of the model's; `None` where outputs were not compared.
+        reason: Why not.
+        failed: Why no model can be made of the archive here.
+    """
+
+    difference: float | None
+    reason: str = ""
+    failed: str = ""
 
 
 def plain_weights(model: keras.Model) -> list[tuple[str, np.ndarray]]:
@@ -39,45 +75,119 @@ def plain_weights(model: keras.Model) -> list[tuple[str, np.ndarray]]:
     ]
 
 
-def compare(model: keras.Model, archive: Archive, path: str | os.PathLike[str]) -> None:
-    """Compares the tensors of an archive with the weights that a model computes with, bit for bit.
+def compare(
+    model: keras.Model,
+    plain: keras.Model,
+    archive: Archive,
+    path: str | os.PathLike[str],
+    data: Any = None,
+) -> Proof:
+    """Compares an archive with a model: its tensors, bit for bit, its objects, and its outputs.
 
-    Where floats were rounded, or normalizations folded, the same is done to the weights of the model.
+    Where normalizations were folded, they are folded in the weights of the model too. Tensors of the
+    file must be those, or these rounded; and a network made of the file must have the outputs of the
+    model with those, so that it does not rest on the folding being right.
 
     Args:
         model: A built model.
+        plain: What `unquantized` makes of it.
         archive: What was read from the file.
         path: The file, for the message.
+        data: Inputs to compare outputs on, as the model is called; `None`: random ones.
 
     Raises:
-        ValueError: If tensors differ.
+        ValueError: If something differs, or outputs cannot be compared where normalizations were folded.
     """
-    expected, manifest = plain_weights(model), archive.manifest
+    weights, manifest = plain_weights(model), archive.manifest
+    arrays = [np.asarray(array) for _, array in weights]
     if manifest.folded:
-        expected = _folded(model, expected)
+        arrays = _folded(model, plain, arrays)
+    pairs = zip(weights, arrays, archive.all_tensors(), strict=False)
     other = [
-        name
-        for (name, array), tensor in zip(expected, archive.all_tensors(), strict=False)
-        if not _same(array, tensor, manifest.float_dtype)
+        name for (name, _), array, tensor in pairs if not _same(array, tensor, manifest.float_dtype)
     ]
-    if other or len(expected) != len(manifest.tensors):
+    if other or len(weights) != len(manifest.tensors):
         raise ValueError(
-            f"Expected the {len(expected)} tensors of model '{model.name}' in {path}. Received: "
+            f"Expected the {len(weights)} tensors of model '{model.name}' in {path}. Received: "
             f"{len(manifest.tensors)}, of which these differ: {other}"
         )
+    proof = _prove_outputs(model, plain, archive, arrays, data)
+    if manifest.folded and proof.difference is None:
+        raise ValueError(
+            "Expected a model whose outputs can be compared, to prove folded normalizations. Received: "
+            f"'{model.name}', {proof.reason}. Leave out `fold=True`."
+        )
+    return proof
+
+
+def _prove_outputs(
+    model: keras.Model,
+    plain: keras.Model,
+    archive: Archive,
+    arrays: Sequence[np.ndarray],
+    data: Any,
+) -> Proof:
+    # Code in a configuration runs only where it is the model's own.
+    own = same(archive.manifest.config, configuration_of(plain))
+    try:
+        again = rebuilt(archive, own_objects(plain), safe_mode=not own)
+    except ArchiveError as error:
+        said = [line.strip() for line in str(error.__cause__ or error).splitlines()]
+        inner = [line for line in said if line.startswith(_INNER)]
+        cause = [*said, *inner][-1 if inner else 0].removeprefix(_INNER)[:_LONGEST]
+        return Proof(None, f"which cannot be made again here ({cause})", cause)
+    check_objects(plain, again)
+    fill(again, arrays)
+    # Plain layers do not quantize what goes through them, of which `strip` warns.
+    ranges = any(isinstance(layer, ActivationRange) for layer in layers_inside(model))
+    first = plain if ranges or quantizes_inputs(model) else model
+    states = _states(plain, again)
+    problem: object = None
+    for size in SIZES:
+        try:
+            inputs = trial_inputs(model, size) if data is None else data
+            expected = outputs_of(first, inputs)
+        # A model may raise whatever it likes about inputs that it is not made for.
+        except Exception as error:
+            problem = problem or f"{type(error).__name__}: {error}"
+            continue
+        found = outputs_of(again, inputs, states)
+        alike = len(expected) == len(found)
+        apart = max(map(difference, expected, found), default=0.0) if alike else float("inf")
+        most = max(TOLERANCE, low_precision(model))
+        if apart <= most:
+            return Proof(apart)
+        if is_random(first, inputs):
+            return Proof(None, "whose outputs are random")
+        raise ValueError(
+            f"Expected a network with the outputs of model '{model.name}', within {most:g} of the "
+            f"largest. Received: a difference of {apart:.3g}. {_remedy(archive.manifest.folded)}"
+        )
+    return Proof(None, f"which takes no random inputs ({problem})")
+
+
+def _remedy(is_folded: bool) -> str:
+    if is_folded:
+        return "Leave out `fold=True`."
+    return "Layers must compute by nothing but their weights and what `get_config()` says."
+
+
+def _states(plain: keras.Model, again: keras.Model) -> list[Any] | None:
+    """Values of states and seeds for the model that was made again."""
+    mine, theirs = states_inside(plain), states_inside(again)
+    if [tuple(v.shape) for v in mine] != [tuple(v.shape) for v in theirs]:
+        return None
+    return [state.value for state in mine]
 
 
 def _folded(
-    model: keras.Model, weights: list[tuple[str, np.ndarray]]
-) -> list[tuple[str, np.ndarray]]:
-    plain, arrays = unquantized(model), [np.asarray(array) for _, array in weights]
+    model: keras.Model, plain: keras.Model, arrays: Sequence[np.ndarray]
+) -> list[np.ndarray]:
     books = held_books(weight_names(plain), arrays, codebooks(model))
-    arrays, _ = folded(plain, arrays, books)
-    return [(name, array) for (name, _), array in zip(weights, arrays, strict=True)]
+    return folded(plain, arrays, books)[0]
 
 
 def _same(wanted: np.ndarray, found: np.ndarray, float_dtype: str) -> bool:
-    wanted = np.asarray(wanted)
     if wanted.shape != found.shape or wanted.dtype != found.dtype:
         return False
     # To the bit: a negative zero is no zero, and what is not a number stays what it is.

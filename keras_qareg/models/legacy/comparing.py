@@ -9,14 +9,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_qareg.models.comparing import (
-    SIZES,
-    arrays,
-    difference,
-    low_precision,
-    random_inputs,
-    reset,
-)
+from keras_qareg.layers.keras_private import layers_inside
+from keras_qareg.models.trial import SIZES, arrays_of, difference, low_precision, trial_inputs
 
 
 def check_same(model: keras.Model, original: Any, tolerance: float) -> None:
@@ -38,11 +32,11 @@ def check_same(model: keras.Model, original: Any, tolerance: float) -> None:
                 f"Expected output {number} of shape {theirs.shape}, as in Keras 2. Received: "
                 f"{mine.shape}."
             )
-        away = difference(theirs, mine)
-        if not away <= tolerance:
+        apart = difference(theirs, mine)
+        if not apart <= tolerance:
             raise ValueError(
                 f"Expected output {number} as in Keras 2, within {tolerance:g} of its largest magnitude "
-                f"on random inputs. Received: a difference of {away:.2g}. If that is as it should "
+                f"on random inputs. Received: a difference of {apart:.2g}. If that is as it should "
                 "be (random layers, say), pass a larger `tolerance`."
             )
 
@@ -50,17 +44,17 @@ def check_same(model: keras.Model, original: Any, tolerance: float) -> None:
 def _outputs(model: keras.Model, original: Any) -> tuple[list[np.ndarray], list[np.ndarray]]:
     failure: Exception | None = None
     for size in SIZES:
-        inputs = random_inputs(model, size)
+        inputs = trial_inputs(model, size)
         try:
             with _fresh_states(original):
                 expected = original(_as_called(inputs, original), training=False)
         except Exception as error:
             failure = error  # too small for the layers, for one
             continue
-        reset(model)
+        _reset(model)
         found = model(inputs, training=False)
-        reset(model)
-        return arrays(expected), arrays(found)
+        _reset(model)
+        return arrays_of(expected), arrays_of(found)
     raise ValueError(
         f"Expected '{original.name}' to take random inputs of its own shapes. Received: {failure}"
     )
@@ -95,3 +89,9 @@ def _fresh_states(original: Any) -> Iterator[None]:
 def _states(layer: Any) -> list[Any]:
     states = getattr(layer, "states", None) or []
     return [state for state in keras.tree.flatten(states) if hasattr(state, "assign")]
+
+
+def _reset(model: keras.Model) -> None:
+    for layer in layers_inside(model):
+        if getattr(layer, "stateful", False) and hasattr(layer, "reset_state"):
+            layer.reset_state()

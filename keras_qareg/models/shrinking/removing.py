@@ -14,17 +14,10 @@ from keras.layers import Layer
 from keras_qareg.data import samples
 from keras_qareg.layers.keras_private import children, is_graph, layers_inside, nodes
 from keras_qareg.models.cloning import clone, config_of, fresh
-from keras_qareg.models.comparing import (
-    SIZES,
-    arrays,
-    difference,
-    low_precision,
-    random_inputs,
-    reset,
-)
 from keras_qareg.models.selection import check_built, check_plain
 from keras_qareg.models.shrinking.rules import Mixing, Rule, rule_of, weights_of
 from keras_qareg.models.shrinking.tracing import Call, traced
+from keras_qareg.models.trial import SIZES, difference, low_precision, outputs_of, trial_inputs
 
 # The share in an output below which a channel is nothing: far below the rounding of float32.
 _NOTHING = 2.0**-40
@@ -80,8 +73,7 @@ def shrink(model: keras.Model, data: Any = None) -> keras.Model:
     for least in (_NOTHING, 0.0):
         plan = _Plan(model, least)
         made = clone(model, plan.change, resized=plan.weights)
-        found = arrays(made(inputs, training=False))
-        reset(made)
+        found = outputs_of(made, inputs)
         away = max((difference(*pair) for pair in zip(expected, found, strict=True)), default=0.0)
         if away <= max(_TOLERANCE, low_precision(model)):
             plan.warn()
@@ -98,7 +90,7 @@ def _outputs(model: keras.Model, data: Any) -> tuple[Any, list[np.ndarray]]:
     if data is not None:
         given = [samples(data, model, count=_EXAMPLES)]
     elif is_graph(model) and getattr(model, "_functional", model) is not None:
-        given = [functools.partial(random_inputs, model, size) for size in SIZES]
+        given = [functools.partial(trial_inputs, model, size) for size in SIZES]
     else:
         raise ValueError(
             "Expected `data` with a model whose inputs are unknown, to compare the smaller one on. "
@@ -108,12 +100,9 @@ def _outputs(model: keras.Model, data: Any) -> tuple[Any, list[np.ndarray]]:
     for inputs in given:
         inputs = inputs() if callable(inputs) else inputs
         try:
-            reset(model)
-            return inputs, arrays(model(inputs, training=False))
+            return inputs, outputs_of(model, inputs)
         except Exception as error:
             failure = error  # too small for the layers, for one
-        finally:
-            reset(model)
     raise ValueError(
         f"Expected '{model.name}' to take random inputs of its own shapes. Received: {failure}. Pass "
         "inputs (`data`)."

@@ -1,6 +1,7 @@
 """Archives: what comes out is what went in, to the bit; what is damaged is refused."""
 
 import io
+import re
 
 import keras
 import numpy as np
@@ -194,7 +195,10 @@ def test_folded_files_compute_the_same(options, tmp_path):
         mine, theirs = (getattr(m.get_layer("norm_2"), kept) for m in (plain, loaded))
         np.testing.assert_array_equal(*arrays(mine, theirs))
     said = qareg.export.verify(shared, file)
-    assert said == "equal: all 21 tensors, bit for bit, with normalizations folded"
+    wanted = (
+        r"equal: all 21 tensors, bit for bit, with normalizations folded: outputs within .e-0[678]"
+    )
+    assert re.match(wanted, said)
 
 
 def test_best_and_bfloat16(tmp_path):
@@ -304,3 +308,47 @@ def test_numbers_that_float16_does_not_hold_are_refused(tmp_path):
     )
     assert not path.exists()
     qareg.export.save_archive(model, path, float_dtype="bfloat16")
+
+
+def fitted_model():
+    """A normalization, and most of the weights in one kernel."""
+    keras.utils.set_random_seed(0)
+    stack = [keras.Input((8, 8, 3)), layers.Conv2D(12, 3), layers.BatchNormalization()]
+    model = keras.Sequential([*stack, layers.Flatten(), layers.Dense(24, name="fc")])
+    for weight in model.weights:
+        if len(weight.shape) == 1:
+            weight.assign(RNG.uniform(0.5, 2.0, weight.shape))
+    return model
+
+
+@pytest.mark.one_backend
+@pytest.mark.parametrize("options", [{}, {"fold": True, "float_dtype": "float16"}])
+def test_a_number_of_bytes_for_the_whole_file(options, tmp_path):
+    model, path = fitted_model(), tmp_path / "m.qareg"
+    whole = save_archive(model, path, **options).stat().st_size
+    assert save_archive(model, path, target_bytes=whole, **options).stat().st_size == whole
+    books = {}
+    for most in (whole // 3, whole // 6):
+        assert (
+            0.93 * most
+            < save_archive(model, path, target_bytes=most, **options).stat().st_size
+            <= most
+        )
+        loaded = load_archive(path)
+        books[most] = qareg.codebooks(loaded)["fc/kernel"]
+        if not options:
+            for old, new in zip(model.weights, loaded.weights, strict=True):
+                if old.ndim == 1:  # the others are what they were
+                    np.testing.assert_array_equal(*arrays(old, new))
+    kernel = model.get_layer("fc").kernel
+    errors = [book.relative_error(kernel) for book in books.values()]
+    assert "fold" in options or 1e-6 < errors[0] < errors[1] < 1
+    message = error_of(save_archive, model, path, target_bytes=100, **options)
+    least = int(re.search("of at least ([0-9,]+), which", message)[1].replace(",", ""))
+    assert message == (
+        f"Expected target_bytes of at least {least:,}, which the archive of model '{model.name}' takes "
+        "with one value a kernel. Received: 100 bytes."
+    )
+    assert save_archive(model, path, target_bytes=least, **options).stat().st_size == least
+    with pytest.raises(ValueError, match="Expected `target_bytes` to be"):
+        save_archive(model, path, target_bytes=0)

@@ -3,6 +3,7 @@
 import io
 import json
 import struct
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -19,6 +20,7 @@ from tests.helpers import ROOT, small_cnn
 
 pytestmark = pytest.mark.one_backend
 RNG = np.random.default_rng(0)
+COUNTS = [300, pytest.param(10_000, marks=pytest.mark.slow)]
 FIRST = (ROOT / "tests" / "data" / "version_1.qareg").read_bytes()
 
 
@@ -58,16 +60,21 @@ def forged(whole, change):
     return container.sealed(json.dumps(manifest), sections)
 
 
+def manifest_of_first():
+    """The manifest of the file of version 1, and where its sections begin."""
+    stored, _ = struct.unpack_from("<II", FIRST, 12)
+    return json.loads(zlib.decompress(FIRST[36 : 36 + stored])), 36 + stored
+
+
 def forged_first(change):
     """The same of version 1."""
-    stored, _ = struct.unpack_from("<II", FIRST, 12)
-    manifest = json.loads(zlib.decompress(FIRST[36 : 36 + stored]))
+    manifest, start = manifest_of_first()
     change(manifest)
     raw = json.dumps(manifest).encode()
     packed = zlib.compress(raw)
     digest = container.digest(packed, 16)
     head = struct.pack("<8sIII16s", container.MAGIC, 1, len(packed), len(raw), digest)
-    return head + packed + FIRST[36 + stored :]
+    return head + packed + FIRST[start:]
 
 
 def test_damaged_files(second, tmp_path):
@@ -174,20 +181,80 @@ def test_bombs_of_version_2(second):
     )
 
 
+def sections_of(version, whole):
+    """The sections of a file, and all that stands before them."""
+    if version == 2:
+        parts = parts_of(whole)[1]
+    else:
+        sizes = [size for size, _ in manifest_of_first()[0]["sections"]]
+        ends = np.cumsum(sizes) + len(whole) - sum(sizes)
+        parts = [whole[end - size : end] for size, end in zip(sizes, ends, strict=True)]
+    return whole[: len(whole) - sum(map(len, parts))], parts
+
+
+def bits(version, whole, random):
+    content = bytearray(whole)
+    for where in random.integers(0, len(content), random.integers(1, 20)):
+        content[where] ^= 1 << random.integers(8)
+    return bytes(content)
+
+
+def some_bytes(version, whole, random):
+    start, stop = sorted(random.integers(0, len(whole), 2))
+    return whole[:start] + random.bytes(random.integers(0, 100)) + whole[stop:]
+
+
+def truncation(version, whole, random):
+    return whole[: random.integers(0, len(whole))]
+
+
+def swapped(version, whole, random):
+    head, parts = sections_of(version, whole)
+    one, other = random.choice(len(parts), 2, replace=False)
+    parts[one], parts[other] = parts[other], parts[one]
+    return head + b"".join(parts)
+
+
+def forged_length(version, whole, random):
+    """One number of the index is another, and digests are sound."""
+    other = random.choice([0, 1, 1 << 31, 1 << 40, 1 << 62, random.integers(1, 5000)])
+    if version == 1:
+
+        def change(manifest):
+            numbers = [*manifest["sections"], manifest["tensors"][0]["shape"]]
+            its = numbers[random.integers(len(numbers))]
+            place = 0 if its is not numbers[-1] else random.integers(4)
+            its[place] = int(other) + int(its[place] == other)
+
+        return forged_first(change)
+    _, sections = parts_of(whole)
+    index = container.Cursor(whole[20:])
+    index = container.Cursor(index.take(index.varint()))
+    numbers = [index.varint() for _ in range(3 + len(sections))]
+    numbers[random.integers(len(numbers))] = int(other)
+    index = b"".join([*map(container.varint, numbers), index.rest()])
+    head = struct.pack("<8sI8s", container.MAGIC, 2, container.digest(index, 8))
+    return head + container.varint(len(index)) + index + b"".join(sections)
+
+
+DAMAGES = (bits, some_bytes, truncation, swapped, forged_length)
+
+
+@pytest.mark.parametrize("count", COUNTS)
 @pytest.mark.parametrize("version", [1, 2])
-def test_random_damage_never_does_more_than_raise(version, second):
-    whole = FIRST if version == 1 else second
-    for place in range(600):
-        content = bytearray(whole)
-        if place % 3 == 0:
-            for where in RNG.integers(0, len(content), RNG.integers(1, 20)):
-                content[where] ^= 1 << RNG.integers(8)
-        elif place % 3 == 1:
-            del content[RNG.integers(0, len(content)) :]
-        else:
-            start, stop = sorted(RNG.integers(0, len(content), 2))
-            content[start:stop] = RNG.bytes(RNG.integers(0, 100))
-        assert bytes(content) == whole or read_all(bytes(content)) is None
+def test_damaged_files_are_errors_and_take_no_memory(version, count, second):
+    whole, random = FIRST if version == 1 else second, np.random.default_rng(version)
+    tracemalloc.start()
+    try:
+        for place in range(count):
+            damage = DAMAGES[place % len(DAMAGES)]
+            content = damage(version, whole, random)
+            tracemalloc.reset_peak()
+            found = content != whole and read_all(content) is not None
+            assert not found, f"{damage.__name__}, {place}"
+            assert tracemalloc.get_traced_memory()[1] < 1 << 26, damage.__name__
+    finally:
+        tracemalloc.stop()
 
 
 JSON = st.recursive(
@@ -200,18 +267,50 @@ JSON = st.recursive(
 TENSORS = st.text(alphabet="0123456789/:,*+@ kernlfoat", max_size=40)
 
 
-@settings(max_examples=200, deadline=None)
-@given(
-    st.dictionaries(
-        st.sampled_from(["config", "tensors", "assets", "float", "folded"]), JSON | TENSORS
-    ),
-    st.lists(st.binary(max_size=60), max_size=4),
+MANIFESTS = st.dictionaries(
+    st.sampled_from(["config", "tensors", "assets", "float", "folded"]), JSON | TENSORS
 )
-def test_any_manifest_is_an_error_or_tensors(second, manifest, sections):
-    own, whole = parts_of(second)
-    for one, parts in (({**own, **manifest}, whole), (manifest, sections), (own, sections)):
-        found = read_all(container.sealed(json.dumps(one), parts))
+SECTIONS = st.lists(st.binary(max_size=60), max_size=4)
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_any_manifest_is_an_error_or_tensors(count, second):
+    @settings(max_examples=count, deadline=None)
+    @given(MANIFESTS, SECTIONS)
+    def check(manifest, sections):
+        own, whole = parts_of(second)
+        for one, parts in (({**own, **manifest}, whole), (manifest, sections), (own, sections)):
+            found = read_all(container.sealed(json.dumps(one), parts))
+            assert found is None or sum(array.nbytes for array in found) < 1 << 27
+
+    check()
+
+
+FIRST_MANIFESTS = st.dictionaries(
+    st.sampled_from(["config", "tensors", "assets", "sections"]), JSON
+)
+FIRST_ENTRIES = st.dictionaries(
+    st.sampled_from(
+        ["shape", "dtype", "coding", "levels", "table", "channels", "indices", "section"]
+    ),
+    JSON | st.sampled_from(["raw", "ans", "packed", "grid", "float32", "int64"]),
+)
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_any_manifest_of_version_1_is_an_error_or_tensors(count):
+    @settings(max_examples=count, deadline=None)
+    @given(FIRST_MANIFESTS, FIRST_ENTRIES)
+    def check(manifest, entry):
+        def change(whole):
+            whole.update(manifest)
+            if "tensors" not in manifest:
+                whole["tensors"][0].update(entry)
+
+        found = read_all(forged_first(change))
         assert found is None or sum(array.nbytes for array in found) < 1 << 27
+
+    check()
 
 
 @settings(max_examples=200, deadline=None)
