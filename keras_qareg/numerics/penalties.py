@@ -357,7 +357,7 @@ def _summed(
         value, slope = pay(distance)
         return slope, (ops.sum(value), segment_sums(slope, place, places))
 
-    slopes, (value, sums) = in_chunks(part_of, weights, ((), (places,)))
+    slopes, (value, sums) = in_chunks(part_of, weights, sums=((), (places,)))
     return value, slopes, sums
 
 
