@@ -2,28 +2,31 @@
 
 `Sine` and `Cosine` have fixed, evenly spaced basins: ordinary Keras regularizers. The basins of
 `NearestSquared` and `NearestExponential` are learned by backpropagation: `layers.QuantizationAware`
-holds them, because a Keras regularizer has nowhere to keep a variable that trains.
+holds them, because a Keras regularizer has nowhere to keep a variable that trains. `DKM` has no penalty:
+in training, layers compute with mixtures of centroids, which become ever harder.
 
-Source: Malchiodi, Ferraretto, Frasca, arXiv 2602.03614.
+Sources: Malchiodi, Ferraretto, Frasca, arXiv 2602.03614; of `DKM`, Cho et al., arXiv 2108.12659.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 from typing import Any
 
 import keras
 import numpy as np
+from keras import ops
 from numpy.typing import ArrayLike
 
-from keras_qareg.choices import Described, check_choice, deserialized, find
+from keras_qareg.choices import Described, check_choice, check_pair, deserialized, find
 from keras_qareg.numerics import penalties
+from keras_qareg.numerics.attention import soft_values
 from keras_qareg.numerics.clustering import check_levels
 from keras_qareg.numerics.tables import TABLES, evenly_spaced
 
 
 class QuantizationRegularizer(Described, keras.regularizers.Regularizer):
-    """Base of the four: a number of levels, a strength, and a penalty over given basins.
+    """Base of all: a number of levels, a strength, and a penalty over given basins.
 
     Args:
         levels: Integer from 2 to 256, how many values a kernel may have.
@@ -34,6 +37,8 @@ class QuantizationRegularizer(Described, keras.regularizers.Regularizer):
     """
 
     learned = False
+    # Whether layers compute with `soft_values` of their kernels in training.
+    soft = False
     # Default strength at 2, 4, 8 and 16 levels or more; between them it is interpolated (log-log).
     _strengths: tuple[float, float, float, float]
 
@@ -71,7 +76,7 @@ class QuantizationRegularizer(Described, keras.regularizers.Regularizer):
         if levels == self.levels:
             return self
         config = {**self.get_config(), "levels": levels}
-        if self.strength == self.default_strength:
+        if "strength" in config and self.strength == self.default_strength:
             config["strength"] = None
         return type(self).from_config(config)
 
@@ -92,7 +97,12 @@ class _FixedBasins(QuantizationRegularizer):
         super().__init__(levels, strength=strength)
         check_choice("table", table, TABLES)
         self.table = table
-        self.weight_range = _check_range(weight_range)
+        self.weight_range = check_pair(
+            "weight_range",
+            weight_range,
+            "finite numbers (low, high) with low < high",
+            lambda low, high: low < high,
+        )
         if outside not in penalties.OUTSIDE:
             raise ValueError(
                 f"Expected `outside` to be one of {penalties.OUTSIDE}. Received: {outside!r}"
@@ -281,12 +291,76 @@ class NearestExponential(_LearnedBasins):
         return {**super().get_config(), "sharpness": self.sharpness}
 
 
+@keras.saving.register_keras_serializable(package="keras_qareg")
+class DKM(_LearnedBasins):
+    """Differentiable k-means: weights as mixtures of learned centroids, ever less mixed.
+
+    In training, a layer computes with `sum_j a_j c_j` for a weight w, where the attention
+    `a = softmax(-(w - c)^2 / (temperature width^2))` and `width` is the mean distance between
+    neighbouring centroids (Cho et al., arXiv 2108.12659). `callbacks.PenaltySchedule` lets the temperature
+    fall: with the share s of the full strength it is `first^(1 - s) last^s`. In inference each weight is
+    its nearest centroid. There is no penalty, and no tensor of weights x centroids is kept.
+
+    In the paper centroids are means of the weights under the attention, iterated at each step; here they
+    start from k-means and train, with their gradients through the attention. Its distance is not squared,
+    and its temperature does not fall. Use it in `layers.QuantizationAware` or `quantization_aware`.
+
+    Args:
+        levels: Integer from 2 to 256. A step takes time in proportion. Defaults to 16.
+        temperature: Pair of positive floats, the first temperature and the last, which is not higher.
+            About 0.5 leaves weights between centroids what they are, 0.01 is hard. Defaults to
+            `(0.5, 0.01)`.
+
+    Raises:
+        ValueError: If an argument is out of its range, or when called outside a wrapper.
+
+    Example:
+
+    >>> soft, hard = (DKM(levels=2).soft_values([0.1, 0.4], [0.0, 1.0], share) for share in (0.0, 1.0))
+    >>> [round(float(x), 2) for x in soft], [round(float(x), 2) for x in hard]
+    ([0.17, 0.4], [0.0, 0.0])
+    """
+
+    soft = True
+    _strengths = (1.0, 1.0, 1.0, 1.0)
+
+    def __init__(self, levels: int = 16, *, temperature: tuple[float, float] = (0.5, 0.01)):
+        super().__init__(levels)
+        self.temperature = check_pair(
+            "temperature",
+            temperature,
+            "finite numbers (first, last) with 0 < last <= first",
+            lambda first, last: 0 < last <= first,
+        )
+
+    def penalty(self, weights: Any, basins: Any) -> Any:
+        return ops.zeros((), "float32")
+
+    def soft_values(self, weights: Any, centroids: Any, share: Any) -> Any:
+        """What a layer computes with in the place of weights: a float32 tensor in their shape.
+
+        Args:
+            weights: Tensor of any shape.
+            centroids: Tensor of shape `(levels,)`.
+            share: Scalar in [0, 1], how far the temperature has fallen.
+        """
+        first, last = self.temperature
+        centroids = ops.convert_to_tensor(centroids)
+        width = (ops.max(centroids) - ops.min(centroids)) / (centroids.shape[0] - 1)
+        fallen = first * ops.exp(math.log(last / first) * ops.cast(share, "float32"))
+        return soft_values(weights, centroids, fallen * ops.square(width))
+
+    def get_config(self) -> dict[str, Any]:
+        return {"levels": self.levels, "temperature": list(self.temperature)}
+
+
 Identifier = QuantizationRegularizer | type[QuantizationRegularizer] | str | dict[str, Any] | None
 _BY_NAME: dict[str, type] = {
     "sine": Sine,
     "cosine": Cosine,
     "nearest_squared": NearestSquared,
     "nearest_exponential": NearestExponential,
+    "dkm": DKM,
 }
 
 
@@ -320,16 +394,3 @@ def get(identifier: Identifier) -> QuantizationRegularizer | None:
     (16, 16)
     """
     return find(identifier, QuantizationRegularizer, _BY_NAME, "regularizer")
-
-
-def _check_range(weight_range: Sequence[float]) -> tuple[float, float]:
-    try:
-        low, high = (float(end) for end in weight_range)
-    except (TypeError, ValueError):
-        low = high = float("nan")
-    if not (np.isfinite(low) and np.isfinite(high) and low < high):
-        raise ValueError(
-            "Expected `weight_range` to be a pair of finite numbers (low, high) with low < high. "
-            f"Received: weight_range={weight_range!r}"
-        )
-    return low, high

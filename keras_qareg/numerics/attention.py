@@ -44,13 +44,17 @@ def soft_values(weights: Tensor, centroids: Tensor, temperature: Tensor) -> Tens
 
     def attend(weights: Any, centroids: Any, temperature: Any) -> Any:
         def grad(upstream: Any) -> Any:
-            slopes, sums = _gradients()(weights, upstream, centroids, temperature)
-            return slopes, sums, None
+            # Reshaped: in the gradient of `ops.cond`, only operations capture what was there before.
+            flat = (ops.reshape(x, (-1,)) for x in (weights, upstream, centroids))
+            slopes, sums = _gradients()(*flat, ops.reshape(temperature, ()))
+            return ops.reshape(slopes, ops.shape(weights)), sums, None
 
         return _values()(weights, centroids, temperature), grad
 
     # Tensors of their own: `custom_gradient` does not reach a variable that it is given.
-    given = (ops.cast(ops.convert_to_tensor(x), "float32") for x in (weights, centroids, temperature))
+    given = (
+        ops.cast(ops.convert_to_tensor(x), "float32") for x in (weights, centroids, temperature)
+    )
     return custom_gradient(attend)(*(ops.copy(x) for x in given))
 
 
@@ -109,8 +113,10 @@ def _over(centroids: Tensor, step: Callable[[Tensor, Any], Any], carried: Any) -
 def _values() -> Callable[..., Any]:
     def values(weights: Tensor, centroids: Tensor, temperature: Tensor) -> Tensor:
         cold = _cold(temperature)
+        # One pass where all is written out; between rounds, sums of all weights would lie about.
+        fused = centroids.shape[0] < 2 * _ROUND
         return in_chunks(
-            lambda part: (part - _part_of(part, centroids, cold).offset, ()), weights, fused=True
+            lambda part: (part - _part_of(part, centroids, cold).offset, ()), weights, fused=fused
         )[0]
 
     return compiled(values)
