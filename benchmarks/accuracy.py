@@ -3,13 +3,14 @@
     python -m benchmarks.accuracy --out results                                   # scikit-learn's digits
     python -m benchmarks.accuracy --float resnet8_float.keras --data-dir DATA --out results
 
-The float network goes on training in each cell, on the same batches, by Adam whose rate falls to nothing by
-a cosine: under a regularizer (whose last tenth of the epochs tunes centroids), with assignments anew, by
-DKM, as WNQ, with centroids alone, by `compress`; as *float* with no limit; and by `cluster_weights` of
-TensorFlow Model Optimization, from a process that has tf_keras (`benchmarks.tfmot_accuracy`), where
-`keras-qareg[tfmot]` is installed. Rows are appended to `accuracy.jsonl`, one a cell; a run that was stopped
-goes on where it was. With `--validation`, accuracies are of so large a share of the training images, set
-aside: choose by these. Steps are timed beside those of the plain network, in turn.
+The float network goes on training in each cell, on the same batches, by Adam whose rate falls to
+nothing by a cosine: under a regularizer (the last tenth of the epochs tunes centroids), with assignments
+anew, by DKM, as WNQ, with centroids alone, by `compress`; as *float* with no limit; and by
+`cluster_weights` of TensorFlow Model Optimization, from a process that has tf_keras
+(`benchmarks.tfmot_accuracy`), where `keras-qareg[tfmot]` is installed. Rows are appended to
+`accuracy.jsonl`, one a cell; a run that was stopped goes on where it was. With `--validation`, they are
+of a share of the training images, set aside: choose by these. Steps are timed beside those of the plain
+network, in turn.
 """
 
 import argparse

@@ -1,8 +1,9 @@
 """The part of `benchmarks.accuracy` that needs tf_keras: clustering by TensorFlow Model Optimization.
 
 Started by it in a process of its own, with a folder: the weights of the float network, its data, and
-`settings.json`. Clusters all convolutions and dense layers, trains all weights on the same batches, strips
-them, and writes accuracy, bytes and the time of a step to `done.json`. `Order` is what both train on.
+`settings.json`. Clusters all convolutions and dense layers, trains all weights on the same batches,
+strips them, and writes accuracy, bytes and the time of a step to `done.json`. `Order` is what both train
+on.
 """
 
 import argparse

@@ -297,13 +297,15 @@ class DKM(_LearnedBasins):
 
     In training, a layer computes with `sum_j a_j c_j` for a weight w, where the attention
     `a = softmax(-(w - c)^2 / (temperature width^2))` and `width` is the mean distance between
-    neighbouring centroids (Cho et al., arXiv 2108.12659). `callbacks.PenaltySchedule` lets the temperature
-    fall: with the share s of the full strength it is `first^(1 - s) last^s`. In inference each weight is
-    its nearest centroid. There is no penalty, and no tensor of weights x centroids is kept.
+    neighbouring centroids (Cho et al., arXiv 2108.12659). `callbacks.PenaltySchedule` lets the
+    temperature fall: with the share s of the full strength it is `first^(1 - t) last^t` with
+    `t = s^(1/6)`, so that by the schedule's default power it falls evenly. In inference each weight is
+    its nearest centroid. There is no penalty; no tensor of weights x centroids is kept.
 
-    In the paper centroids are means of the weights under the attention, iterated at each step; here they
-    start from k-means and train, with their gradients through the attention. Its distance is not squared,
-    and its temperature does not fall. Use it in `layers.QuantizationAware` or `quantization_aware`.
+    In the paper centroids are means of the weights under the attention, iterated at each step; here
+    they start from k-means and train, with their gradients through the attention. Its distance is not
+    squared, and its temperature does not fall. Use it in `layers.QuantizationAware` or
+    `quantization_aware`.
 
     Args:
         levels: Integer from 2 to 256. A step takes time in proportion. Defaults to 16.
@@ -334,7 +336,7 @@ class DKM(_LearnedBasins):
         )
 
     def penalty(self, weights: Any, basins: Any) -> Any:
-        return ops.zeros((), "float32")
+        return 0.0 * ops.sum(ops.convert_to_tensor(basins))  # so that they have a gradient always
 
     def soft_values(self, weights: Any, centroids: Any, share: Any) -> Any:
         """What a layer computes with in the place of weights: a float32 tensor in their shape.
@@ -342,12 +344,13 @@ class DKM(_LearnedBasins):
         Args:
             weights: Tensor of any shape.
             centroids: Tensor of shape `(levels,)`.
-            share: Scalar in [0, 1], how far the temperature has fallen.
+            share: Scalar in [0, 1], the share of the full strength.
         """
         first, last = self.temperature
         centroids = ops.convert_to_tensor(centroids)
         width = (ops.max(centroids) - ops.min(centroids)) / (centroids.shape[0] - 1)
-        fallen = first * ops.exp(math.log(last / first) * ops.cast(share, "float32"))
+        progress = ops.power(ops.cast(share, "float32"), 1 / 6)
+        fallen = first * ops.exp(math.log(last / first) * progress)
         return soft_values(weights, centroids, fallen * ops.square(width))
 
     def get_config(self) -> dict[str, Any]:

@@ -38,8 +38,8 @@ class QuantizationAware(KernelWrapper):
     `Cosine` they are the fixed basins. `callbacks.PenaltySchedule` places them, sets the balance, and
     raises the strength.
 
-    With `DKM` there is no penalty: in training the layer computes with mixtures of the centroids, of which
-    a higher `strength` makes harder ones, and in inference with the nearest centroid of each weight.
+    With `DKM` there is no penalty: in training the layer computes with mixtures of the centroids, of
+    which a higher `strength` makes harder ones, and in inference with the nearest centroids.
 
     Args:
         layer: Any Keras layer that has kernels: dense, convolutional (transposed, depthwise and
@@ -73,8 +73,8 @@ class QuantizationAware(KernelWrapper):
     Input and output shape: those of the layer inside.
 
     Raises:
-        ValueError: If there is no regularizer, `table` is unknown, `DKM` is not to compute with quantized
-            kernels, or the layer has no kernel, or not so many as `levels`.
+        ValueError: If there is no regularizer, `table` is unknown, `DKM` is not to compute with
+            quantized kernels, or the layer has no kernel, or not so many as `levels`.
 
     Example:
 
@@ -170,9 +170,7 @@ class QuantizationAware(KernelWrapper):
         for kernel, centroids in zip(self.kernels, self.centroids, strict=True):
             latent = ops.convert_to_tensor(kernel)
             levels = self._levels(ops.convert_to_tensor(centroids))
-            found.append(
-                cond(placed, partial(function, latent, levels), lambda latent=latent: latent)
-            )
+            found.append(cond(placed, partial(function, latent, levels), partial(_itself, latent)))
         return found
 
     def _soft(self, latent: Any, levels: Any) -> Any:
@@ -260,6 +258,10 @@ class QuantizationAware(KernelWrapper):
         }
         given: dict[str, Any] = {} if self.levels is None else {"levels": list(self.levels)}
         return {**super().get_config(), **config, **given}
+
+
+def _itself(latent: Any) -> Any:
+    return latent
 
 
 def _nearest(latent: Any, levels: Any) -> Any:

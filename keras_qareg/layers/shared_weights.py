@@ -176,7 +176,7 @@ class SharedWeights(KernelWrapper):
 
     def call(self, *args: Any, training: bool | None = None, **kwargs: Any) -> Any:
         if training and self.steps is not None:
-            self._reassign()
+            self._reassign(self.steps)
         return self._call_with(self.used_kernels(), *args, **kwargs)
 
     def used_kernels(self) -> list[Any]:
@@ -188,10 +188,10 @@ class SharedWeights(KernelWrapper):
         pairs = zip(kernels, shared, strict=True)
         return [stand_ins(latent, ops.cast(values, latent.dtype)) for latent, values in pairs]
 
-    def _reassign(self) -> None:
+    def _reassign(self, counter: keras.Variable) -> None:
         """Counts a training step, and gives each weight that trains its nearest centroid when due."""
         trained = {id(weight) for weight in self.layer.trainable_variables}
-        steps = (ops.convert_to_tensor(self.steps) + 1) % self.reassign_every
+        steps = (ops.convert_to_tensor(counter) + 1) % self.reassign_every
         for place, kernel in enumerate(self.kernels):
             if id(kernel) in trained:
                 indices = ops.convert_to_tensor(self.indices[place])
@@ -199,7 +199,7 @@ class SharedWeights(KernelWrapper):
                 self.indices[place].assign(
                     cond(steps == 0, partial(self._nearest, place), partial(ops.copy, indices))
                 )
-        self.steps.assign(steps)
+        counter.assign(steps)
 
     def _nearest(self, place: int) -> Any:
         """The indices of the centroids that are nearest to the kernel inside."""
@@ -350,6 +350,6 @@ class SharedWeights(KernelWrapper):
 
     def get_config(self) -> dict[str, Any]:
         levels = list(self.levels) if isinstance(self.levels, list) else self.levels
-        config = {"levels": levels, "zero_centroid": self.zero_centroid}
+        config: dict[str, Any] = {"levels": levels, "zero_centroid": self.zero_centroid}
         config |= {"table": self.table, "scale": self.table_scale}
         return {**super().get_config(), **config, "reassign_every": self.reassign_every}

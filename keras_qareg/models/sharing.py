@@ -128,10 +128,10 @@ def share_weights(
             (all its weights are below 1e-5 of the kernel's largest, and become 0); not where centroids
             were trained.
         trainable: `"centroids"`: they alone train, and normalization keeps its statistics;
-            `"centroids+rest"`: whatever else was trainable trains with them. `"assignments"`: the weights
-            too: float kernels from before sharing train straight through, and every 10 training steps
-            (`SharedWeights.reassign_every`) each weight goes to the centroid that is the nearest then;
-            those of layers that do not train stay with theirs.
+            `"centroids+rest"`: whatever else was trainable trains with them. `"assignments"`: the
+            weights too: float kernels from before sharing train straight through, and every 10 training
+            steps (`SharedWeights.reassign_every`) each weight goes to the centroid that is the nearest
+            then; those of layers that do not train stay with theirs.
         verbose: 1 shows a bar that counts layers, 0 nothing; `"auto"` (default) shows it where the
             model has ten million weights or more.
 
