@@ -41,8 +41,8 @@ class SharedWeights(KernelWrapper):
 
     With `reassign_every`, the kernels inside train too, straight through: their gradient is that of the
     shared values. Every so many training steps each weight then goes to the centroid that is the
-    nearest now (TensorFlow Model Optimization's `cluster_weights` does so at each step). They are saved,
-    so that training can go on.
+    nearest now (TensorFlow Model Optimization's `cluster_weights` does so at each step, which is best:
+    docs/method.md). They are saved, so that training can go on.
     `keras_qareg.share_weights` makes these layers; made by hand, all indices are 0 until
     `assign_codebooks`.
 

@@ -59,8 +59,8 @@ from keras_qareg.numerics.codebook import Codebook
 _BY_RATE = "rate-distortion"
 METHODS = ("auto", "trained", "kmeans", "quantile", "uniform", _BY_RATE)
 TRAINABLE = ("centroids", "centroids+rest", "assignments")
-# Training steps after which weights are assigned anew.
-_REASSIGN_EVERY = 10
+# Training steps after which weights are assigned anew: at each, as rare moves cost accuracy.
+_REASSIGN_EVERY = 1
 _LARGE_CHANNEL = 16  # weights
 
 
@@ -129,9 +129,9 @@ def share_weights(
             were trained.
         trainable: `"centroids"`: they alone train, and normalization keeps its statistics;
             `"centroids+rest"`: whatever else was trainable trains with them. `"assignments"`: the
-            weights too: float kernels from before sharing train straight through, and every 10 training
-            steps (`SharedWeights.reassign_every`) each weight goes to the centroid that is the nearest
-            then; those of layers that do not train stay with theirs.
+            weights too: float kernels from before sharing train straight through, and at each training
+            step (`SharedWeights.reassign_every` can make it rarer) each weight goes to the centroid that
+            is the nearest then; those of layers that do not train stay with theirs.
         verbose: 1 shows a bar that counts layers, 0 nothing; `"auto"` (default) shows it where the
             model has ten million weights or more.
 
@@ -172,15 +172,11 @@ def share_weights(
     def leave(layer: Layer) -> Layer:
         # Ranges, and kernels of integers beside them, are not what sharing takes the place of.
         kept = isinstance(layer, EXTENDED) and not isinstance(layer, QuantizationAware)
-        return untrained(layer, fresh(layer) if kept else plain(layer))
-
-    def untrained(layer: Layer, copy: Layer) -> Layer:
-        copy.trainable = trainable != "centroids" and layer.trainable
-        return copy
+        return _training(layer, fresh(layer) if kept else plain(layer), trainable)
 
     def share(layer: Layer) -> Layer:
         wrapper = SharedWeights(
-            untrained(layer, plain(layer)),
+            _training(layer, plain(layer), trainable),
             _held(wanted[layer], found[layer]),
             zero_centroid=zero_centroid is True or any(zero for _, zero in found[layer]),
             table=wanted[layer].table,
@@ -247,6 +243,12 @@ def _check_kernels(chosen: Iterable[Layer], weights: Weights) -> None:
                     f"(`layers`), or take the constraint off first: layer '{layer.name}' can be made "
                     "again without."
                 )
+
+
+def _training(layer: Layer, copy: Layer, trainable: str) -> Layer:
+    """A copy of a layer, which trains where that does and not centroids alone do."""
+    copy.trainable = trainable != "centroids" and layer.trainable
+    return copy
 
 
 def _set_trainable(shared: keras.Model, trainable: str) -> None:
