@@ -19,10 +19,13 @@ from typing import Any, NamedTuple
 
 from keras import ops
 
-from keras_qareg.numerics.compiled import Tensor, compiled, custom_gradient, in_chunks
+from keras_qareg.numerics.compiled import Tensor, compiled, custom_gradient, in_chunks, on_torch
 
 # Centroids whose sums are written out one by one in a program; more are taken in rounds of so many.
 _ROUND = 16
+# Weights at a time: a program keeps a few dozens of numbers for each of them. PyTorch, which goes from
+# operation to operation, keeps fewer, and wants them longer.
+_CHUNK = 1 << 14
 
 
 def soft_values(weights: Tensor, centroids: Tensor, temperature: Tensor) -> Tensor:
@@ -116,7 +119,10 @@ def _values() -> Callable[..., Any]:
         # One pass where all is written out; between rounds, sums of all weights would lie about.
         fused = centroids.shape[0] < 2 * _ROUND
         return in_chunks(
-            lambda part: (part - _part_of(part, centroids, cold).offset, ()), weights, fused=fused
+            lambda part: (part - _part_of(part, centroids, cold).offset, ()),
+            weights,
+            fused=fused,
+            chunk=_chunk(),
         )[0]
 
     return compiled(values)
@@ -134,7 +140,8 @@ def _gradients() -> Callable[..., Any]:
             sums = _sums(part, slope, found, centroids, cold)
             return 2.0 * cold * found.spread * slope, (sums,)
 
-        slopes, (sums,) = in_chunks(part_of, weights, upstream, sums=(centroids.shape,))
+        shapes = (centroids.shape,)
+        slopes, (sums,) = in_chunks(part_of, weights, upstream, sums=shapes, chunk=_chunk())
         return slopes, sums
 
     return compiled(gradients)
@@ -163,6 +170,10 @@ def _sums(part: Tensor, slope: Tensor, found: _Part, centroids: Tensor, cold: Te
     if not rest:
         return sums
     return ops.slice_update(sums, (rounds * _ROUND,), several(centroids[-rest:]))
+
+
+def _chunk() -> int | None:
+    return None if on_torch() else _CHUNK
 
 
 def _cold(temperature: Tensor) -> Tensor:

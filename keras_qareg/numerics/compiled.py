@@ -219,6 +219,7 @@ def in_chunks(
     *tensors: Any,
     sums: tuple[Any, ...] = (),
     fused: bool = False,
+    chunk: int | None = None,
 ) -> Any:
     """What a function finds for each weight, and in all, computed for some weights at a time.
 
@@ -229,6 +230,8 @@ def in_chunks(
         sums: The shapes of what is summed up.
         fused: Whether XLA makes one pass of the function, so that there it needs no chunks. Otherwise
             what it finds must be float32.
+        chunk: How many weights at a time, where the function needs much memory for each. `None`
+            (default): `CHUNK`.
 
     Returns:
         A tensor in the shape of the weights, and the tuple of the sums.
@@ -236,22 +239,23 @@ def in_chunks(
     flat = [ops.reshape(tensor, (-1,)) for tensor in tensors]
     # Accelerators have no cache to stay in, and XLA has done what there is to do.
     whole = _is_far(flat[0]) if on_torch() else fused
-    if whole or flat[0].shape[0] <= CHUNK:
+    chunk = chunk or CHUNK
+    if whole or flat[0].shape[0] <= chunk:
         each, found = function(*flat)
     elif on_torch():
-        cut = zip(*(vector.split(CHUNK) for vector in flat), strict=True)
+        cut = zip(*(vector.split(chunk) for vector in flat), strict=True)
         parts = [function(*part) for part in cut]
         each = ops.concatenate([part for part, _ in parts])
         found = tuple(map(sum, zip(*(more for _, more in parts), strict=True)))
     else:
         start = ops.zeros_like(flat[0]), tuple(ops.zeros(shape, "float32") for shape in sums)
-        each, found = _in_a_loop(function, flat, start)
+        each, found = _in_a_loop(function, flat, start, chunk)
     return ops.reshape(each, ops.shape(tensors[0])), found
 
 
-def _in_a_loop(function: Callable[..., Any], flat: list[Any], start: Any) -> Any:
+def _in_a_loop(function: Callable[..., Any], flat: list[Any], start: Any, most: int) -> Any:
     """Chunk by chunk in a loop of the backend, which is compiled as one."""
-    count, chunk, rest = chunks(flat[0].shape[0])
+    count, chunk, rest = chunks(flat[0].shape[0], most)
 
     def add(carried: Any, begin: Any, part: list[Any]) -> Any:
         each, found = function(*part)
@@ -267,10 +271,11 @@ def _in_a_loop(function: Callable[..., Any], flat: list[Any], start: Any) -> Any
     return add(carried, count * chunk, last) if rest else carried
 
 
-def chunks(size: int) -> tuple[int, int, int]:
+def chunks(size: int, most: int | None = None) -> tuple[int, int, int]:
     """How many chunks of what size, and the rest, which would be compiled once more: 0 if it can be."""
-    fewest = -(-size // CHUNK)
+    most = most or CHUNK
+    fewest = -(-size // most)
     for count in range(max(1, fewest), 2 * fewest):
         if size % count == 0:
             return count, size // count, 0
-    return (1, size, 0) if size <= CHUNK else (size // CHUNK, CHUNK, size % CHUNK)
+    return (1, size, 0) if size <= most else (size // most, most, size % most)

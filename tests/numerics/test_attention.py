@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_qareg.numerics import compiled
+from keras_qareg.numerics import attention, compiled
 from keras_qareg.numerics.attention import soft_values
 from tests.helpers import gradients
 
@@ -31,6 +31,7 @@ def reference(weights, centroids, temperature, upstream):
 def test_soft_values_and_gradients_are_those_of_the_formula(levels, chunk, monkeypatch):
     if chunk:
         monkeypatch.setattr(compiled, "CHUNK", chunk)
+        monkeypatch.setattr(attention, "_CHUNK", chunk)
     weights = RNG.normal(size=(10, 21 + bool(chunk))).astype("float32")
     upstream = RNG.normal(size=weights.shape).astype("float32")
     centroids = RNG.permutation(np.linspace(-2, 2, levels)).astype("float32")
