@@ -95,16 +95,16 @@ def row(name: str, model: keras.Model, parts: tuple[Images, Images], arguments: 
     done = compressed(model, batches, options=options)
     print(done, flush=True)
     steps = {stage.name: stage.results.get("divergence") for stage in done.stages}
-    return {"accuracy": accuracy(done.model, test), "bytes": bytes_of(done), "steps": steps}
+    return {"accuracy": accuracy(done.model, test), "bytes": bytes_of(done.model), "steps": steps}
 
 
-def bytes_of(done: Any) -> dict[str, int]:
+def bytes_of(model: keras.Model) -> dict[str, int]:
     """Bytes of the smallest `.tflite`, of the same gzipped, and of the archive."""
     with tempfile.TemporaryDirectory() as folder:
-        archive = qareg.export.save_archive(done.model, Path(folder) / "model.qareg")
+        archive = qareg.export.save_archive(model, Path(folder) / "model.qareg")
         found = {"archive": archive.stat().st_size}
         file = Path(folder) / "model.tflite"
-        report = qareg.export.litert(done.model, file, "smallest")
+        report = qareg.export.litert(model, file, "smallest")
         found |= {"smallest": report.bytes, "gzip": report.gzip_bytes}
     return found
 

@@ -3,7 +3,8 @@
     python -m benchmarks.penalty --out results          # KERAS_BACKEND says which backend
 
 All run in turn, compiled as in `fit`: on TensorFlow in a graph, on JAX by `jit`. The naive way compares
-every weight with every centroid. Memory is what a run adds to the peak of a fresh process, in units of
+every weight with every centroid. DKM is no penalty, but what stands in the place of the weights, squared
+and summed up. Memory is what a run adds to the peak of a fresh process, in units of
 the weights themselves; 1 is the gradient.
 """
 
@@ -20,8 +21,9 @@ from keras import ops
 from benchmarks import results
 from benchmarks.timing import extra_peak, in_subprocess, interleaved, ratios
 from keras_qareg import regularizers
+from keras_qareg.numerics.attention import soft_values
 
-BASELINE = "L2"
+BASELINE, SOFT = "L2", "DKM"
 # The naive way needs weights x levels; beyond this many it is left out.
 NAIVE_LIMIT = 2e8
 
@@ -31,13 +33,19 @@ def naive(weights: Any, centroids: Any) -> Any:
     return ops.sum(ops.min(distances, axis=1))
 
 
+def soft(weights: Any, centroids: Any) -> Any:
+    """A loss of the soft values of DKM, where they are about halfway to hard."""
+    width = (ops.max(centroids) - ops.min(centroids)) / (centroids.shape[0] - 1)
+    return ops.sum(ops.square(soft_values(weights, centroids, 0.1 * ops.square(width))))
+
+
 def penalties(levels: int) -> dict[str, Callable[[Any, Any], Any]]:
     """Functions of weights and centroids."""
     found = {BASELINE: lambda w, c: keras.regularizers.L2(1e-4)(w)}
     for kind in ("Sine", "Cosine", "NearestSquared", "NearestExponential"):
         regularizer = getattr(regularizers, kind)(levels, strength=1.0)
         found[kind] = lambda w, c, r=regularizer: r.penalty(w, c)
-    return {**found, "naive": naive}
+    return {**found, SOFT: soft, "naive": naive}
 
 
 def runner(function: Callable[[Any, Any], Any], weights: Any, centroids: Any) -> Callable[[], None]:

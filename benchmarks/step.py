@@ -57,6 +57,10 @@ def variants(name: str) -> dict[str, Callable[[], keras.Model]]:
     for kind in REGULARIZERS:
         found[kind] = lambda kind=kind: regularized(kind, False)
         found[kind + STRAIGHT] = lambda kind=kind: regularized(kind, True)
+    found["DKM"] = lambda: regularized("DKM", True)
+    found["re-assignment"] = lambda: qareg.share_weights(
+        network(name), LEVELS, trainable="assignments"
+    )
     return {**found, "WNQ, 2 bits": lambda: qareg.wnq(network(name), bits=2)}
 
 

@@ -27,7 +27,7 @@ _SERIALIZABLE = {
         "WNQDense",
         "WNQDepthwiseConv2D",
     ),
-    "regularizers": ("Cosine", "NearestExponential", "NearestSquared", "Sine"),
+    "regularizers": ("Cosine", "DKM", "NearestExponential", "NearestSquared", "Sine"),
     "quantizers": ("ActivationQuantizer", "WeightNormalizationQuantizer"),
 }
 

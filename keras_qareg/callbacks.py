@@ -52,6 +52,8 @@ class PenaltySchedule(keras.callbacks.Callback):
     training alone and the layers remember that their centroids were placed, so training goes on as it
     was under `fit(initial_epoch=...)` and `keras.callbacks.BackupAndRestore`.
 
+    Of layers with `regularizers.DKM`, the strength is how far their temperature has fallen.
+
     What is validated and saved at the end of an epoch are quantized kernels in the warm-up too, with
     centroids placed for the moment. So `EarlyStopping(restore_best_weights=True)` and
     `ModelCheckpoint(save_best_only=True)` compare networks as they would be shipped, where layers are

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import math
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -91,3 +93,16 @@ def check_count(name: str, value: int) -> None:
     """Raises a `ValueError` unless a value is a positive integer."""
     if isinstance(value, bool) or not hasattr(value, "__index__") or operator.index(value) < 1:
         raise ValueError(f"Expected `{name}` to be a positive integer. Received: {value!r}")
+
+
+def check_pair(
+    name: str, values: Any, what: str, holds: Callable[[float, float], bool]
+) -> tuple[float, float]:
+    """Two finite floats for which something holds, or a `ValueError` that says what."""
+    try:
+        one, other = (float(value) for value in values)
+        if math.isfinite(one) and math.isfinite(other) and holds(one, other):
+            return one, other
+    except (TypeError, ValueError):
+        pass
+    raise ValueError(f"Expected `{name}` to be a pair of {what}. Received: {name}={values!r}")

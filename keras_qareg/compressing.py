@@ -24,16 +24,17 @@ from keras_qareg.plans import Plan
 from keras_qareg.report import table as text_table
 
 METHODS = (
-    *("auto", "sine", "cosine", "nearest_squared", "nearest_exponential", "wnq"),
-    "kmeans",
+    *("auto", "sine", "cosine", "nearest_squared", "nearest_exponential"),
+    *("dkm", "wnq", "kmeans"),
 )
 _METHOD, _LEVELS = "sine", 16
 # Examples to choose by where there are no validation data, and inputs that a plan looks at.
 _JUDGED, _PLANNED = 2048, 512
 # The share of the epochs that tune centroids at the end, and of the learning rate.
 _TUNING_EPOCHS, _TUNING_RATE = 0.1, 0.1
-# How late the penalty rises: large layers settle in the last epochs, small ones before.
-_POWER = 12.0
+# How late the penalty rises: large layers settle in the last epochs, small ones before. The temperature
+# of soft kernels falls evenly.
+_POWER, _SOFT_POWER = 12.0, 6.0
 
 
 @dataclass(frozen=True)
@@ -124,8 +125,9 @@ def compress(
         optimizer: A Keras optimizer for training. By default Adam, whose rate falls by a cosine.
         learning_rate: Of that Adam, at the start. Tuning starts with a tenth. Defaults to 1e-3.
         method: `"sine"` and `"cosine"` train under a penalty with evenly spaced levels,
-            `"nearest_squared"` and `"nearest_exponential"` with learned ones; `"wnq"` learns 2, 4, 8
-            or 16 levels a channel; `"kmeans"` shares weights at once and tunes the centroids alone.
+            `"nearest_squared"` and `"nearest_exponential"` with learned ones; `"dkm"` with mixtures of
+            learned ones (`regularizers.DKM`); `"wnq"` learns 2, 4, 8 or 16 levels a channel;
+            `"kmeans"` shares weights at once and tunes the centroids alone.
             `"auto"` (default) is `"sine"`.
         distillation: Float from 0 up, the factor of the divergence from the float model beside the loss
             of labels; 0: labels alone. Defaults to 1.
@@ -308,15 +310,8 @@ def _job(model: keras.Model, data: Any, validation_data: Any, options: Options) 
     judged = given.some(_JUDGED, options.batch_size)
     if validation_data is not None:
         judged = read(validation_data, model, name="validation_data").repeatable()
-    return Job(
-        model,
-        given,
-        judged,
-        options.batch_size,
-        options.temperature,
-        options.distillation,
-        options.verbose,
-    )
+    teaching = (options.temperature, options.distillation)
+    return Job(model, given, judged, options.batch_size, *teaching, options.verbose)
 
 
 def _shared(
@@ -369,8 +364,10 @@ def _student(model: keras.Model, options: Options, levels: Any, job: Job) -> ker
 
 def _callbacks(student: keras.Model) -> list[keras.callbacks.Callback]:
     """The penalty rises from the start: the weights were trained without one already."""
-    penalized = any(isinstance(layer, QuantizationAware) for layer in wrappers(student))
-    return [PenaltySchedule(warmup_epochs=0, power=_POWER)] if penalized else []
+    kinds = [x.regularizer for x in wrappers(student) if isinstance(x, QuantizationAware)]
+    soft = any(kind.soft for kind in kinds)
+    schedule = PenaltySchedule(warmup_epochs=0, power=_SOFT_POWER if soft else _POWER)
+    return [schedule] if kinds else []
 
 
 def _after_training(

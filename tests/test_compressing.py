@@ -93,7 +93,7 @@ def test_a_seed_gives_the_same_model_and_labels_another(task):
 
 
 @pytest.mark.one_backend
-@pytest.mark.parametrize("method", ["wnq", "kmeans"])
+@pytest.mark.parametrize("method", ["wnq", "kmeans", "dkm"])
 def test_other_methods(task, method):
     model, x, y = task
     batches = [(x[i : i + 64], y[i : i + 64]) for i in range(0, 512, 64)]

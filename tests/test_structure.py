@@ -56,6 +56,7 @@ FLOORS = {
         ["training"],
         ["__init__"],
     ],
+    "regularizers": [["base"], ["fixed", "learned"], ["__init__"]],
     "shrinking": [["rules"], ["tracing"], ["removing"], ["__init__"]],
     "legacy": [
         ["source", "layers", "operations", "comparing", "training", "weights"],

@@ -25,8 +25,8 @@ ACCELERATORS = (
 )
 TABLES, SCALES = ("int8", "even", "float32"), ("auto", "kernel", "channel")
 METHODS = (
-    *("auto", "sine", "cosine", "nearest_squared", "nearest_exponential", "wnq"),
-    "kmeans",
+    *("auto", "sine", "cosine", "nearest_squared", "nearest_exponential"),
+    *("dkm", "wnq", "kmeans"),
 )
 # What sharing takes of each layer, and what is meant where nothing is said.
 _SHARING = {"levels": 16, "table": "int8", "scale": "auto"}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import keras
@@ -37,6 +38,9 @@ class QuantizationAware(KernelWrapper):
     `Cosine` they are the fixed basins. `callbacks.PenaltySchedule` places them, sets the balance, and
     raises the strength.
 
+    With `DKM` there is no penalty: in training the layer computes with mixtures of the centroids, of
+    which a higher `strength` makes harder ones, and in inference with the nearest centroids.
+
     Args:
         layer: Any Keras layer that has kernels: dense, convolutional (transposed, depthwise and
             separable too), embedding, recurrent, attention, or a layer or model made of such.
@@ -44,7 +48,7 @@ class QuantizationAware(KernelWrapper):
         straight_through: Whether the layer computes with its quantized kernels from when the centroids
             are placed. The loss is then that of the network which will be shipped; its gradient is
             passed straight through to the weights, as WNQ does (arXiv 1907.00593), and each learned
-            centroid gets the sum over its members too. Defaults to `True`.
+            centroid gets the sum over its members too. `DKM` is not without it. Defaults to `True`.
         table: What values quantized kernels may have, as in `share_weights`: `"int8"` (default), whole
             numbers from -127 to 127 times a step that follows the largest centroid; `"even"`,
             consecutive whole numbers times a step; `"float32"`, any. Learned centroids are rounded
@@ -69,8 +73,8 @@ class QuantizationAware(KernelWrapper):
     Input and output shape: those of the layer inside.
 
     Raises:
-        ValueError: If there is no regularizer, `table` is unknown, or the layer has no kernel, or not so
-            many as `levels`.
+        ValueError: If there is no regularizer, `table` is unknown, `DKM` is not to compute with
+            quantized kernels, or the layer has no kernel, or not so many as `levels`.
 
     Example:
 
@@ -97,6 +101,11 @@ class QuantizationAware(KernelWrapper):
                 "keras_qareg.regularizers.NearestExponential(levels=4). Received: None"
             )
         self.regularizer: regularizers.QuantizationRegularizer = found
+        if found.soft and not straight_through:
+            raise ValueError(
+                f"Expected `straight_through=True` with {type(found).__name__}, which is what layers "
+                "compute with. Received: straight_through=False"
+            )
         check_choice("table", table, TABLES)
         regularizers.check_zero(found, table)
         self.straight_through, self.table = straight_through, table
@@ -145,17 +154,29 @@ class QuantizationAware(KernelWrapper):
             warnings.warn(_UNSCHEDULED, stacklevel=2)
         if not self.straight_through and not self.keeps_zeros:
             return self.layer(*args, **kwargs)
-        return self._call_with(self.used_kernels(), *args, **kwargs)
+        soft = bool(training) and self.regularizer.soft
+        used = self._with_levels(self._soft if soft else _nearest)
+        return self._call_with(used, *args, **kwargs)
 
     def used_kernels(self) -> list[Any]:
         """The kernels, quantized where the layer computes with quantized ones: a list of tensors."""
         if not self.straight_through:
             return [self._latent(kernel) for kernel in self.kernels]
+        return self._with_levels(_nearest)
+
+    def _with_levels(self, function: Callable[[Any, Any], Any]) -> list[Any]:
+        """What a function makes of each kernel and its levels, where these are placed."""
         placed = ops.convert_to_tensor(self.placed) > 0
-        return [
-            _quantized(placed, self._latent(kernel), self._levels(ops.convert_to_tensor(centroids)))
-            for kernel, centroids in zip(self.kernels, self.centroids, strict=True)
-        ]
+        found = []
+        for kernel, centroids in zip(self.kernels, self.centroids, strict=True):
+            latent = self._latent(kernel)
+            levels = self._levels(ops.convert_to_tensor(centroids))
+            found.append(cond(placed, partial(function, latent, levels), partial(_itself, latent)))
+        return found
+
+    def _soft(self, latent: Any, levels: Any) -> Any:
+        share = ops.convert_to_tensor(self.strength)
+        return ops.cast(self.regularizer.soft_values(latent, levels, share), latent.dtype)
 
     @property
     def keeps_zeros(self) -> bool:
@@ -266,13 +287,13 @@ class QuantizationAware(KernelWrapper):
         return {**super().get_config(), **config, **given}
 
 
-def _quantized(placed: Any, latent: Any, table: Any) -> Any:
-    """The kernel with each weight in the place of its level, where these are placed."""
+def _itself(latent: Any) -> Any:
+    return latent
 
-    def levels() -> Any:
-        return ops.cast(penalties.nearest(latent, table), latent.dtype)
 
-    return cond(placed, levels, lambda: latent)
+def _nearest(latent: Any, levels: Any) -> Any:
+    """The kernel with each weight in the place of its level."""
+    return ops.cast(penalties.nearest(latent, levels), latent.dtype)
 
 
 class _KernelPenalty:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
-from keras_qareg.choices import check_choice
+from keras_qareg.choices import check_choice, check_count
 from keras_qareg.layers.keras_private import layers_inside
 from keras_qareg.layers.kernel_wrapper import KernelWrapper, channel_axes
 from keras_qareg.numerics.clustering import check_levels
 from keras_qareg.numerics.codebook import Codebook, lookup
+from keras_qareg.numerics.compiled import cond
 from keras_qareg.numerics.grids import grid_codes
+from keras_qareg.numerics.penalties import nearest_places, stand_ins
 from keras_qareg.numerics.tables import (
     LARGEST_CODE,
     TABLES,
@@ -35,6 +38,11 @@ class SharedWeights(KernelWrapper):
     ICLR 2016), which is the cumulative tuning of arXiv 2602.03614. The kernels of the layer inside
     keep what they were before sharing, take no part, and are not saved; a `NonNeg` of theirs holds for
     the centroids.
+
+    With `reassign_every`, the kernels inside train too, straight through: their gradient is that of the
+    shared values. Every so many training steps each weight then goes to the centroid that is the
+    nearest now (TensorFlow Model Optimization's `cluster_weights` does so at each step, which is best:
+    docs/method.md). They are saved, so that training can go on.
     `keras_qareg.share_weights` makes these layers; made by hand, all indices are 0 until
     `assign_codebooks`.
 
@@ -47,6 +55,9 @@ class SharedWeights(KernelWrapper):
             `grids.grid_codes(levels)` times a step; `"float32"` (default): any.
         scale: `"kernel"` (default): one step a kernel; `"channel"`: one for each output channel, where
             these are the last axes of the kernel.
+        reassign_every: Positive integer: after how many calls in training each weight goes to its
+            nearest centroid anew; may be set before the model is compiled. `None` (default): each stays
+            with its centroid.
         **kwargs: `name`, `trainable`, `dtype`, as for every Keras layer.
 
     Attributes:
@@ -59,6 +70,7 @@ class SharedWeights(KernelWrapper):
         centroid_units: List of scalars, not trainable: with `"int8"` the power of two that centroids
             are whole multiples of. Empty else.
         indices: List of uint8 weights in the shapes of the kernels.
+        steps: Integer scalar, calls in training since weights were assigned; `None` where they stay.
         remembers: Whether the kernels inside are those from before sharing: not after loading.
 
     Call arguments: those of the layer inside.
@@ -66,7 +78,8 @@ class SharedWeights(KernelWrapper):
     Input and output shape: those of the layer inside.
 
     Raises:
-        ValueError: If `levels` is out of range, or the layer has no kernel, or not so many as `levels`.
+        ValueError: If an argument is out of its range, or the layer has no kernel, or not so many as
+            `levels`.
 
     Example:
 
@@ -84,9 +97,13 @@ class SharedWeights(KernelWrapper):
         zero_centroid: bool = False,
         table: str = "float32",
         scale: str = "kernel",
+        reassign_every: int | None = None,
         **kwargs: Any,
     ):
         super().__init__(layer, **kwargs)
+        if reassign_every is not None:
+            check_count("reassign_every", reassign_every)
+        self.reassign_every = reassign_every
         sizes = [check_levels(n) for n in (levels if isinstance(levels, Sequence) else [levels])]
         # One number where all are the same.
         self.levels = sizes if len(set(sizes)) > 1 else sizes[0]
@@ -98,7 +115,7 @@ class SharedWeights(KernelWrapper):
     def build(self, input_shape: Any = None) -> None:
         super().build(input_shape)
         self._check_count(self.levels)
-        for kernel in self.kernels:
+        for kernel in self.held_kernels:
             kernel.trainable = False
         even, add = self.table == "even", self._add_per_kernel
         floats: dict[str, Any] = {"initializer": "zeros", "dtype": "float32"}
@@ -113,10 +130,20 @@ class SharedWeights(KernelWrapper):
         if self.table == "int8":
             self.centroid_units = add("centroid_units", shape=(), trainable=False, **floats)
         self._keep_constraints()
-        self.indices = add("indices", initializer="zeros", dtype="uint8", trainable=False)
+        whole: dict[str, Any] = {"initializer": "zeros", "trainable": False}
+        whole["aggregation"] = "only_first_replica"  # all replicas find the same
+        self.indices = add("indices", dtype="uint8", **whole)
+        self.steps = None
+        if self.reassign_every is not None:
+            self.steps = self.add_weight(name="steps", shape=(), dtype="int32", **whole)
         for part in layers_inside(self.layer):
-            if any(weight is kernel for weight in part.weights for kernel in self.kernels):
+            if any(weight is kernel for weight in part.weights for kernel in self.held_kernels):
                 self._leave_out_kernels(part)
+
+    @property
+    def held_kernels(self) -> list[keras.Variable]:
+        """The kernels that take no part: all, or none where weights are assigned anew."""
+        return self.kernels if self.reassign_every is None else []
 
     def _leave_out_kernels(self, part: keras.layers.Layer) -> None:
         """Keeps the kernels from before sharing out of files, which hold them as tables and indices."""
@@ -148,24 +175,56 @@ class SharedWeights(KernelWrapper):
                         trained[place].constraint = kernel.constraint
 
     def call(self, *args: Any, training: bool | None = None, **kwargs: Any) -> Any:
+        if training and self.steps is not None:
+            self._reassign(self.steps)
         return self._call_with(self.used_kernels(), *args, **kwargs)
 
     def used_kernels(self) -> list[Any]:
         """The kernels as `centroids[indices]`: a list of tensors, differentiable in what trains."""
-        return [self._shared_kernel(place) for place in range(len(self.kernels))]
+        shared = [self._shared_kernel(place) for place in range(len(self.kernels))]
+        if self.reassign_every is None:
+            return shared
+        kernels = [ops.convert_to_tensor(kernel) for kernel in self.kernels]
+        pairs = zip(kernels, shared, strict=True)
+        return [stand_ins(latent, ops.cast(values, latent.dtype)) for latent, values in pairs]
 
-    def _shared_kernel(self, place: int) -> Any:
-        indices = self.indices[place]
+    def _reassign(self, counter: keras.Variable) -> None:
+        """Counts a training step, and gives each weight that trains its nearest centroid when due."""
+        trained = {id(weight) for weight in self.layer.trainable_variables}
+        steps = (ops.convert_to_tensor(counter) + 1) % self.reassign_every
+        for place, kernel in enumerate(self.kernels):
+            if id(kernel) in trained:
+                indices = ops.convert_to_tensor(self.indices[place])
+                # Assigned in any case: replicas cannot meet inside a branch.
+                self.indices[place].assign(
+                    cond(steps == 0, partial(self._nearest, place), partial(ops.copy, indices))
+                )
+        counter.assign(steps)
+
+    def _nearest(self, place: int) -> Any:
+        """The indices of the centroids that are nearest to the kernel inside."""
+        latent, (table, sizes) = ops.cast(self.kernels[place], "float32"), self._factors_of(place)
+        if sizes is not None:
+            latent = latent / ops.where(sizes == 0, ops.ones_like(sizes), sizes)
+        return nearest_places(latent, table)
+
+    def _factors_of(self, place: int) -> tuple[Any, Any]:
+        """The levels and the sizes that they are multiplied by, or `None`: tensors."""
         sizes = ops.convert_to_tensor(self.centroid_sizes[place]) if self.centroid_sizes else None
         if self.table == "even":
-            codes = ops.convert_to_tensor(self._grid(place))
-            return ops.take(codes, ops.cast(indices, "int32")) * sizes
+            return ops.convert_to_tensor(self._grid(place)), sizes
         table = ops.convert_to_tensor(self.centroids[place])
         if self.zero_centroid:
             # A zero gets no gradient, so that pruned weights stay pruned.
             table = table * ops.stop_gradient(ops.cast(table != 0, table.dtype))
         if self.table == "int8":
             table = rounded(table, ops.convert_to_tensor(self.centroid_units[place]))
+        return table, sizes
+
+    def _shared_kernel(self, place: int) -> Any:
+        indices, (table, sizes) = self.indices[place], self._factors_of(place)
+        if self.table == "even":
+            return ops.take(table, ops.cast(indices, "int32")) * sizes
         if sizes is None:
             return lookup(table, indices)
         if tuple(sizes.shape) == (1,):  # so many products as levels, not as weights
@@ -291,5 +350,6 @@ class SharedWeights(KernelWrapper):
 
     def get_config(self) -> dict[str, Any]:
         levels = list(self.levels) if isinstance(self.levels, list) else self.levels
-        config = {"levels": levels, "zero_centroid": self.zero_centroid}
-        return {**super().get_config(), **config, "table": self.table, "scale": self.table_scale}
+        config: dict[str, Any] = {"levels": levels, "zero_centroid": self.zero_centroid}
+        config |= {"table": self.table, "scale": self.table_scale}
+        return {**super().get_config(), **config, "reassign_every": self.reassign_every}

@@ -79,8 +79,7 @@ def copy_contents(old: Layer, new: Layer, is_entered: bool, thaw: bool = False) 
     if not thaw:
         if is_entered:
             set_trainable_alone(new, old.trainable)
-        # The kernels under shared values never train.
-        held = new.kernels if isinstance(new, SharedWeights) else []
+        held = new.held_kernels if isinstance(new, SharedWeights) else []
         _copy_flags(parts, counterparts, held)
     states = [found for a, b in parts for found in _paired(old, states_of(a), states_of(b))]
     for before, after in (*counterparts, *states):

@@ -58,7 +58,9 @@ from keras_qareg.numerics.codebook import Codebook
 
 _BY_RATE = "rate-distortion"
 METHODS = ("auto", "trained", "kmeans", "quantile", "uniform", _BY_RATE)
-TRAINABLE = ("centroids", "centroids+rest")
+TRAINABLE = ("centroids", "centroids+rest", "assignments")
+# Training steps after which weights are assigned anew: at each, as rare moves cost accuracy.
+_REASSIGN_EVERY = 1
 _LARGE_CHANNEL = 16  # weights
 
 
@@ -79,7 +81,8 @@ def share_weights(
     """The model with every kernel reduced to a few shared values, ready for cumulative tuning.
 
     `compile` and `fit` the result to tune the centroids alone: every weight stays with the centroid
-    that it was given, so a kernel never has more than `levels` values.
+    that it was given, or moves to another one (`trainable`), so a kernel never has more than `levels`
+    values.
 
     Args:
         model: A built model, plain or from `quantization_aware`; where layers compute with their
@@ -125,7 +128,10 @@ def share_weights(
             (all its weights are below 1e-5 of the kernel's largest, and become 0); not where centroids
             were trained.
         trainable: `"centroids"`: they alone train, and normalization keeps its statistics;
-            `"centroids+rest"`: whatever else was trainable trains with them.
+            `"centroids+rest"`: whatever else was trainable trains with them. `"assignments"`: the
+            weights too: float kernels from before sharing train straight through, and at each training
+            step (`SharedWeights.reassign_every` can make it rarer) each weight goes to the centroid that
+            is the nearest then; those of layers that do not train stay with theirs.
         verbose: 1 shows a bar that counts layers, 0 nothing; `"auto"` (default) shows it where the
             model has ten million weights or more.
 
@@ -166,19 +172,16 @@ def share_weights(
     def leave(layer: Layer) -> Layer:
         # Ranges, and kernels of integers beside them, are not what sharing takes the place of.
         kept = isinstance(layer, EXTENDED) and not isinstance(layer, QuantizationAware)
-        return untrained(layer, fresh(layer) if kept else plain(layer))
-
-    def untrained(layer: Layer, copy: Layer) -> Layer:
-        copy.trainable = trainable == "centroids+rest" and layer.trainable
-        return copy
+        return _training(layer, fresh(layer) if kept else plain(layer), trainable)
 
     def share(layer: Layer) -> Layer:
         wrapper = SharedWeights(
-            untrained(layer, plain(layer)),
+            _training(layer, plain(layer), trainable),
             _held(wanted[layer], found[layer]),
             zero_centroid=zero_centroid is True or any(zero for _, zero in found[layer]),
             table=wanted[layer].table,
             scale=wanted[layer].scale,
+            reassign_every=_REASSIGN_EVERY if trainable == "assignments" else None,
             kernel_names=names_of_kernels(layer, weights, sizes[layer]),
             name=layer.name,
         )
@@ -240,6 +243,12 @@ def _check_kernels(chosen: Iterable[Layer], weights: Weights) -> None:
                     f"(`layers`), or take the constraint off first: layer '{layer.name}' can be made "
                     "again without."
                 )
+
+
+def _training(layer: Layer, copy: Layer, trainable: str) -> Layer:
+    """A copy of a layer, which trains where that does and not centroids alone do."""
+    copy.trainable = trainable != "centroids" and layer.trainable
+    return copy
 
 
 def _set_trainable(shared: keras.Model, trainable: str) -> None:

@@ -215,56 +215,67 @@ def _segment_sums(count: int) -> Callable[..., Any]:
 
 
 def in_chunks(
-    function: Callable[[Any], Any], weights: Any, sums: tuple[Any, ...] = (), fused: bool = False
+    function: Callable[..., Any],
+    *tensors: Any,
+    sums: tuple[Any, ...] = (),
+    fused: bool = False,
+    chunk: int | None = None,
 ) -> Any:
     """What a function finds for each weight, and in all, computed for some weights at a time.
 
     Args:
-        function: From a vector of weights to a vector of as many elements, and a tuple of tensors that
-            are summed up.
-        weights: Tensor of any shape.
-        sums: The shapes of the latter.
+        function: From a vector of weights, and of what else there is of each, to a vector of as many
+            elements, and a tuple of tensors that are summed up.
+        *tensors: The weights, and what else there is of each: tensors of one shape.
+        sums: The shapes of what is summed up.
         fused: Whether XLA makes one pass of the function, so that there it needs no chunks. Otherwise
             what it finds must be float32.
+        chunk: How many weights at a time, where the function needs much memory for each. `None`
+            (default): `CHUNK`.
 
     Returns:
         A tensor in the shape of the weights, and the tuple of the sums.
     """
-    flat = ops.reshape(weights, (-1,))
+    flat = [ops.reshape(tensor, (-1,)) for tensor in tensors]
     # Accelerators have no cache to stay in, and XLA has done what there is to do.
-    whole = _is_far(flat) if on_torch() else fused
-    if whole or flat.shape[0] <= CHUNK:
-        each, found = function(flat)
+    whole = _is_far(flat[0]) if on_torch() else fused
+    chunk = chunk or CHUNK
+    if whole or flat[0].shape[0] <= chunk:
+        each, found = function(*flat)
     elif on_torch():
-        parts = [function(part) for part in flat.split(CHUNK)]
+        cut = zip(*(vector.split(chunk) for vector in flat), strict=True)
+        parts = [function(*part) for part in cut]
         each = ops.concatenate([part for part, _ in parts])
         found = tuple(map(sum, zip(*(more for _, more in parts), strict=True)))
     else:
-        start = ops.zeros_like(flat), tuple(ops.zeros(shape, "float32") for shape in sums)
-        each, found = _in_a_loop(function, flat, start)
-    return ops.reshape(each, ops.shape(weights)), found
+        start = ops.zeros_like(flat[0]), tuple(ops.zeros(shape, "float32") for shape in sums)
+        each, found = _in_a_loop(function, flat, start, chunk)
+    return ops.reshape(each, ops.shape(tensors[0])), found
 
 
-def _in_a_loop(function: Callable[[Any], Any], flat: Any, start: Any) -> Any:
+def _in_a_loop(function: Callable[..., Any], flat: list[Any], start: Any, most: int) -> Any:
     """Chunk by chunk in a loop of the backend, which is compiled as one."""
-    count, chunk, rest = chunks(flat.shape[0])
+    count, chunk, rest = chunks(flat[0].shape[0], most)
 
-    def add(carried: Any, begin: Any, part: Any) -> Any:
-        each, found = function(part)
+    def add(carried: Any, begin: Any, part: list[Any]) -> Any:
+        each, found = function(*part)
         sums = tuple(a + b for a, b in zip(carried[1], found, strict=True))
         return ops.slice_update(carried[0], (begin,), each), sums
 
     def step(i: Any, carried: Any) -> Any:
-        return add(carried, i * chunk, ops.slice(flat, (i * chunk,), (chunk,)))
+        part = [ops.slice(vector, (i * chunk,), (chunk,)) for vector in flat]
+        return add(carried, i * chunk, part)
 
     carried = ops.fori_loop(0, count, step, start)
-    return add(carried, count * chunk, flat[count * chunk :]) if rest else carried
+    last = [vector[count * chunk :] for vector in flat]
+    return add(carried, count * chunk, last) if rest else carried
 
 
-def chunks(size: int) -> tuple[int, int, int]:
+def chunks(size: int, most: int | None = None) -> tuple[int, int, int]:
     """How many chunks of what size, and the rest, which would be compiled once more: 0 if it can be."""
-    fewest = -(-size // CHUNK)
+    most = most or CHUNK
+    fewest = -(-size // most)
     for count in range(max(1, fewest), 2 * fewest):
         if size % count == 0:
             return count, size // count, 0
-    return (1, size, 0) if size <= CHUNK else (size // CHUNK, CHUNK, size % CHUNK)
+    return (1, size, 0) if size <= most else (size // most, most, size % most)

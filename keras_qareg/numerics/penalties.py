@@ -147,6 +147,43 @@ def nearest(weights: Tensor, centroids: Tensor) -> Tensor:
     return custom_gradient(quantize)(_tensor(weights), _tensor(centroids))
 
 
+def nearest_places(weights: Tensor, centroids: Tensor) -> Tensor:
+    """Which centroid is the nearest of each weight; it has no gradient.
+
+    Args:
+        weights: Tensor of any shape.
+        centroids: Tensor of shape `(levels,)`, at most 256, in any order, equal values allowed.
+
+    Returns:
+        A uint8 tensor in the shape of the weights (at a tie, the lower of two centroids).
+
+    Example:
+
+    >>> ops.convert_to_numpy(nearest_places([0.1, 0.7, 3.0], [1.0, 0.0])).tolist()
+    [1, 0, 0]
+    """
+    weights, centroids = (ops.stop_gradient(_tensor(x)) for x in (weights, centroids))
+    _, places, ranks = _nearest_values()(weights, centroids)
+    return ops.cast(take(ops.argsort(ranks), places), "uint8")
+
+
+def stand_ins(weights: Tensor, values: Tensor) -> Tensor:
+    """Values in the place of weights: these get the same gradient, as if they were the values.
+
+    Args:
+        weights: Tensor.
+        values: Tensor of the same shape and dtype.
+
+    Returns:
+        The values.
+    """
+
+    def exchange(weights: Tensor, values: Tensor) -> Any:
+        return ops.copy(values), lambda upstream: (upstream, upstream)
+
+    return custom_gradient(exchange)(weights, values)
+
+
 def _differentiable(function: Callable[..., Any], *inputs: Tensor) -> Tensor:
     """The first result of a function; the others are its gradients, of the first inputs or of all."""
 
@@ -320,7 +357,7 @@ def _summed(
         value, slope = pay(distance)
         return slope, (ops.sum(value), segment_sums(slope, place, places))
 
-    slopes, (value, sums) = in_chunks(part_of, weights, ((), (places,)))
+    slopes, (value, sums) = in_chunks(part_of, weights, sums=((), (places,)))
     return value, slopes, sums
 
 

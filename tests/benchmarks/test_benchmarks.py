@@ -45,7 +45,7 @@ def test_the_penalty_benchmark_runs(tmp_path):
     words = ["--sizes", 2000, "--levels", 4, "--rounds", 2, "--out", tmp_path]
     printed = run("-m", "benchmarks.penalty", *words)
     rows = rows_of(tmp_path / f"penalty_{BACKEND}.jsonl")
-    names = ["L2", "Sine", "Cosine", "NearestSquared", "NearestExponential", "naive"]
+    names = ["L2", "Sine", "Cosine", "NearestSquared", "NearestExponential", "DKM", "naive"]
     assert [row["penalty"] for row in rows] == names and rows[0]["ratio"] == 1.0
     assert (
         "2,000 4 NearestExponential" in printed and (tmp_path / f"penalty_{BACKEND}.txt").exists()
