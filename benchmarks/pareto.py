@@ -42,6 +42,8 @@ BATCH, CALIBRATION, SAMPLES = 500, 2048, 512
 LEVELS = (4, 6, 8, 12, 16, 24, 32, 64)
 MANY = (64, 256)  # so near to float that measuring normalization anew can only add noise
 BUDGETS = (30_000, 35_000, 40_000, 49_000, 60_000, 80_000)
+COLORS = ("#8a99a8", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7", "#E69F00")
+TICKS = (25, 50, 100, 200, 300)  # kB
 ARCHIVES = (24_000, 30_000, 40_000, 60_000)
 
 
@@ -176,7 +178,8 @@ def compressed_rows(path: Path | None) -> list[Row]:
             file = {"bytes": size["smallest"], "gzip": size.get("gzip")}
             found.append({"cell": f"{TRAINED}, {name}", "series": TRAINED, **common, **file})
         pair = {"bytes": size["archive"], "gzip": size["archive"]}
-        found.append({"cell": f"{ARCHIVE}, trained, {name}", "series": ARCHIVE, **common, **pair})
+        archived = {"cell": f"{ARCHIVE}, trained, {name}", "series": f"{ARCHIVE}, trained"}
+        found.append({**archived, **common, **pair})
     return found
 
 
@@ -226,11 +229,9 @@ def draw(out: Path, rows: list[Row], least: float = 60.0) -> None:
     figure = Figure(figsize=(12, 5), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
     order = list(dict.fromkeys(row["series"] for row in rows))
-    colors = dict(
-        zip(order, ("#8a99a8", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7"), strict=False)
-    )
+    colors = dict(zip(order, COLORS, strict=False))
     for axis, (key, label) in zip(
-        axes, (("bytes", "bytes"), ("gzip", "bytes, gzipped")), strict=True
+        axes, (("bytes", "size, kB"), ("gzip", "size, gzipped, kB")), strict=True
     ):
         for name, marker in zip(order, "sDP^oX*", strict=False):
             pairs = [
@@ -247,7 +248,9 @@ def draw(out: Path, rows: list[Row], least: float = 60.0) -> None:
                     s=36,
                     zorder=3 if name.startswith(OURS) else 2,
                 )
-        axis.set_xscale("log", base=2)
+        axis.set_xscale("log")
+        axis.set_xticks([1000 * ticks for ticks in TICKS], [str(ticks) for ticks in TICKS])
+        axis.minorticks_off()
         axis.set_xlabel(label)
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("test accuracy, percent")
