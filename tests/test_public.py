@@ -118,7 +118,10 @@ def saved(tmp_path_factory):
 
 
 @pytest.mark.one_backend
-@pytest.mark.parametrize("imports", ["keras_qareg, keras", "keras, keras_qareg"])
+@pytest.mark.parametrize(
+    "imports",
+    ["keras_qareg, keras", pytest.param("keras, keras_qareg", marks=pytest.mark.slow)],
+)
 def test_files_load_after_a_mere_import(saved, imports):
     """In a fresh process, whichever of the two was imported first."""
     program = (

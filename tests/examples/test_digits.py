@@ -113,6 +113,7 @@ def test_the_step_benchmark_runs(tmp_path):
 ON_TENSORFLOW = pytest.mark.skipif(BACKEND != "tensorflow", reason="LiteRT export needs TensorFlow")
 
 
+@pytest.mark.slow  # some seconds, and each form has tests of its own
 @ON_TENSORFLOW
 def test_the_sizes_of_one_model(tmp_path):
     row = {"model": "size", **size.row(size.network(), 4, "int8", tmp_path)}

@@ -9,6 +9,8 @@ import keras_qareg as qareg
 from keras_qareg.regularizers import NearestSquared
 from tests.helpers import BACKEND, error_of, predict
 
+pytestmark = pytest.mark.one_backend
+
 INPUTS = np.random.default_rng(0).normal(size=(4, 8)).astype("float32")
 TRANSFORMS = {
     "share_weights": lambda model: qareg.share_weights(model, levels=3),

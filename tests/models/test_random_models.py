@@ -124,7 +124,7 @@ def check_loaded(model, copies, inputs, folder):
 
 
 @pytest.mark.filterwarnings("ignore")
-@settings(max_examples=15, **SETTINGS)
+@settings(max_examples=15 if BACKEND == "tensorflow" else 6, **SETTINGS)
 @given(pair=models())
 def test_copies_of_random_models(pair, tmp_path_factory):
     check(*pair, tmp_path_factory.mktemp("random"))
