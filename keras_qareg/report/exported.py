@@ -6,6 +6,7 @@ import dataclasses
 import math
 from typing import Any
 
+from keras_qareg.export.litert.forms import KernelForm
 from keras_qareg.export.litert.proof import ExportReport
 from keras_qareg.export.litert.sections import Sections
 from keras_qareg.report.figures import bar
@@ -88,7 +89,7 @@ def runs_section(report: ExportReport) -> Markup:
                 said(kernel.form),
                 Cell("many") if kernel.levels is None else whole(kernel.levels),
                 whole(kernel.bytes),
-                said("yes" if kernel.exact else "no"),
+                said(_exact(kernel)),
                 said(_runs(report, kernel.name)),
                 said(kernel.reason or DASH),
             ]
@@ -133,6 +134,12 @@ def differences_section(report: ExportReport) -> Markup | None:
     )
     table = sortable("layer", "Each layer, the furthest from Keras first", columns, lines)
     return section("differences", "Differences by layer", tag("p", told), table)
+
+
+def _exact(kernel: KernelForm) -> str:
+    if kernel.exact or kernel.path is None:
+        return "yes" if kernel.exact else DASH
+    return "no" if kernel.reason.startswith("rounded") else "to rounding"
 
 
 def _runs(report: ExportReport, title: str) -> str:

@@ -18,13 +18,16 @@ WIDTH, _PANEL, _SPACE, _EDGE = 360, 78, 22, 8
 BINS = 72
 
 
-def distribution(before: np.ndarray | None, after: np.ndarray | None, label: str) -> Markup | None:
+def distribution(
+    before: np.ndarray | None, after: np.ndarray | None, label: str, noun: str = "weights"
+) -> Markup | None:
     """Weights before quantization as a histogram, and below it how many weights each value has after.
 
     Args:
         before: The weights before, or `None` where these are unknown.
         after: The weights after, or `None` where they are not quantized.
         label: What it shows, for those who do not see it.
+        noun: What the numbers are.
 
     Returns:
         SVG; `None` where there is no finite number to draw.
@@ -32,8 +35,8 @@ def distribution(before: np.ndarray | None, after: np.ndarray | None, label: str
     parts = [
         (kind, title, values[np.isfinite(values)].astype("float64"))
         for kind, title, values in (
-            ("before", "weights before" if after is not None else "weights", before),
-            ("after", "weights after" if before is not None else "weights", after),
+            ("before", f"{noun} before" if after is not None else noun, before),
+            ("after", f"{noun} after" if before is not None else noun, after),
         )
         if values is not None
     ]
@@ -60,7 +63,8 @@ def _panel(
     kind: str, title: str, values: np.ndarray, ends: tuple[float, float], floor: float
 ) -> Markup:
     places, counts = np.unique(values, return_counts=True)
-    few = places.size <= MAX_LEVELS
+    # A small kernel has few weights, but each of its own value.
+    few = places.size <= min(MAX_LEVELS, values.size // 2 if kind == "before" else MAX_LEVELS)
     if few:
         most, said = int(counts.max()), "a value"
         shape = "".join(

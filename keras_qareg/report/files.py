@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from keras_qareg.export.archive.reading import read_archive
+from keras_qareg.export.archive.reading import Archive, read_archive
+from keras_qareg.export.archive.tensors import numpy_dtype
 from keras_qareg.export.litert import flatbuffer
 from keras_qareg.export.litert.inspection import litert_content, reading, stored_constants
 from keras_qareg.export.litert.sections import Uses, sections
@@ -82,12 +83,13 @@ def of_litert(path: Path) -> Content:
     content = litert_content(path)
     with reading(path):
         model, parts = flatbuffer.read(content), sections(content)
-        found = list(_constants(model))
+        read = list(_constants(model))
         operators = Counter(
             flatbuffer.operator_name(model, operator)
             for graph in model.subgraphs
             for operator in graph.operators or []
         )
+    found, lines = _shown(read, 2)
     counted = plain_table(
         "The operators of the file", ("operator", "times"), sorted(operators.items())
     )
@@ -104,7 +106,7 @@ def of_litert(path: Path) -> Content:
         headline,
         [
             section("bytes", "Where the bytes are", shares_of(parts), heading, _bars(found, None)),
-            section("constants", "Constants", _table("constant", _CONSTANTS, found)),
+            section("constants", "Constants", _table("constant", _CONSTANTS, lines)),
             section("runs", "What runs", counted),
         ],
     )
@@ -118,16 +120,14 @@ def of_archive(path: Path) -> Content:
     """
     with read_archive(path) as archive:
         size, together = archive.size, archive.others_bytes
-        found, memory = [], 0
-        for entry in archive.entries():
-            memory += entry.values.nbytes
-            kept = "together" if entry.bytes is None else entry.coding
-            known = [("coding", kept), ("entropy", _entropy(entry.values))]
-            values = entry.values
-            found.append(_Numbers(entry.path, values.shape, values, entry.bytes, known))
+        found, lines = _shown(_tensors(archive), 1)
+        dtypes = [numpy_dtype(tensor.dtype) for tensor in archive.manifest.tensors]
     kernels, alone = (
         sum(one.bytes or 0 for one in found if (one.said[0][1] == "raw") is raw)
         for raw in (False, True)
+    )
+    memory = sum(
+        math.prod(one.shape) * dtype.itemsize for one, dtype in zip(found, dtypes, strict=True)
     )
     parts = [
         ("kernels", "of few values, entropy-coded, with tables", kernels),
@@ -138,7 +138,7 @@ def of_archive(path: Path) -> Content:
     headline = [
         ("file", f"{size:,} bytes"),
         ("tensors in memory", f"{memory:,} bytes"),
-        ("share", percent(size, memory)),
+        ("share of the tensors in memory", percent(size, memory)),
         ("tensors", f"{len(found):,}"),
     ]
     rest = ("tensors together", together) if together else None
@@ -148,7 +148,7 @@ def of_archive(path: Path) -> Content:
         headline,
         [
             section("bytes", "Where the bytes are", shares(parts), heading, _bars(found, rest)),
-            section("tensors", "Tensors", _table("tensor", _TENSORS, found)),
+            section("tensors", "Tensors", _table("tensor", _TENSORS, lines)),
         ],
     )
 
@@ -162,10 +162,24 @@ def _bars(found: list[_Numbers], rest: tuple[str, int] | None) -> Markup:
     return bars(sizes, rest)
 
 
-def _table(kind: str, columns: tuple[Column, ...], found: list[_Numbers]) -> Markup:
-    words = sum(not column.number for column in columns) - 1
-    lines = [_line(one, f"one-{place}", words) for place, one in enumerate(found, 1)]
+def _table(kind: str, columns: tuple[Column, ...], lines: list[Line]) -> Markup:
     return sortable(kind, f"Each {kind}, in the order of the file", columns, lines)
+
+
+def _shown(numbers: Iterable[_Numbers], words: int) -> tuple[list[_Numbers], list[Line]]:
+    """Lines, and what they are of without its values, which may be many."""
+    found, lines = [], []
+    for place, one in enumerate(numbers, 1):
+        lines.append(_line(one, f"one-{place}", words))
+        found.append(one._replace(values=None))
+    return found, lines
+
+
+def _tensors(archive: Archive) -> Iterator[_Numbers]:
+    for entry in archive.entries():
+        kept = "together" if entry.bytes is None else entry.coding
+        known = [("coding", kept), ("entropy, bits a value", _entropy(entry.values))]
+        yield _Numbers(entry.path, entry.values.shape, entry.values, entry.bytes, known)
 
 
 def _constants(model: Any) -> Iterator[_Numbers]:
@@ -212,7 +226,7 @@ def _picture(one: _Numbers) -> Markup | None:
     if one.values is None or one.values.dtype == bool:
         return None
     label = f"Distribution of the {one.values.size:,} numbers of {one.title}"
-    picture = distribution(None, one.values.astype("float32"), label)
+    picture = distribution(one.values.astype("float32"), None, label, "numbers")
     return None if picture is None else tag("figure", picture)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -80,24 +79,11 @@ def kernel_line(kernel: Looked, elsewhere: Elsewhere, planned: bool, place: str)
     return Line(cells, _more(kernel, elsewhere), place)
 
 
-def kernels_section(lines: Iterable[Line], planned: bool) -> Markup:
+def kernels_section(lines: list[Line], planned: bool) -> Markup:
     """The table of all kernels."""
-    buttons = [
-        tag("button", f"{title} all", type="button", data_every=opened)
-        for title, opened in (("Open", "true"), ("Close", "false"))
-    ]
-    return section(
-        "kernels",
-        "Kernels",
-        tag("p", "Open a kernel to see its weights and its values.", class_="quiet scripted"),
-        tag("p", *buttons, class_="buttons scripted"),
-        sortable(
-            "kernel",
-            "Each kernel, in the order of the model",
-            [*_COLUMNS, *([_LOSS] if planned else [])],
-            lines,
-        ),
-    )
+    columns = [*_COLUMNS, *([_LOSS] if planned else [])]
+    table = sortable("kernel", "Each kernel, in the order of the model", columns, lines)
+    return section("kernels", "Kernels", table)
 
 
 def bytes_of_kernels(summary: Summary, places: list[str]) -> Markup:

@@ -9,7 +9,7 @@ from typing import Any
 
 DASH, TIMES = "\u2013", "\u00d7"
 # Elements that have no end.
-_EMPTY = {"br", "col", "link", "meta"}
+_EMPTY = {"br", "link", "meta", "wbr"}
 # What HTML cannot hold: control characters, and halves of characters.
 _IMPOSSIBLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
@@ -61,8 +61,13 @@ def joined(*parts: Any) -> Markup:
 
 
 def name(text: Any) -> Markup:
-    """A name of the user's, whose direction of writing does not change what stands beside it."""
-    return tag("bdi", text, class_="name")
+    """A name of the user's, whose direction of writing does not change what stands beside it.
+
+    Lines break behind its `/` and `_`.
+    """
+    parts = [part for part in re.split("(?<=[/_])", str(text)) if part]
+    broken = [piece for part in parts for piece in (tag("wbr"), part)][1:]
+    return tag("bdi", *broken, class_="name")
 
 
 def number(value: float, digits: int = 3) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import math
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,8 @@ from keras_qareg.export.files import check_target
 from keras_qareg.export.litert.inspection import is_litert
 from keras_qareg.export.litert.proof import ExportReport
 from keras_qareg.layers import Weights
+from keras_qareg.models.reading import every_kernel
+from keras_qareg.models.selection import check_built
 from keras_qareg.plans import Plan
 from keras_qareg.report.exported import differences_section, headline, runs_section, shares_of
 from keras_qareg.report.files import Content, of_archive, of_litert
@@ -34,6 +37,19 @@ from keras_qareg.report.planned import plan_section
 from keras_qareg.summaries import Row, Summary, looked_at, summed
 
 _FOLDER = Path(__file__).parent
+_WORDS = (
+    (
+        "level",
+        "A value that weights of a kernel have. With 16 levels an index of 4 bits says which.",
+    ),
+    (
+        "packed",
+        "Indices of a whole number of bits, and the table of the values that they stand for.",
+    ),
+    ("grid", "The values are whole multiples of a step, which integer formats hold exactly."),
+    ("entropy", "Bits a weight of an ideal entropy coder; 32 where a kernel is not quantized."),
+    ("relative error", "Squares of what quantization changed, over those of the weights before."),
+)
 _POLICY = "default-src 'none'; img-src data:; style-src {style}; script-src {script}"
 
 
@@ -119,51 +135,65 @@ def _of_model(
     plan: Plan | None,
     weights: Weights,
 ) -> Content:
-    planned = {} if plan is None else {row.path: row for row in plan.rows}
-    forms = {form.path: form for form in export_report.kernels} if export_report else {}
-    rows: list[Row] = []
-    lines: list[Line] = []
-    places: list[str] = []
-    for kernel in looked_at(model, reference, weights):
-        path = kernel.row.path
-        places.append(f"kernel-of-{len(rows) + 1}")
-        elsewhere = Elsewhere(planned.get(path), forms.get(path))
-        lines.append(kernel_line(kernel, elsewhere, plan is not None, places[-1]))
-        rows.append(kernel.row)
-    if not rows:
+    check_built(model)
+    paths = [path for path, *_ in every_kernel(model, weights, left=True)]
+    if not paths:
         raise ValueError(
             f"Expected a model with kernels. Received: model '{model.name}', which has none. Kernels "
             "with names of their own go into `weights`."
         )
-    paths = [row.path for row in rows]
-    _check_same("plan", planned, paths, model)
-    _check_same("export_report", [path for path in forms if path is not None], paths, model)
+    rated = {} if plan is None else {row.path: row for row in plan.rows}
+    held = {} if export_report is None else {form.path: form for form in export_report.kernels}
+    planned = _matched("plan", rated, paths, model)
+    forms = _matched("export_report", {p: f for p, f in held.items() if p}, paths, model)
+    rows: list[Row] = []
+    lines: list[Line] = []
+    places = [f"kernel-of-{number}" for number in range(1, len(paths) + 1)]
+    for kernel, place in zip(looked_at(model, reference, weights), places, strict=True):
+        elsewhere = Elsewhere(planned.get(kernel.row.path), forms.get(kernel.row.path))
+        _check_size(kernel.row, elsewhere)
+        lines.append(kernel_line(kernel, elsewhere, plan is not None, place))
+        rows.append(kernel.row)
     summary = summed(model, tuple(rows), weights)
-    return Content(
-        "Keras model",
-        _headline(summary, export_report, plan),
-        [
-            part
-            for part in (
-                _bytes_section(summary, places, export_report),
-                kernels_section(lines, plan is not None),
-                None if plan is None else plan_section(plan),
-                None if export_report is None else differences_section(export_report),
-                None if export_report is None else runs_section(export_report),
-            )
-            if part is not None
-        ],
+    parts = (
+        _bytes_section(summary, places, export_report),
+        kernels_section(lines, plan is not None),
+        None if plan is None else plan_section(plan),
+        None if export_report is None else differences_section(export_report),
+        None if export_report is None else runs_section(export_report),
     )
+    shown = [*(part for part in parts if part is not None), _words()]
+    kind = "Keras model" if export_report is None else f"Keras model, {export_report.path.name}"
+    return Content(kind, _headline(summary, export_report, plan), shown)
 
 
-def _check_same(
-    name: str, found: Mapping[str, Any] | Sequence[str], paths: Sequence[str], model: keras.Model
-) -> None:
-    strange = [path for path in found if path not in paths]
-    if strange:
+def _matched(
+    argument: str, found: Mapping[Any, Any], paths: Sequence[str], model: keras.Model
+) -> dict[str, Any]:
+    """What is known of kernels by the paths that they have in this model.
+
+    Keras leaves the name of the model out of them where a Sequential one was loaded.
+    """
+    matched = {}
+    for known, value in found.items():
+        same = [path for path in paths if path == known] or [
+            path for path in paths if known.endswith(f"/{path}") or path.endswith(f"/{known}")
+        ]
+        if len(same) != 1 or same[0] in matched:
+            raise ValueError(
+                f"Expected `{argument}` of model '{model.name}', with kernels among {list(paths)}. "
+                f"Received: one with '{known}'"
+            )
+        matched[same[0]] = value
+    return matched
+
+
+def _check_size(row: Row, elsewhere: Elsewhere) -> None:
+    planned, size = elsewhere.planned, math.prod(row.shape)
+    if planned is not None and planned.weights != size:
         raise ValueError(
-            f"Expected `{name}` of model '{model.name}', with kernels among {list(paths)}. Received: "
-            f"one with {strange}"
+            f"Expected `plan` of this model, with {size:,} weights in '{row.path}'. Received: "
+            f"{planned.weights:,}"
         )
 
 
@@ -195,6 +225,10 @@ def _bytes_section(
     return section("bytes", "Where the bytes are", *parts)
 
 
+def _words() -> Markup:
+    return section("words", "Words", facts(_WORDS, kind="words"))
+
+
 def _framed(title: str, content: Content) -> str:
     style, script = (
         (_FOLDER / file).read_text(encoding="utf-8").strip() for file in ("page.css", "page.js")
@@ -212,7 +246,7 @@ def _framed(title: str, content: Content) -> str:
         style=style,
         script=script,
         links=joined(*links),
-        headline=facts(content.headline, large=True),
+        headline=facts(content.headline, kind="tiles"),
         sections=joined(*content.sections),
         version=escaped(__version__),
     )

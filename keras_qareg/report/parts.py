@@ -73,7 +73,7 @@ def section(place: str, title: str, *content: Any) -> Markup:
     return tag("section", heading, *content, id=place, aria_labelledby=f"{place}-title")
 
 
-def sortable(place: str, caption: str, columns: Sequence[Column], lines: Iterable[Line]) -> Markup:
+def sortable(place: str, caption: str, columns: Sequence[Column], lines: Sequence[Line]) -> Markup:
     """A table whose columns can be sorted, and whose lines can be opened."""
     heads = [
         tag("th", tag("button", column.label, type="button"), scope="col", class_=_class(column))
@@ -88,9 +88,20 @@ def sortable(place: str, caption: str, columns: Sequence[Column], lines: Iterabl
         id=f"{place}-table",
     )
     # What is too wide for a screen can be moved by keys.
-    return tag(
+    around = tag(
         "div", table, class_="scroll", role="region", aria_labelledby=f"{place}-caption", tabindex=0
     )
+    return joined(_openers() if any(line.more is not None for line in lines) else None, around)
+
+
+def _openers() -> Markup:
+    """Buttons that open and close all lines of a table."""
+    buttons = [
+        tag("button", f"{title} all", type="button", data_every=opened)
+        for title, opened in (("Open", "true"), ("Close", "false"))
+    ]
+    told = tag("p", "Open a line to see its values.", class_="quiet scripted")
+    return joined(told, tag("p", *buttons, class_="buttons scripted"))
 
 
 def _class(column: Column) -> str | None:
@@ -146,12 +157,12 @@ def plain_table(caption: str, heads: Sequence[str], lines: Iterable[Sequence[Any
     )
 
 
-def facts(pairs: Iterable[tuple[str, Any]], large: bool = False) -> Markup:
+def facts(pairs: Iterable[tuple[str, Any]], kind: str = "facts") -> Markup:
     """What is known, as names and values; what is `None` is left out."""
     shown = [
         tag("div", tag("dt", term), tag("dd", value)) for term, value in pairs if value is not None
     ]
-    return tag("dl", *shown, class_="tiles" if large else "facts")
+    return tag("dl", *shown, class_=kind)
 
 
 def folded(title: str, *content: Any) -> Markup:
