@@ -206,7 +206,7 @@ def _headline(
     return [
         *first,
         ("weights packed", f"{summary.packed_bytes:,} bytes, {share} of float32"),
-        ("by an entropy coder", f"{summary.entropy_bytes:,} bytes"),
+        ("weights by an entropy coder", f"{summary.entropy_bytes:,} bytes"),
         ("quantized kernels", f"{summary.entropy:.2f} bits a weight"),
         *last,
     ]
