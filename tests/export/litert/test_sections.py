@@ -83,7 +83,7 @@ def test_names_are_not_needed_and_what_is_written_once_counts_once(tmp_path):
 
 @tensorflow_only
 def test_both_halves_of_indices_are_weights(tmp_path):
-    """Of 12 levels an index is a sum: one half has 3 values, in words of 20, the other 4, in words of 16."""
+    """Of 12 levels, an index is a sum of one of 3 values, 20 a word, and one of 4, 16 a word."""
     model = keras.Sequential([keras.Input((64,)), layers.Dense(192)])
     shared = qareg.share_weights(model, 12, table="float32")
     found = qareg.export.litert(shared, tmp_path / "m.tflite", "codebook").sections
