@@ -108,7 +108,7 @@ def _inspect(options: argparse.Namespace) -> None:
         if kind in (Kind.ARCHIVE, Kind.LITERT):
             say(_described(options.source, kind))
         else:
-            from keras_qareg.report import summary
+            from keras_qareg.summaries import summary
 
             say(summary(load_model(options.source)))
 
