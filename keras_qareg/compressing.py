@@ -21,7 +21,7 @@ from keras_qareg.models.distilling import TEMPERATURE
 from keras_qareg.models.selection import Layers, check_built, wrappers
 from keras_qareg.models.training import Job, Stage, values_of
 from keras_qareg.plans import Plan
-from keras_qareg.report import table as text_table
+from keras_qareg.summaries import table as text_table
 
 METHODS = (
     *("auto", "sine", "cosine", "nearest_squared", "nearest_exponential"),

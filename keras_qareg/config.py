@@ -42,7 +42,7 @@ from keras_qareg.models.converting import UNABLE, convertible
 from keras_qareg.models.reading import Kernel, every_kernel, unique_names
 from keras_qareg.models.selection import check_built, inside_wrappers
 from keras_qareg.regularizers import QuantizationRegularizer
-from keras_qareg.report import table
+from keras_qareg.summaries import table
 
 # What `wnq` takes, which enters layers made of layers.
 _OF_WNQ = ("bits", "activation_bits")

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from keras_qareg import settings
-from keras_qareg.report import table as text_table
+from keras_qareg.summaries import table as text_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

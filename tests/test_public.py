@@ -61,6 +61,7 @@ PUBLIC = [
     *(qareg.quantizers.WeightNormalizationQuantizer, qareg.quantizers.ActivationQuantizer),
     *(PenaltySchedule, PruningSchedule, CentroidHistory),
     *(qareg.optimizers.with_centroid_optimizer, qareg.report.summary),
+    qareg.report.html,
     *(qareg.config.load, qareg.config.explain),
     qareg.numerics.clustering.kmeans,
 ]

@@ -108,9 +108,32 @@ def _inspect(options: argparse.Namespace) -> None:
         if kind in (Kind.ARCHIVE, Kind.LITERT):
             say(_described(options.source, kind))
         else:
-            from keras_qareg.report import summary
+            from keras_qareg.summaries import summary
 
             say(summary(load_model(options.source)))
+
+
+def _report(options: argparse.Namespace) -> None:
+    source, out = options.source, options.out
+    check_output(out, source, force=options.force, suffix=".html")
+    is_file = kind_of(source) in (Kind.ARCHIVE, Kind.LITERT)
+    given = {"--reference": options.reference, "--plan": options.plan}
+    if not is_file:
+        check_model(source)
+    elif any(given.values()):
+        word = next(word for word, value in given.items() if value is not None)
+        raise CommandError(f"Expected {word} with a model alone. Received: {word} with {source}")
+    if options.reference is not None:
+        check_model(options.reference)
+    check_backend()
+    with custom_objects(options.custom_objects):
+        from keras_qareg.plans import Plan
+        from keras_qareg.report import html
+
+        plan = None if options.plan is None else Plan.load(options.plan)
+        reference = None if options.reference is None else load_model(options.reference)
+        html(source if is_file else load_model(source), out, reference, plan=plan)
+    say(f"{out}: {out.stat().st_size:,} bytes. Open it in a browser")
 
 
 def _described(path: Path, kind: Kind) -> str:
@@ -127,4 +150,5 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "unarchive": _unarchive,
     "verify": _verify,
     "inspect": _inspect,
+    "report": _report,
 }

@@ -121,7 +121,7 @@ class _Work:
     def done(self, its: dict[str, Any], conversion: dict[str, Any]) -> int:
         """Does all of it; the exit status."""
         from keras_qareg.compressing import compressed
-        from keras_qareg.report import summary
+        from keras_qareg.summaries import summary
 
         options, model = self.options, self.model
         named = {"--data": self.examples, "--validation-data": self.judged}

@@ -75,7 +75,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--version", action=_Version, help="show versions and exit")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
-    for add in (_add_compress, _add_export, _add_archive, _add_verify, _add_inspect):
+    adding = (_add_compress, _add_export, _add_archive, _add_verify, _add_inspect, _add_report)
+    for add in adding:
         add(commands)
     return parser.parse_args(arguments)
 
@@ -239,6 +240,23 @@ def _add_verify(commands: Any) -> None:
 def _add_inspect(commands: Any) -> None:
     help_ = "what is in a model, an archive or a .tflite: levels, values, bytes"
     _command(commands, "inspect", help_, source="FILE")
+
+
+def _add_report(commands: Any) -> None:
+    help_ = "write a page that shows what is in a model, an archive or a .tflite"
+    report = _command(commands, "report", help_, "REPORT.html", source="FILE")
+    report.add_argument(
+        "--reference",
+        type=Path,
+        metavar="MODEL.keras",
+        help="of a model: the one before, whose weights and errors are shown",
+    )
+    report.add_argument(
+        "--plan",
+        type=Path,
+        metavar="PLAN.yaml",
+        help="of a model: a plan that Plan.save wrote, whose curve and losses are shown",
+    )
 
 
 def _command(

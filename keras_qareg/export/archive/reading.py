@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 import keras
 import numpy as np
@@ -29,7 +29,7 @@ from keras_qareg.export.archive.manifest import KERNEL, TOGETHER, Manifest
 from keras_qareg.export.archive.tensors import decode_tensors, numpy_dtype
 from keras_qareg.export.archive.version_1 import Version1
 from keras_qareg.layers.keras_private import layers_inside
-from keras_qareg.report import table
+from keras_qareg.summaries import table
 
 # What a file may unfold to: a kernel of one value takes no bytes at all, so a ratio alone is not enough.
 _FREE_BYTES, _BYTES_PER_BYTE = 64 << 20, 4096
@@ -104,6 +104,22 @@ class Version2:
         return self._decoded
 
 
+class Entry(NamedTuple):
+    """A tensor of an archive.
+
+    Attributes:
+        path: Its path in the model.
+        values: Its values.
+        coding: How it is kept, in a word; `"raw"` for numbers.
+        bytes: How many bytes of the file are for it; `None` where it shares them with others.
+    """
+
+    path: str
+    values: np.ndarray
+    coding: str
+    bytes: int | None
+
+
 class Archive:
     """An archive that is open.
 
@@ -147,22 +163,29 @@ class Archive:
         with naming(self._source):
             return self._content.assets[place]
 
+    @property
+    def others_bytes(self) -> int:
+        """Bytes of the tensors that are kept together; 0 where each has its own."""
+        return self._content.others_bytes if isinstance(self._content, Version2) else 0
+
+    def entries(self) -> Iterator[Entry]:
+        """What the file has of each tensor, in the order of the model's weights."""
+        content = self._content
+        with naming(self._source):
+            for place, tensor in enumerate(self.manifest.tensors):
+                values, size = content.decoder(place)(), content.tensor_bytes(place)
+                yield Entry(tensor.path, values, content.coding(place), size)
+
     def describe(self) -> str:
         """A table of its tensors."""
         total, lines = 0, list[tuple[str, ...]]()
-        with naming(self._source):
-            for place, tensor in enumerate(self.manifest.tensors):
-                values, size = self._content.decoder(place)(), self._content.tensor_bytes(place)
-                total += values.nbytes
-                shape, distinct = "x".join(map(str, tensor.shape)), str(np.unique(values).size)
-                coding = self._content.coding(place)
-                lines.append(
-                    (tensor.path, shape, coding, distinct, "" if size is None else f"{size:,}")
-                )
-            if isinstance(self._content, Version2):
-                lines.append(
-                    ("raw tensors together", "", "", "", f"{self._content.others_bytes:,}")
-                )
+        for entry in self.entries():
+            total += entry.values.nbytes
+            shape, distinct = "x".join(map(str, entry.values.shape)), np.unique(entry.values).size
+            size = "" if entry.bytes is None else f"{entry.bytes:,}"
+            lines.append((entry.path, shape, entry.coding, str(distinct), size))
+        if isinstance(self._content, Version2):
+            lines.append(("raw tensors together", "", "", "", f"{self.others_bytes:,}"))
         lines.append(("whole file", "", "", "", f"{self.size:,}"))
         lines.append(("tensors in memory", "", "", "", f"{total:,}"))
         return table(("tensor", "shape", "coding", "values", "bytes"), lines)

@@ -53,9 +53,8 @@ def layer_differences(
     inputs: dict[str, np.ndarray],
     content: bytes,
     reference: bytes,
-    most: int = 3,
 ) -> tuple[LayerDifference, ...]:
-    """The layers behind which a file is furthest from Keras, on a few samples.
+    """How far a file is from Keras behind each layer, on a few samples.
 
     Args:
         model: The Keras model.
@@ -63,18 +62,17 @@ def layer_differences(
         inputs: What to run on, by name.
         content: The `.tflite` file, as LiteRT runs it.
         reference: The float32 file of the same model.
-        most: How many layers to tell of. Defaults to 3.
 
     Returns:
-        The layers, the furthest first: fewer where the file has fewer of them, and none of a model
-        whose layers cannot be told apart, as of a subclassed one.
+        The layers that the file has, the furthest first; none of a model whose layers cannot be told
+        apart, as of a subclassed one.
     """
     try:
         found = list(_differences(model, signature, inputs, content, reference))
     # The file has been proved; this is but a hint, and a layer may raise whatever it likes.
     except Exception:
         return ()
-    return tuple(sorted(found, key=lambda difference: difference.decibels)[:most])
+    return tuple(sorted(found, key=lambda difference: difference.decibels))
 
 
 def _differences(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import numpy as np
 from keras_qareg.export.litert import flatbuffer
 from keras_qareg.export.litert.sections import sections
 from keras_qareg.export.packing import unpacked
-from keras_qareg.report import table
+from keras_qareg.summaries import table
 
 _NUMPY_TYPES = {"FLOAT32": "<f4", "FLOAT16": "<f2", "INT32": "<i4", "INT64": "<i8", "INT8": "i1"}
 _NUMPY_TYPES |= {"UINT8": "u1", "INT16": "<i2", "BOOL": "?", "FLOAT64": "<f8"}
@@ -49,22 +50,30 @@ def describe_litert(path: str | os.PathLike[str]) -> str:
         FileNotFoundError: If there is no such file.
     """
     content = litert_content(path)
-    try:
+    with reading(path):
         lines, parts = _lines(content), sections(content)
-    # The flatbuffer is untrusted, and its reader raises whatever it stumbles on.
-    except Exception as error:
-        raise ValueError(
-            f"Expected a readable .tflite file. Received: {path} ({type(error).__name__}: {error})"
-        ) from error
     lines.append(("whole file", "", "", "", f"{len(content):,}"))
     text = table(("tensor", "shape", "type", "values", "bytes"), lines)
     return f"bytes: {parts}\n{text}"
 
 
+@contextlib.contextmanager
+def reading(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Raises a `ValueError` where a file cannot be read, whatever its reader stumbles on."""
+    try:
+        yield
+    # The flatbuffer is untrusted.
+    except Exception as error:
+        raise ValueError(
+            f"Expected a readable .tflite file. Received: {path} ({type(error).__name__}: {error})"
+        ) from error
+
+
 class Stored(NamedTuple):
     """A constant as a file holds it; `values` are `None` in types that NumPy does not have.
 
-    Most have no name in files of ours: `name` then is the path of the Keras kernel, or a number.
+    Most have no name in files of ours: `name` then is the path of the Keras kernel, or a number. `place`
+    is that of its graph, and that of its tensor there.
     """
 
     name: str
@@ -72,6 +81,7 @@ class Stored(NamedTuple):
     kind: str
     values: Any
     bytes: int
+    place: tuple[int, int]
 
 
 def stored_constants(model: Any) -> Iterator[Stored]:
@@ -92,7 +102,7 @@ def stored_constants(model: Any) -> Iterator[Stored]:
             shape = () if tensor.shape is None else tuple(int(size) for size in tensor.shape)
             values = _values(raw, kind, math.prod(shape))
             name = flatbuffer.name_of(tensor) or f"constant {number}:{place}"
-            yield Stored(name, shape, kind.lower(), values, raw.size)
+            yield Stored(name, shape, kind.lower(), values, raw.size, (number, place))
 
 
 def _lines(content: bytes) -> list[tuple[str, ...]]:

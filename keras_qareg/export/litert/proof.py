@@ -32,6 +32,8 @@ from keras_qareg.export.litert.vela import Compiled
 # activations, so that only the report can tell. Low-bit forms are as exact as float32.
 TOLERANCES: dict[str, float | None] = {"float32": 1e-4, "float16": 1e-2, "int8": None}
 _ROUNDING = ("float16", "int8")
+# Layers that the text of a report tells of.
+_TOLD = 3
 
 
 class Draft(NamedTuple):
@@ -82,7 +84,7 @@ class ExportReport:
         arena_bytes: The memory that TFLite Micro used for the tensors of the file, on this machine;
             `None` where it was not run.
         sections: What the bytes of the file are for: a `Sections`.
-        differences: The three layers behind which the file is furthest from Keras, the furthest first, a
+        differences: How far the file is from Keras behind each layer that it has, the furthest first, a
             `LayerDifference` each; of forms that round, and models whose layers can be told apart.
         npu: What Vela made of the file for the NPU that was asked for, or why it made nothing; an empty
             text where none was asked for.
@@ -126,7 +128,7 @@ class ExportReport:
         if self.agreement is not None:
             lines.append(f"  {self.agreement}")
         if self.differences:
-            layers = ", ".join(map(str, self.differences))
+            layers = ", ".join(map(str, self.differences[:_TOLD]))
             lines.append(f"  furthest from Keras (signal to noise): {layers}")
         if self.float_bytes is not None:
             ratio = f"; a run takes {self.time_ratio:.2f} of its time" if self.time_ratio else ""

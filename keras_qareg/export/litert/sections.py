@@ -234,13 +234,14 @@ class Uses:
     def _computed(
         self, graph: int, name: str, position: int, inputs: list[int], outputs: list[int]
     ) -> str:
-        """What goes into a computation of constants alone: its largest input is what others change."""
+        """What goes into a computation of constants alone: its largest inputs are what others change."""
         tensors = self.model.subgraphs[graph].tensors
         role = self._best([self.role(graph, place) for place in outputs])
         if name in _MOVING:
             return role if position == _MOVING[name] else _LEFT_OVER
-        largest = max(range(len(inputs)), key=lambda i: _size(tensors[inputs[i]]))
-        return role if role == _LEFT_OVER or name in _JOINING or position == largest else "tables"
+        # Indices may be the sum of two halves, both as large.
+        large = _size(tensors[inputs[position]]) == max(_size(tensors[i]) for i in inputs)
+        return role if role == _LEFT_OVER or name in _JOINING or large else "tables"
 
     def _custom(self, operator: Any, position: int) -> str:
         code = self.model.operatorCodes[operator.opcodeIndex].customCode

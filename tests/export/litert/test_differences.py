@@ -22,12 +22,13 @@ def test_decibels():
 
 
 @tensorflow_only
-def test_three_layers_of_forms_that_round(tmp_path):
+def test_layers_of_forms_that_round(tmp_path):
     model, path = network(normalize=True), tmp_path / "m.tflite"
     for weights, data in (("int8", IMAGES), ("float16", None)):
         report = qareg.export.litert(model, path, weights, data)
         found = report.differences
-        assert len(found) == 3 and found[0].decibels <= found[1].decibels <= found[2].decibels
+        assert len(found) > 3
+        assert list(found) == sorted(found, key=lambda part: part.decibels)
         low, high = (45, 90) if weights == "float16" else (10, 45)
         assert all(low < part.decibels < high for part in found), weights
         assert {part.layer for part in found} <= {layer.name for layer in model.layers}
@@ -55,7 +56,7 @@ def test_models_inside_and_the_layer_that_is_to_blame(tmp_path):
     report = qareg.export.litert(model, tmp_path / "m.tflite", "int8", data)
     found = {part.layer: part.decibels for part in report.differences}
     # Dropout gives what the layer before it gives, and is not told of.
-    assert set(found) < {"last", "inner/first", "wide", "both"} and len(found) == 3
+    assert set(found) == {"last", "inner/first", "wide", "both"}
     assert found.pop("last") < 5 and found.pop("inner/first") < 5
     assert min(found.values()) > 25
 

@@ -79,3 +79,12 @@ def test_names_are_not_needed_and_what_is_written_once_counts_once(tmp_path):
     assert len(set(names)) == len(names) and all(names)
     path.write_bytes(content)
     assert "\nconstant 0:" in describe_litert(path)
+
+
+@tensorflow_only
+def test_both_halves_of_indices_are_weights(tmp_path):
+    """Of 12 levels, an index is a sum of one of 3 values, 20 a word, and one of 4, 16 a word."""
+    model = keras.Sequential([keras.Input((64,)), layers.Dense(192)])
+    shared = qareg.share_weights(model, 12, table="float32")
+    found = qareg.export.litert(shared, tmp_path / "m.tflite", "codebook").sections
+    assert found.weights == 4 * (-(-64 * 192 // 20) + 64 * 192 // 16)

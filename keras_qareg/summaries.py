@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -12,6 +13,7 @@ from keras import ops
 
 from keras_qareg.layers import Weights, kernels
 from keras_qareg.models import kernel_codebooks
+from keras_qareg.models.reading import every_kernel
 from keras_qareg.models.selection import extended_layers, overlooked, quantized_layers
 from keras_qareg.models.walking import leaf_layers
 from keras_qareg.numerics.codebook import Codebook
@@ -66,6 +68,22 @@ class Row:
             f"{self.float_bytes:,}",
             f"{self.packed_bytes:,}",
         )
+
+
+class Looked(NamedTuple):
+    """A kernel and what is known of it.
+
+    Attributes:
+        row: What `summary` says of it.
+        variable: The kernel.
+        before: Its weights before quantization, or `None` where these are unknown.
+        book: Its codebook, or `None` where it is not quantized.
+    """
+
+    row: Row
+    variable: keras.Variable
+    before: np.ndarray | None
+    book: Codebook | None
 
 
 @dataclass(frozen=True)
@@ -156,6 +174,23 @@ def summary(
     >>> summary(model).float_bytes
     544
     """
+    rows = tuple(kernel.row for kernel in looked_at(model, reference, weights))
+    return summed(model, rows, weights)
+
+
+def looked_at(
+    model: keras.Model, reference: keras.Model | None = None, weights: Weights = None
+) -> Iterator[Looked]:
+    """Each kernel of a model, one after the other, with what `summary` says of it.
+
+    Args:
+        model: As in `summary`.
+        reference: As in `summary`.
+        weights: As in `summary`.
+
+    Raises:
+        ValueError: As `summary`.
+    """
     found = list(kernel_codebooks(model, weights))
     layers = quantized_layers(model)
     latent = {id(kernel) for layer in layers for kernel in kernels(layer)}
@@ -165,23 +200,32 @@ def summary(
         if not getattr(layer, "remembers", True)
         for kernel in kernels(layer)
     }
-    counted = {id(w) for layer in extended_layers(model) for w in layer.quantization_weights}
     befores = [None] * len(found) if reference is None else _weights_of(reference, weights, found)
-    rows = []
     for (path, kernel, book), before in zip(found, befores, strict=True):
-        counted.add(id(kernel))
         if id(kernel) in latent - forgotten and before is None:
             before = ops.convert_to_numpy(kernel)
         row = _row(path, tuple(kernel.shape), book, before)
         if id(kernel) not in latent and row.packed_bytes >= row.float_bytes:
             # Not quantized, but so small that all its weights are few.
-            row = _row(path, tuple(kernel.shape), None, None)
-        rows.append(row)
+            row, book = _row(path, tuple(kernel.shape), None, None), None
+        yield Looked(row, kernel, before, book)
+
+
+def summed(model: keras.Model, rows: tuple[Row, ...], weights: Weights = None) -> Summary:
+    """The `Summary` of a model from the rows of all its kernels.
+
+    Args:
+        model: The model.
+        rows: Its rows.
+        weights: As in `summary`.
+    """
+    counted = {id(w) for layer in extended_layers(model) for w in layer.quantization_weights}
+    counted |= {id(kernel.variable) for kernel in every_kernel(model, weights, left=True)}
     other = [weight for weight in model.weights if id(weight) not in counted]
     other_bytes = sum(FLOAT_BYTES * math.prod(weight.shape) for weight in other)
     named = weights is None
     left_out = [path for x in leaf_layers(model) for path in overlooked(x)] if named else []
-    return Summary(tuple(rows), other_bytes, tuple(left_out))
+    return Summary(rows, other_bytes, tuple(left_out))
 
 
 def _weights_of(reference: keras.Model, weights: Weights, found: list[Any]) -> list[np.ndarray]:
