@@ -90,7 +90,7 @@ class NearestExponential(_LearnedBasins):
 
     Example:
 
-    >>> get({"class_name": "NearestExponential", "config": {"levels": 4}}).levels
+    >>> qareg.regularizers.get({"class_name": "NearestExponential", "config": {"levels": 4}}).levels
     4
     """
 

@@ -65,7 +65,7 @@ def test_bad_choices():
         "'rate-distortion'). Received: method='lloyd'"
     )
     assert error_of(qareg.share_weights, model, levels=4, trainable="bias") == (
-        "Expected `trainable` to be one of ('centroids', 'centroids+rest'). "
+        "Expected `trainable` to be one of ('centroids', 'centroids+rest', 'assignments'). "
         "Received: trainable='bias'"
     )
     assert error_of(qareg.share_weights, model, levels=1) == (
