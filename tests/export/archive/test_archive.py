@@ -170,7 +170,7 @@ def folded_model():
     model = keras.Model(inputs, layers.BatchNormalization(name="norm_3", epsilon=0.01)(x))
     for weight in model.weights:
         if len(weight.shape) == 1:
-            weight.assign(random.uniform(0.5, 2.0, weight.shape))
+            weight.assign(RNG.uniform(0.5, 2.0, weight.shape))
     return model
 
 
@@ -318,7 +318,7 @@ def fitted_model():
     model = keras.Sequential([*stack, layers.Flatten(), layers.Dense(24, name="fc")])
     for weight in model.weights:
         if len(weight.shape) == 1:
-            weight.assign(RNG.uniform(0.5, 2.0, weight.shape))
+            weight.assign(random.uniform(0.5, 2.0, weight.shape))
     return model
 
 
