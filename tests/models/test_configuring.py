@@ -255,8 +255,8 @@ def test_regularizers_by_layer():
     shared = qareg.share_weights(aware, layers=["conv", "fc"])
     assert [shared.get_layer(name).levels for name in ("conv", "fc")] == [3, 8]
     assert error_of(qareg.quantization_aware, model, {"conv": "cosin"}) == (
-        "Key 'conv': Expected a regularizer of keras_qareg, its class, None, or one of ['cosine', 'dkm', "
-        "'nearest_exponential', 'nearest_squared', 'sine']. Received: 'cosin'"
+        "Key 'conv': Expected a regularizer of keras_qareg, its class, None, or one of ['cosine', "
+        "'dkm', 'nearest_exponential', 'nearest_squared', 'sine']. Received: 'cosin'"
     )
     assert error_of(qareg.quantization_aware, model, {"name": "sine", "levls": 4}) == (
         "Expected arguments of the regularizer Sine, ['levels', 'weight_range', 'strength', 'outside', "
