@@ -1,0 +1,167 @@
+"""README and the pages of docs: links, names, messages and figures that are there."""
+
+import ast
+import configparser
+import inspect
+import re
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+import keras_qareg as qareg
+from docs.hooks.messages import MARK, PACKAGE, files, filled, messages
+from keras_qareg import __version__
+from tests.helpers import ROOT
+from tests.test_public import FUNCTIONS, MODULES
+
+pytestmark = pytest.mark.one_backend
+
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
+TOP = sorted(ROOT.glob("*.md"))
+TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.py"))
+SETUP = configparser.ConfigParser()
+SETUP.read(ROOT / "setup.cfg")
+URL = SETUP["metadata"]["url"]
+
+
+def prose(path):
+    """A page without its code; of a tutorial, the comments."""
+    text = path.read_text()
+    if path.suffix == ".py":
+        return "\n".join(line[2:] for line in text.splitlines() if line.startswith("# "))
+    if path.name == "changelog.md":
+        text = (ROOT / "CHANGELOG.md").read_text()
+    return re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
+
+
+def anchors(path):
+    """What may stand behind `#` in a link to a page."""
+    text = prose(path)
+    titles = re.findall(r"^#+ (.+)$", text, flags=re.M)
+    bare = (re.sub(r"[^\w\- ]", "", title.lower()).strip() for title in titles)
+    return {re.sub(r"[ -]+", "-", title) for title in bare} | set(re.findall(r'id="(.+?)"', text))
+
+
+def links(path):
+    """The targets of links and pictures, those of headings aside."""
+    return re.findall(r"\]\(([^)\s]+)\)", prose(path))
+
+
+def target(path, link):
+    """The file of this repository that a link leads to, and the place in it; None: it is outside."""
+    name, _, place = link.partition("#")
+    if name.startswith(("http://", "https://")):
+        inside = re.fullmatch(rf"{re.escape(URL)}/(?:blob|raw)/main/(.+)", name)
+        return (ROOT / inside[1], place) if inside else None
+    found = path if not name else path.parent / name
+    source = found.with_suffix(".py")
+    return (source if not found.exists() and source in TUTORIALS else found), place
+
+
+@pytest.mark.parametrize("path", [*TOP, *PAGES, *TUTORIALS], ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_link_is_dead(path):
+    for link in links(path):
+        if (found := target(path, link)) is None:
+            continue
+        file, place = found
+        assert file.resolve().exists(), f"{link}: no such file"
+        assert not place or place in anchors(file.resolve()), f"{link}: no such heading"
+
+
+def test_readme_is_short_and_links_work_from_anywhere():
+    """It is the page of a package index, too, where relative links lead to nothing."""
+    readme = ROOT / "README.md"
+    assert len(readme.read_text().splitlines()) <= 120
+    assert all(link.startswith("https://") for link in links(readme))
+
+
+def test_there_is_one_address():
+    owner, name = URL.removeprefix("https://github.com/").split("/")
+    site = f"https://{owner}.github.io/{name}/"
+    settings = (ROOT / "mkdocs.yml").read_text()
+    assert f"repo_url: {URL}\n" in settings and f"site_url: {site}\n" in settings
+    assert f"Documentation = {site}\n" in (ROOT / "setup.cfg").read_text()
+    for path in [*TOP, *PAGES, *ROOT.glob("*.cff"), *ROOT.glob(".github/**/*.*")]:
+        for found in re.findall(rf"https?://github\.com/[\w.-]+/{name}\b", path.read_text()):
+            assert found == URL, f"{path.name}: {found}"
+
+
+def test_every_page_and_tutorial_is_in_the_navigation():
+    found = re.findall(r": (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), flags=re.M)
+    pages = {str(path.relative_to(ROOT / "docs")) for path in PAGES}
+    assert sorted(found) == sorted(pages | {f"tutorials/{path.stem}.md" for path in TUTORIALS})
+
+
+def test_every_figure_is_on_a_page():
+    shown = {Path(link).name for path in [*TOP, *PAGES] for link in links(path)}
+    drawn = {path.name for path in (ROOT / "docs" / "figures").iterdir()}
+    assert drawn <= shown, drawn - shown
+
+
+def public_names():
+    """Functions and classes that a user may import."""
+    yield from (f"keras_qareg.{name}" for name in FUNCTIONS)
+    for name in set(MODULES) - {"numerics"}:
+        module = getattr(qareg, name)
+        here = getattr(module, "__all__", None)
+        for label, member in vars(module).items():
+            own = getattr(member, "__module__", None) == module.__name__
+            public = label in here if here else own and not label.startswith("_")
+            if public and (inspect.isclass(member) or inspect.isfunction(member)):
+                yield f"{module.__name__}.{label}"
+    for path in PACKAGE.glob("numerics/[a-z]*.py"):
+        yield f"keras_qareg.numerics.{path.stem}"
+
+
+def test_every_public_name_is_in_the_reference():
+    shown = set()
+    for path in ROOT.glob("docs/api/*.md"):
+        shown |= set(re.findall(r"^::: (\S+)$", path.read_text(), flags=re.M))
+    for name in public_names():
+        assert name in shown or name.rpartition(".")[0] in shown - {"keras_qareg"}, name
+    for name in shown:
+        module, _, member = name.rpartition(".")
+        if not hasattr(import_module(module), member):
+            import_module(name)  # raises where there is no such thing
+
+
+def test_every_message_is_in_troubleshooting():
+    page = (ROOT / "docs" / "troubleshooting.md").read_text()
+    covered = {path for mark in MARK.findall(page) for path in files(mark)}
+    shown = plain(filled(page))
+    for path in sorted(PACKAGE.rglob("*.py")):
+        source = path.read_text()
+        assert not messages(source) or path in covered, f"{path} is under no heading"
+        # As the source says them, found in another way than the page finds them.
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Constant) and str(node.value).startswith("Expected "):
+                assert plain(node.value) in shown
+
+
+def plain(text):
+    """A text without quotes and marks, of which HTML has its own."""
+    return re.sub("</?code>|&[#x27a-z]+;|[`'\"<>]", "", text).strip()
+
+
+def test_messages_of_a_source():
+    source = '''
+def f(x):
+    """Expected nothing of this."""
+    if x:
+        raise ValueError(f"Expected `x` to be none of {x}. " "Received: one.")
+    warnings.warn(f"{x} is left as it is.", stacklevel=2)
+    return "Expected something else: " + x
+'''
+    assert messages(source) == [
+        "Expected `x` to be none of …. Received: one.",
+        "Expected something else: …",
+        "… is left as it is.",
+    ]
+
+
+def test_versions_have_one_source():
+    assert SETUP["metadata"]["version"] == "attr: keras_qareg.__version__"
+    assert f"\n## {__version__}" in (ROOT / "CHANGELOG.md").read_text()
+    for name in ("pyproject.toml", "mkdocs.yml", "CITATION.cff"):
+        assert not re.search(r"^version\b", (ROOT / name).read_text(), flags=re.M), name
