@@ -24,7 +24,7 @@ demo: $(INSTALLED) ## train, share, tune and export a CNN on scikit-learn's digi
 	$(BIN)/python examples/digits.py
 
 docs: $(VENV)/.docs ## the documentation as a site, build/site/index.html; runs the tutorials the first time
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 ##@ Tests
 check: lint ## the inner loop, under a minute: lint, types, structure and numerics
