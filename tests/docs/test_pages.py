@@ -80,7 +80,7 @@ def test_there_is_one_address():
     owner, name = URL.removeprefix("https://github.com/").split("/")
     site = f"https://{owner}.github.io/{name}/"
     settings = (ROOT / "mkdocs.yml").read_text()
-    assert f"repo_url: {URL}\n" in settings and f"site_url: {site}\n" in settings
+    assert f"link: {URL}, " in settings and f"site_url: {site}\n" in settings
     assert f"Documentation = {site}\n" in (ROOT / "setup.cfg").read_text()
     for path in [*TOP, *PAGES, *ROOT.glob("*.cff"), *ROOT.glob(".github/**/*.*")]:
         for found in re.findall(rf"https?://github\.com/[\w.-]+/{name}\b", path.read_text()):
