@@ -88,7 +88,10 @@ def page(notebook: Any, name: str) -> tuple[str, dict[str, bytes]]:
     """A notebook as Markdown, and the pictures of it by their file names."""
     import base64
 
-    links = f"[Notebook]({name}.ipynb){{ download }} · [Python file]({name}.py){{ download }}\n"
+    links = " · ".join(
+        f'[{what}]({name}.{ending}){{ download="{name}.{ending}" }}'
+        for what, ending in (("Notebook", "ipynb"), ("Python file", "py"))
+    )
     parts, pictures = [], {}
     for cell in notebook.cells:
         if cell.cell_type == "markdown":

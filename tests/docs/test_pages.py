@@ -1,16 +1,19 @@
 """README and the pages of docs: links, names, messages and figures that are there."""
 
 import ast
+import base64
 import configparser
 import inspect
 import re
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import keras_qareg as qareg
 from docs.hooks.messages import MARK, PACKAGE, files, filled, messages
+from docs.hooks.tutorials import page
 from keras_qareg import __version__
 from tests.helpers import ROOT
 from tests.test_public import FUNCTIONS, MODULES
@@ -126,10 +129,42 @@ def test_every_public_name_is_in_the_reference():
             import_module(name)  # raises where there is no such thing
 
 
+def resolved(name):
+    """The public thing of a name as texts write it: `export.litert`, `qareg.strip`, `Sine`; or None."""
+    places = [qareg, *(getattr(qareg, module) for module in MODULES)]
+    for place in places:
+        found = place
+        for part in name.removeprefix("qareg.").removeprefix("keras_qareg.").split("."):
+            found = getattr(found, part, None)
+        if inspect.isfunction(found) or inspect.isclass(found):
+            return found
+    return None
+
+
+def calls(text):
+    """Calls in a text's inline code: their names and keywords."""
+    for code in re.findall(r"(?<!`)`([^`\n]+)`(?!`)", text):
+        try:
+            tree = ast.parse(code)
+        except SyntaxError:
+            continue
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and not isinstance(node.func, ast.Call):
+                yield ast.unparse(node.func), [word.arg for word in node.keywords if word.arg]
+
+
+@pytest.mark.parametrize("path", [*TOP, *PAGES, *TUTORIALS], ids=lambda p: str(p.relative_to(ROOT)))
+def test_arguments_that_texts_name_are_there(path):
+    for name, keywords in calls(prose(path)):
+        if found := resolved(name):
+            parameters = inspect.signature(found).parameters
+            assert set(keywords) <= set(parameters), f"{name}({', '.join(keywords)})"
+
+
 def test_every_message_is_in_troubleshooting():
-    page = (ROOT / "docs" / "troubleshooting.md").read_text()
-    covered = {path for mark in MARK.findall(page) for path in files(mark)}
-    shown = plain(filled(page))
+    text = (ROOT / "docs" / "troubleshooting.md").read_text()
+    covered = {path for mark in MARK.findall(text) for path in files(mark)}
+    shown = plain(filled(text))
     for path in sorted(PACKAGE.rglob("*.py")):
         source = path.read_text()
         assert not messages(source) or path in covered, f"{path} is under no heading"
@@ -165,3 +200,23 @@ def test_versions_have_one_source():
     assert f"\n## {__version__}" in (ROOT / "CHANGELOG.md").read_text()
     for name in ("pyproject.toml", "mkdocs.yml", "CITATION.cff"):
         assert not re.search(r"^version\b", (ROOT / name).read_text(), flags=re.M), name
+
+
+def test_a_notebook_becomes_a_page():
+    pixel = base64.b64encode(b"a picture").decode()
+    cells = [
+        SimpleNamespace(cell_type="markdown", source="# Title"),
+        SimpleNamespace(
+            cell_type="code",
+            source="1 + 1",
+            outputs=[{"text": "printed\n"}, {"data": {"image/png": pixel, "text/plain": "figure"}}],
+        ),
+    ]
+    text, pictures = page(SimpleNamespace(cells=cells), "name")
+    assert text == (
+        '# Title\n\n[Notebook](name.ipynb){ download="name.ipynb" } · '
+        '[Python file](name.py){ download="name.py" }\n\n'
+        "```python\n1 + 1\n```\n\n```{.text .output}\nprinted\n```\n\n"
+        "![What the lines above draw](name_0.png)\n"
+    )
+    assert pictures == {"name_0.png": b"a picture"}
