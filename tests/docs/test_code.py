@@ -99,7 +99,8 @@ def run_command(words):
         for option in ("--out", "--json"):
             if option in words:
                 Path(words[words.index(option) + 1]).unlink(missing_ok=True)
-        assert main(words[1:]) == 0, words
+        # Trained this little, a model may lose too much accuracy for a gate, which is 1.
+        assert main(words[1:]) <= ("--max-accuracy-drop" in words), words
     elif words[0] == "make":
         assert f"\n{words[1]}: " in (ROOT / "Makefile").read_text(), words
     elif words[:2] == ["pip", "install"]:
