@@ -31,6 +31,9 @@ BLOCKS = {
     str(path.relative_to(ROOT)): [match.groups() for match in FENCE.finditer(path.read_text())]
     for path in (ROOT / "README.md", *PAGES)
 }
+# These train, plan or convert several times; all run with `make test-slow`.
+LONG = {f"docs/{name}.md" for name in ("ci", "command", "coremltools", "integer", "npu", "tfmot")}
+QUICK = ("custom_layers",)
 # A page runs some of the blocks of another: once is enough.
 seen: set[str] = set()
 
@@ -82,6 +85,8 @@ def names(model):
     return {
         **{"keras": keras, "np": np, "qareg": qareg, "Path": Path, "model": model},
         **{"x": x, "y": y, "x_train": x, "y_train": y},
+        "mine": keras.models.clone_model(model),
+        "shared": qareg.share_weights(model, 16, verbose=0),
         "NearestSquared": qareg.regularizers.NearestSquared,
     }
 
@@ -114,7 +119,11 @@ def run_command(words):
         assert words[0] in ELSEWHERE, words
 
 
-@pytest.mark.parametrize("page", [page for page, blocks in BLOCKS.items() if blocks])
+def marked(value, is_long):
+    return pytest.param(value, marks=pytest.mark.slow if is_long else [])
+
+
+@pytest.mark.parametrize("page", [marked(p, p in LONG) for p, blocks in BLOCKS.items() if blocks])
 def test_blocks_run(page, trained, place):
     known = names(keras.models.clone_model(trained))
     known["model"].set_weights(trained.get_weights())
@@ -136,7 +145,9 @@ def test_blocks_run(page, trained, place):
                 assert language in ("", "text", "cpp"), f"{page}: a block of {language!r}"
 
 
-@pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [marked(p, p.stem not in QUICK) for p in TUTORIALS], ids=lambda path: path.stem
+)
 def test_tutorials_run(path, place, monkeypatch):
     monkeypatch.setitem(os.environ, "KERAS_BACKEND", keras.backend.backend())
     with contextlib.redirect_stdout(io.StringIO()) as printed:
