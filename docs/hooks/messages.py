@@ -1,7 +1,8 @@
 """The messages that the package raises, from its source, for the page `troubleshooting.md`.
 
 A hook of MkDocs: a line `<!-- messages: cli models/sharing -->` becomes the list of what these modules
-or folders say, each once, with `…` for what differs from case to case.
+or folders say, each once, with `…` for what differs from case to case. A module that is named elsewhere
+is left out of its folder.
 """
 
 import ast
@@ -56,20 +57,28 @@ def messages(source: str) -> list[str]:
     return sorted(whole)
 
 
-def files(names: str) -> list[Path]:
-    """The files of modules and folders: `"cli models/sharing"`."""
-    found: list[Path] = []
-    for name in names.split():
-        module = (PACKAGE / name).with_suffix(".py")
-        found += [module] if module.exists() else sorted((PACKAGE / name).rglob("*.py"))
+def files(name: str) -> list[Path]:
+    """The file of a module, or those of a folder: `models/sharing`, `models`."""
+    module = (PACKAGE / name).with_suffix(".py")
+    found = [module] if module.exists() else sorted((PACKAGE / name).rglob("*.py"))
+    if not found:
+        raise ValueError(f"Expected a module or folder of keras_qareg. Received: {name}")
     return found
+
+
+def owners(markdown: str) -> dict[Path, str]:
+    """The name on the page under which each file stands: of several, the longest."""
+    names = sorted(" ".join(MARK.findall(markdown)).split(), key=len)
+    return {path: name for name in names for path in files(name)}
 
 
 def filled(markdown: str) -> str:
     """A page with lists of messages where its marks were."""
+    owner = owners(markdown)
 
     def listed(mark: re.Match[str]) -> str:
-        texts = sorted({text for path in files(mark[1]) for text in messages(path.read_text())})
+        here = [path for path, name in owner.items() if name in mark[1].split()]
+        texts = sorted({text for path in here for text in messages(path.read_text())})
         items = (re.sub("`([^`]+)`", r"<code>\1</code>", html.escape(text)) for text in texts)
         return "\n".join(
             ['<ul class="messages">', *(f"<li>{item}</li>" for item in items), "</ul>"]

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 import keras_qareg as qareg
-from docs.hooks.messages import MARK, PACKAGE, files, filled, messages
+from docs.hooks.messages import PACKAGE, filled, messages, owners
 from docs.hooks.tutorials import page
 from keras_qareg import __version__
 from tests.helpers import ROOT
@@ -163,7 +163,7 @@ def test_arguments_that_texts_name_are_there(path):
 
 def test_every_message_is_in_troubleshooting():
     text = (ROOT / "docs" / "troubleshooting.md").read_text()
-    covered = {path for mark in MARK.findall(text) for path in files(mark)}
+    covered = owners(text)
     shown = plain(filled(text))
     for path in sorted(PACKAGE.rglob("*.py")):
         source = path.read_text()
