@@ -32,7 +32,10 @@ BLOCKS = {
     for path in (ROOT / "README.md", *PAGES)
 }
 # These train, plan or convert several times; all run with `make test-slow`.
-LONG = {f"docs/{name}.md" for name in ("ci", "command", "coremltools", "integer", "npu", "tfmot")}
+LONG = {
+    f"docs/{name}.md"
+    for name in ("ci", "command", "coremltools", "index", "integer", "npu", "tfmot")
+}
 QUICK = ("custom_layers",)
 # A page runs some of the blocks of another: once is enough.
 seen: set[str] = set()
