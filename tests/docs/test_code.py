@@ -34,7 +34,7 @@ BLOCKS = {
 # These train, plan or convert several times; all run with `make test-slow`.
 LONG = {
     f"docs/{name}.md"
-    for name in ("ci", "command", "coremltools", "index", "integer", "npu", "tfmot")
+    for name in ("ci", "command", "concepts", "coremltools", "index", "integer", "npu", "tfmot")
 }
 QUICK = ("custom_layers",)
 # A page runs some of the blocks of another: once is enough.
