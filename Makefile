@@ -12,7 +12,7 @@ PIP := pip install --quiet --disable-pip-version-check --no-compile -c constrain
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-torch test-slow check lint format study bench lock clean
+.PHONY: help demo docs test test-torch test-slow check lint format study bench dist lock clean
 
 # Lines `##@ Group` are headings; what follows `##` explains a target.
 help: ## this list
@@ -22,6 +22,9 @@ help: ## this list
 ##@ Use
 demo: $(INSTALLED) ## train, share, tune and export a CNN on scikit-learn's digits: about a minute
 	$(BIN)/python examples/digits.py
+
+docs: $(VENV)/.docs ## the documentation as a site, build/site/index.html; runs the tutorials the first time
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 ##@ Tests
 check: lint ## the inner loop, under a minute: lint, types, structure and numerics
@@ -66,18 +69,27 @@ format: $(INSTALLED) ## mend what the linter can, and format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+dist: $(VENV)/.release ## what goes to a package index, dist/: sdist and wheel, checked
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
+
 lock: ## new pins: install the newest versions that setup.cfg admits, and write them down
 	rm -rf $(VENV) && $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet -e '.[dev]'
+	$(BIN)/pip install --quiet -e '.[dev,docs,release]'
 	$(BIN)/pip freeze --exclude-editable > constraints.txt
 	touch $(INSTALLED)
 
 clean: ## remove .venv and its like, builds and output/
-	rm -rf .venv .venv-* build output *.egg-info
+	rm -rf .venv .venv-* build dist output *.egg-info
 
 $(INSTALLED): constraints.txt setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/$(PIP) -e '.[dev]'
+	touch $@
+
+$(VENV)/.docs $(VENV)/.release: $(VENV)/.%: $(INSTALLED)
+	$(BIN)/$(PIP) -e '.[$*]'
 	touch $@
 
 $(TORCH)/.installed: constraints.txt setup.cfg pyproject.toml

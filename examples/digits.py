@@ -1,7 +1,7 @@
 """Scikit-learn's digits: quantization-aware regularizers against k-means, from training to .tflite.
 
     python examples/digits.py                                  # the demo: one seed, 4 levels
-    python examples/digits.py --seeds 3 --levels 2 4 8         # the study of the README
+    python examples/digits.py --seeds 3 --levels 2 4 8         # the study of docs/evidence.md
 
 Every method trains the same small CNN for the same number of epochs, shares its weights, and tunes
 the centroids. Results go to `digits.jsonl` in the output folder, one line a cell as it is done; the

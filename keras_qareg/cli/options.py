@@ -141,7 +141,7 @@ def _add_budgets(compress: argparse.ArgumentParser) -> None:
 def _add_training(compress: argparse.ArgumentParser) -> None:
     compress.add_argument("--data", type=Path, metavar="FILE.npz", help=_DATA + _TARGETS)
     compress.add_argument(
-        "--method", choices=METHODS, help="of training (auto: nearest_squared); kmeans tunes alone"
+        "--method", choices=METHODS, help="of training (auto: sine); kmeans tunes alone"
     )
     compress.add_argument("--epochs", type=integer("--epochs", 1), help="epochs on --data (10)")
     compress.add_argument(

@@ -16,9 +16,10 @@ class HardSigmoid:
     `qareg.from_tf_keras` puts it there.
 
     Example:
-        >>> activation = qareg.layers.HardSigmoid()
-        >>> [float(value) for value in activation(np.array([-3.0, 0.0, 1.25]))]
-        [0.0, 0.5, 0.75]
+
+    >>> activation = qareg.layers.HardSigmoid()
+    >>> [float(value) for value in activation(np.array([-3.0, 0.0, 1.25]))]
+    [0.0, 0.5, 0.75]
     """
 
     def __call__(self, x: Any) -> Any:
