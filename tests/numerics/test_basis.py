@@ -25,9 +25,9 @@ def error_of(column, basis):
 
 def best_of_random(column, bits, starts=20, rounds=40):
     """The least squared error of nearest levels and least squares in turn, from random starts."""
-    best = np.inf
+    best, random = np.inf, np.random.default_rng(0)
     for _ in range(starts):
-        basis = np.abs(RNG.normal(size=bits)) * column.std()
+        basis = np.abs(random.normal(size=bits)) * column.std()
         for _ in range(rounds):
             levels, codes = levels_and_codes(basis)
             chosen = codes[np.abs(column[:, None] - levels).argmin(axis=1)]
