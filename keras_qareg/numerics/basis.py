@@ -49,7 +49,7 @@ _SHAPES = {
     ],
 }
 # Random starts beside these; after so many rounds so many of the best go on; the last ones are shaken.
-_RANDOM, _ROUNDS, _KEPT = 16, (10, 20, 40), (6, 2, 1)
+_RANDOM, _ROUNDS, _KEPT = 32, (10, 20, 40), (6, 2, 1)
 _SHAKES, _SHAKEN, _SPREAD = 2, 12, 0.25
 # Values in one block of channels x starts x levels.
 _BLOCK = 1 << 17
