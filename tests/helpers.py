@@ -129,6 +129,16 @@ def error_of(function, *arguments, **keywords):
     return str(error.value)
 
 
+def two_devices():
+    """Two logical CPU devices of TensorFlow, which conftest.py sets up; else the test is skipped."""
+    import tensorflow as tf
+
+    devices = tf.config.list_logical_devices("CPU")
+    if len(devices) < 2:
+        pytest.skip("needs two logical CPU devices, which conftest.py sets up")
+    return devices
+
+
 def run(*words):
     """What a program prints: a module in this process, all else in one of its own."""
     words = list(map(str, words))

@@ -9,8 +9,9 @@ import pytest
 from keras import layers, ops
 
 import keras_qareg as qareg
-from keras_qareg.allocation.fitting import archive_bytes, fit_archive
+from keras_qareg.allocation.fitting import fit_archive
 from keras_qareg.compressing import Options, compressed
+from keras_qareg.export.archive.archive import size_of
 from keras_qareg.plans import PlannedKernel
 from tests.helpers import BACKEND
 
@@ -133,7 +134,7 @@ def test_an_archive_stays_in_its_budget(task):
     model, x, y = task
     options = Options(target_bytes=2300, form="archive", epochs=2, seed=0, verbose=0)
     done = compressed(model, (x, y), options=options)
-    assert 1980 < archive_bytes(done.model) <= 2300
+    assert 1980 < size_of(done.model) <= 2300
     assert done.plan.weights == "archive" and not done.plan.rates
     tuned = replace(options, method="kmeans", epochs=1)
     assert compressed(model, (x, y), options=tuned).plan.rates  # of weights that stay
@@ -166,9 +167,9 @@ def test_trained_kernels_are_fitted_into_an_archive(task):
         return qareg.share_weights(model, scale="kernel", **given)
 
     nearest = share(None)
-    whole = archive_bytes(nearest)
+    whole = size_of(nearest)
     fitted = fit_archive(model, share, whole - 100)
-    assert whole - 130 < archive_bytes(fitted) <= whole - 100
+    assert whole - 130 < size_of(fitted) <= whole - 100
     assert 1.0 < error(fitted) / error(nearest) < 2.1  # half a bit less: 4^(1/2)
 
 

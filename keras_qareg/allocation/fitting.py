@@ -8,11 +8,9 @@ from collections.abc import Callable, Mapping
 import keras
 import numpy as np
 
-from keras_qareg.export.archive.archive import content_of
+from keras_qareg.export.archive.archive import size_of
 from keras_qareg.layers import QuantizationAware, kernels
-from keras_qareg.models import codebooks
 from keras_qareg.models.selection import wrappers
-from keras_qareg.models.stripping import unquantized
 from keras_qareg.models.training import assign
 from keras_qareg.numerics.rate_distortion import FURTHEST, lowest_price
 from keras_qareg.plans import Plan
@@ -22,11 +20,6 @@ _START = -4.0
 
 # What makes the shared model, with the rate of each kernel by path; `None`: as it was trained.
 Share = Callable[[Mapping[str, float] | None], keras.Model]
-
-
-def archive_bytes(model: keras.Model) -> int:
-    """The size of the archive of a model."""
-    return len(content_of(unquantized(model), codebooks(model)))
 
 
 def keep_within(
@@ -44,10 +37,10 @@ def keep_within(
     """
     if plan is None or plan.weights != "archive":
         return
-    size = archive_bytes(model)
+    size = size_of(model)
     if size > plan.bytes and before is not None:
         assign(model, before)
-        size = archive_bytes(model)
+        size = size_of(model)
     if size > plan.bytes:
         raise ValueError(
             f"Expected an archive of no more than {plan.bytes:,} bytes. Received: one of "
@@ -71,7 +64,7 @@ def fit_archive(student: keras.Model, share: Share, most: int) -> keras.Model:
         What `share` made; with more bytes where even the highest rate is not enough.
     """
     found = share(None)
-    if archive_bytes(found) <= most:
+    if size_of(found) <= most:
         return found
     layers = [layer for layer in wrappers(student) if isinstance(layer, QuantizationAware)]
     gaps = {
@@ -86,5 +79,5 @@ def fit_archive(student: keras.Model, share: Share, most: int) -> keras.Model:
         return share({path: 2.0**price * gap**2 for path, gap in gaps.items()})
 
     weights = sum(math.prod(kernel.shape) for layer in layers for kernel in kernels(layer))
-    price = lowest_price(lambda price: archive_bytes(at(price)), most, weights, _START)
+    price = lowest_price(lambda price: size_of(at(price)), most, weights, _START)
     return at(FURTHEST if price is None else price)

@@ -186,7 +186,7 @@ class Job:
                 verbose=self.verbose,
             )
         best.restore()
-        return Stage(name, self.judge(network)(), kept=best.epoch is not None)
+        return Stage(name, best.results, kept=best.epoch is not None)
 
     def recalibrate(self, network: keras.Model) -> bool:
         """Measures batch normalization anew, where there are inputs enough; says whether."""
@@ -231,14 +231,13 @@ class _BestEpoch(keras.callbacks.Callback):
     def __init__(self, job: Job, network: keras.Model):
         super().__init__()
         self.job, self.network, self.judge = job, network, job.judge(network)
-        self.least = float("inf")
         self.epoch: int | None = None
-        self._keep(None)
+        self.results, self.weights = self.judge(), values_of(network)
 
-    def _keep(self, epoch: int | None) -> None:
-        value = badness(self.judge())
-        if value < self.least:
-            self.least, self.epoch, self.weights = value, epoch, values_of(self.network)
+    def _keep(self, epoch: int) -> None:
+        results = self.judge()
+        if badness(results) < badness(self.results):
+            self.results, self.epoch, self.weights = results, epoch, values_of(self.network)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         # Averages over steps in which weights jump are not those of the network that is kept; but few

@@ -7,7 +7,17 @@ from keras import layers, ops
 
 import keras_qareg as qareg
 from keras_qareg.layers import SharedWeights
-from tests.helpers import BACKEND, arrays, compiled, digits, error_of, predict, small_cnn, snapshot
+from tests.helpers import (
+    BACKEND,
+    arrays,
+    compiled,
+    digits,
+    error_of,
+    predict,
+    small_cnn,
+    snapshot,
+    two_devices,
+)
 
 RNG = np.random.default_rng(0)
 
@@ -98,9 +108,7 @@ def test_training_goes_on_from_a_file_and_keeps_zeros_and_frozen_layers(tmp_path
 def test_two_replicas_have_the_assignments_of_one():
     import tensorflow as tf
 
-    devices = tf.config.list_logical_devices("CPU")
-    if len(devices) < 2:
-        pytest.skip("needs two logical CPU devices, which conftest.py sets up")
+    devices = two_devices()
     images, labels = digits(64)
 
     def train():

@@ -21,6 +21,7 @@ from tests.helpers import (
     predict,
     small_cnn,
     snapshot,
+    two_devices,
 )
 
 RNG = np.random.default_rng(0)
@@ -375,9 +376,7 @@ def test_gradient_of_a_shared_layer_is_the_sum_over_the_members():
 def test_two_replicas_have_the_loss_of_one(normalize):
     import tensorflow as tf
 
-    devices = tf.config.list_logical_devices("CPU")
-    if len(devices) < 2:
-        pytest.skip("needs two logical CPU devices, which conftest.py sets up")
+    devices = two_devices()
     images, labels = digits(64)
 
     def train():

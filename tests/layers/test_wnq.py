@@ -21,6 +21,7 @@ from tests.helpers import (
     predict,
     small_cnn,
     snapshot,
+    two_devices,
 )
 
 RNG = np.random.default_rng(0)
@@ -257,9 +258,7 @@ def test_compiled_and_eager_steps_agree(options):
 def test_two_replicas_train_as_one():
     import tensorflow as tf
 
-    devices = tf.config.list_logical_devices("CPU")
-    if len(devices) < 2:
-        pytest.skip("needs two logical CPU devices, which conftest.py sets up")
+    devices = two_devices()
     images, labels = digits(64)
 
     def train():

@@ -109,7 +109,7 @@ def save_archive(
     check_float(model, "float8")
     if target_bytes is not None:
         check_count("target_bytes", target_bytes)
-        size = functools.partial(_size, float_dtype=float_dtype, fold=fold, effort=effort)
+        size = functools.partial(size_of, float_dtype=float_dtype, fold=fold, effort=effort)
         # Steps of channels are in a folded normalization, and else take bytes.
         model = fitted(model, target_bytes, size, "auto" if fold else "kernel")
     plain = unquantized(model)
@@ -172,7 +172,10 @@ def content_of(
     return sealed(manifest.to_json(), [others, *sections, *(content for *_, content in assets)])
 
 
-def _size(model: keras.Model, float_dtype: str, fold: bool, effort: str) -> int:
+def size_of(
+    model: keras.Model, float_dtype: str = "float32", fold: bool = False, effort: str = "fast"
+) -> int:
+    """The bytes of the archive of a model; options as in `save_archive`."""
     return len(content_of(unquantized(model), codebooks(model), float_dtype, fold, effort))
 
 

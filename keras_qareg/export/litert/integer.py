@@ -16,14 +16,18 @@ from keras_qareg.export.litert import flatbuffer
 from keras_qareg.export.litert.flatbuffer import PLACES, Constant, operator_name
 from keras_qareg.export.litert.forms import KernelForm
 from keras_qareg.export.litert.pairing import float_kernels
-from keras_qareg.export.litert.recognition import Recognized, along, recognize_codes
+from keras_qareg.export.litert.recognition import (
+    ROUNDING,
+    Recognized,
+    along,
+    best_factors,
+    recognize_codes,
+)
 from keras_qareg.export.litert.writer import to_bytes
 from keras_qareg.numerics.codebook import Codebook
 
 # Half of what 32 bits hold: steps of inputs are made exact afterwards.
 _LARGEST, _LARGEST_BIAS = 127, 2**30
-# A folded value is the product of two float32 numbers, rounded once.
-_ROUNDING = 1e-6
 
 
 def keep_grids(
@@ -100,13 +104,8 @@ def _grid(
 
 def _float_factors(found: Recognized, base: np.ndarray, kernel: np.ndarray) -> np.ndarray | None:
     """What BatchNormalization made of each channel, from the float kernel; `None` if it is another."""
-    weights = _values(found, base).astype("float64")
-    others = tuple(axis for axis in range(weights.ndim) if axis != found.axis)
-    squares = np.square(weights).sum(axis=others)
-    factors = (weights * kernel).sum(axis=others) / np.where(squares > 0, squares, 1.0)
-    channels: Any = factors if found.axis is None else along(factors, found.axis, weights.ndim)
-    near = np.abs(weights * channels - kernel) <= _ROUNDING * np.abs(kernel).max()
-    return np.atleast_1d(factors) if near.all() else None
+    factors, error = best_factors(_values(found, base), kernel, found.axis)
+    return factors if error.max() <= ROUNDING * np.abs(kernel).max() else None
 
 
 def _code_factors(found: Recognized, base: np.ndarray, scales: np.ndarray) -> np.ndarray | None:

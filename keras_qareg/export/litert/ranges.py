@@ -34,8 +34,9 @@ _APART, _NEAR = 2.0**-18, 2.0**-20
 _LEAST = 2.0**-20
 _TOLD = 6
 _LARGEST_BIAS = {8: 2**31 - 1, 16: 2**47 - 1}
-# Runtimes count the 6 of a ReLU6 in steps of the output, as an integer of 32 bits.
-_SMALLEST_STEP = 6 / 2**31
+# Runtimes count the 6 of a ReLU6 in steps of the output, as an integer of 32 bits: with steps of no more
+# than this it does not fit, or hardly.
+_SMALLEST_STEP = 6 / 2**30
 
 
 @dataclass(frozen=True)
@@ -273,7 +274,7 @@ def _drop_idle_caps(model: Any) -> None:
         options = operator.builtinOptions
         if getattr(options, "fusedActivationFunction", None) == Kind.RELU6:
             (step,) = graph.tensors[operator.outputs[0]].quantization.scale
-            if step <= 2 * _SMALLEST_STEP:
+            if step <= _SMALLEST_STEP:
                 options.fusedActivationFunction = Kind.RELU
 
 

@@ -20,7 +20,7 @@ from keras_qareg.numerics.codebook import Codebook
 from keras_qareg.numerics.grids import integer_grid
 
 # A folded value is the product of two float32 numbers, rounded once.
-_ROUNDING = 1e-6
+ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def is_kernel(
     for kernel in kernels:
         for part, order in _parts(kernel.shape, constant.shape):
             weights = kernel[..., part].transpose(order).reshape(constant.shape)
-            allowed = rounding + _ROUNDING * np.abs(constant).max()
+            allowed = rounding + ROUNDING * np.abs(constant).max()
             if (np.abs(weights - constant) <= allowed).all():
                 return True
             if _is_multiple(weights, constant, allowed):
@@ -247,7 +247,7 @@ def _folded(
     """Whether each channel of the constant is a multiple of the kernel's."""
     weights = book.weights.transpose(order).reshape(constant.shape)
     indices = book.indices.transpose(order).reshape(constant.shape)
-    tolerance = _ROUNDING * np.abs(constant).max()
+    tolerance = ROUNDING * np.abs(constant).max()
     for axis, factors, error in _factors(weights, constant):
         if error.max() > tolerance:
             continue
@@ -265,13 +265,30 @@ def _factors(
     weights: np.ndarray, constant: np.ndarray
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     """Axes that may count channels, the best factor of each channel, and what is left of the values."""
-    weights = weights.astype("float64")
     for axis in dict.fromkeys((0, constant.ndim - 1)):
-        others = tuple(i for i in range(constant.ndim) if i != axis)
-        squares = np.square(weights).sum(axis=others)
-        factors = (weights * constant).sum(axis=others) / np.where(squares > 0, squares, 1.0)
-        scaled = weights * along(factors, axis, constant.ndim)
-        yield axis, factors, np.abs(scaled - constant)
+        yield axis, *best_factors(weights, constant, axis)
+
+
+def best_factors(
+    weights: np.ndarray, constant: np.ndarray, axis: int | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """What a constant is beside weights of the same shape: factors of least squares.
+
+    Args:
+        weights: Float32 array.
+        constant: Float32 array.
+        axis: The axis that counts channels; `None`: all have one factor.
+
+    Returns:
+        Float64 array `(channels,)` or `(1,)`, and how far each scaled weight is from its value.
+    """
+    weights = weights.astype("float64")
+    others = tuple(i for i in range(constant.ndim) if i != axis)
+    squares = np.square(weights).sum(axis=others)
+    factors = np.atleast_1d((weights * constant).sum(axis=others))
+    factors = factors / np.where(squares > 0, squares, 1.0)
+    scaled = weights * (factors if axis is None else along(factors, axis, constant.ndim))
+    return factors, np.abs(scaled - constant)
 
 
 def _cells(
