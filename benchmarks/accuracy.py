@@ -191,12 +191,13 @@ def step_share(task: Task, name: str, levels: int, rounds: int) -> float:
     """A training step in units of the plain network's: the median of ratios of the same round."""
     if name == COMPRESS:
         model = qareg.quantization_aware(task.model, qareg.regularizers.Sine(levels))
-        model = qareg.distill(model, task.model)
     else:
         model = ways()[name].start(task.model, levels)
     for layer in model.layers:
         if isinstance(layer, qareg.layers.QuantizationAware):
             layer.place_centroids()
+    if name == COMPRESS:
+        model = qareg.distill(model, task.model)
     batch = task.batches(0)[0]
 
     def step_of(network: keras.Model) -> Callable[[], Any]:

@@ -1,16 +1,16 @@
-"""Full-integer files whose ranges were learned: MLPerf Tiny's ResNet8 on CIFAR-10, all layers.
+r"""Full-integer files whose ranges were learned: MLPerf Tiny's ResNet8 on CIFAR-10, all layers.
 
-    python -m benchmarks.integer --float resnet8_float.keras --data-dir DATA --out results
+    python -m benchmarks.integer --float resnet8_float.keras --authors resnet8_int8.tflite \
+        --data-dir DATA --out results
 
 Each cell trains the float network on for `--epochs`, taught by it and by labels, with 8-bit activations
-and with kernels of 8 bits, or of 16 or 4 values. Beside it stand the file of its calibration alone, the
-post-training file of the same kernels trained without ranges, and TFMOT's `quantize_model`, trained as
-long with labels by tf_keras (extra `tfmot`) in a process of its own. LiteRT runs the files on all test
-images. Rows are appended to `integer.jsonl`, one a cell; a run that was stopped goes on where it
-was.
+and with kernels of 8 bits, or of 16 or 4 values. Beside it stand the file of its calibration alone; the
+post-training file of the same kernels trained without ranges; TFMOT's `quantize_model`, trained as long
+with labels by tf_keras (extra `tfmot`) in a process of its own; and the file that the authors of the
+network made of it, which saw none of our images. LiteRT runs the files on all test images. Rows are
+appended to `integer.jsonl`, one a cell; a run that was stopped goes on where it was.
 """
 
-import gzip
 import os
 import tempfile
 from pathlib import Path
@@ -25,17 +25,17 @@ import numpy as np
 import keras_qareg as qareg
 from benchmarks import results
 from benchmarks.compress import LOSS, Batches, accuracy, add_options, run
-from benchmarks.pareto import litert_accuracy
+from benchmarks.pareto import litert_accuracy, sizes
 from benchmarks.pareto_peers import trained_by_tfmot
 from examples.data import Images, load
 from examples.study import Row, written
 from keras_qareg.report import table
 
 # Values a kernel; `None` are 8 bits. What has so little to mend trains at less than the rate.
-TFMOT = "TFMOT quantize_model"
+TFMOT, AUTHORS = "TFMOT quantize_model", "the authors' file"
 LEVELS: dict[str, int | None] = {"8 bits": None, "16 values": 16, "4 values": 4}
 SHARES = {"8 bits": 0.3}
-CELLS = (*LEVELS, TFMOT)
+CELLS = (*LEVELS, TFMOT, AUTHORS)
 SAMPLES = 512
 
 
@@ -83,6 +83,8 @@ def row(name: str, model: keras.Model, parts: tuple[Images, Images], arguments: 
     train, test = parts
     if name == TFMOT:
         return by_tfmot(model, test, arguments)
+    if name == AUTHORS:
+        return measured(arguments.authors.read_bytes(), test)
     keras.utils.set_random_seed(arguments.seed)
     order = np.random.default_rng(0).permutation(len(train.images))[: 8 * SAMPLES]
     many = train.images[order].astype("float32")
@@ -110,9 +112,13 @@ def by_tfmot(model: keras.Model, test: Images, arguments: Any) -> Row:
         settings["data-dir"] = arguments.data_dir.resolve()
         found = trained_by_tfmot("tfmot_quantizing", model, Path(folder), settings)
         content = (Path(folder) / "int8.tflite").read_bytes()
-    size = {"bytes": len(content), "gzip": len(gzip.compress(content, 9))}
+    return {"keras": found["keras"], **measured(content, test)}
+
+
+def measured(content: bytes, test: Images) -> Row:
+    """The figures of a file that another tool made."""
     known = litert_accuracy(content, test)
-    return {"keras": found["keras"], "accuracy": known, "trained": {"accuracy": known, **size}}
+    return {"accuracy": known, "trained": {"accuracy": known, **sizes(content)}}
 
 
 def tabulate(rows: list[Row]) -> str:
@@ -136,7 +142,10 @@ def main() -> None:
     parser = results.parser(__doc__)
     parser.add_argument("--float", type=Path, required=True, help="ResNet8, trained on already")
     add_options(parser, CELLS, epochs=5)
+    parser.add_argument("--authors", type=Path, help="resnet8_int8.tflite of MLPerf Tiny")
     arguments = parser.parse_args()
+    if arguments.authors is None:
+        arguments.cells = [cell for cell in arguments.cells if cell != AUTHORS]
     parts = load("cifar10", arguments.data_dir)
     run("integer", arguments.float, parts, arguments, row, tabulate)
 

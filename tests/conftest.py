@@ -58,10 +58,24 @@ def pytest_collection_modifyitems(config, items):
     items[:] = [item for item in items if not item.get_closest_marker("one_backend")]
 
 
-def pytest_collection_finish():
+_at_first: dict[str, dict] = {}
+
+
+def pytest_collection_finish(session):
     """What was imported stays, so collecting garbage, as each conversion to `.tflite` does, skips it."""
     gc.collect()
     gc.freeze()
+    for module in {item.module for item in session.items if hasattr(item, "module")}:
+        if hasattr(module, "RNG"):
+            _at_first[module.__name__] = module.RNG.bit_generator.state
+
+
+@pytest.fixture(autouse=True)
+def same_numbers(request):
+    """A test has the same random numbers whatever ran before it."""
+    keras.utils.set_random_seed(0)
+    if request.module.__name__ in _at_first:
+        request.module.RNG.bit_generator.state = _at_first[request.module.__name__]
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -2,11 +2,13 @@
 
 import json
 
+import keras
 import psutil
 import pytest
 
 from benchmarks import timing
 from benchmarks.timing import interleaved, peak_bytes, ratios
+from examples.training import digits_network
 from tests.helpers import BACKEND, run, slow_but_on_tensorflow
 
 
@@ -66,6 +68,22 @@ def test_the_kmeans_and_archive_benchmarks_run(tmp_path):
     for row in rows:
         bound = 1.02 if row["kind"] == "normal" else 0.95
         assert row["best"]["to_entropy"] <= row["fast"]["to_entropy"] <= bound
+
+
+@pytest.mark.one_backend
+def test_the_comparison_of_ways_runs_and_resumes(tmp_path):
+    keras.utils.set_random_seed(0)
+    digits_network().save(tmp_path / "accuracy_digits_0.keras")
+    names = ["float", "re-assignment", "compress"]
+    words = ["--levels", 4, "--epochs", 2, "--rounds", 0, "--out", tmp_path, "--cells", *names]
+    run("-m", "benchmarks.accuracy", *words)
+    rows = rows_of(tmp_path / "accuracy.jsonl")
+    assert [row["cell"] for row in rows] == names
+    assert all(row["accuracy"] > 20 for row in rows), "far from chance, of an untrained network"
+    whole, *small = (row["bytes"]["smallest"] for row in rows)
+    assert max(small) < whole / 6
+    printed = run("-m", "benchmarks.accuracy", *words)
+    assert rows_of(tmp_path / "accuracy.jsonl") == rows and "digits, 4 levels, compress" in printed
 
 
 @slow_but_on_tensorflow
