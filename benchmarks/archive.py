@@ -110,7 +110,7 @@ def mobilenet(data_dir: Path | None) -> keras.Model:
     model = keras.Model(inputs, body(turned(inputs)))
     steps = EPOCHS * -(-len(train.labels) // 128)
     decay = keras.optimizers.schedules.CosineDecay(2e-3, steps)
-    model.compile(keras.optimizers.Adam(decay), "sparse_categorical_crossentropy", ["accuracy"])
+    model.compile(keras.optimizers.Adam(decay), "sparse_categorical_crossentropy")
     pixels = train.images.astype("float32") / 127.5 - 1.0
     model.fit(pixels, train.labels, batch_size=128, epochs=EPOCHS, verbose=2)
     return keras.Model(body.inputs, body.outputs)

@@ -1,0 +1,143 @@
+"""MLPerf Tiny's reference models in every form, beside the files that their authors made.
+
+    python -m benchmarks.mlperf_tiny --models mlperf_tiny --rows results --out results
+
+Of each model in the folder: the bytes of all forms of `benchmarks.size` with 4 and 16 values a kernel,
+and of a `.tflite` and an archive that keep budgets, as shares of the authors' full-integer `.tflite`
+(where the folder has one). Weights are shared without training: bytes do not depend on it. What
+training makes of ResNet8's accuracy is read from the rows of `benchmarks.compress`,
+`benchmarks.integer` and `benchmarks.pareto` (`--rows`): `mlperf_tiny_resnet8.txt` has the smallest file
+that keeps the benchmark's target, and the smallest within a point of the most accurate one.
+"""
+
+import argparse
+import json
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import keras_qareg as qareg
+from benchmarks import results, size
+from examples.study import Row, mean_and_deviation
+from keras_qareg.cli.opening import load_model
+
+MODELS = ("resnet8.h5", "vww_96.h5", "kws.keras", "ad01.h5", "sww.h5")
+LEVELS, SHARES = (4, 16), (0.5, 0.25)
+TARGET = 85.0
+OWN = "int8, by the authors"
+FORMS = (OWN, *size.FORMS)
+
+
+def rows_of(file: Path) -> Iterator[Row]:
+    """The rows of a model: bytes by the name of a form, for each number of values and each budget."""
+    name = file.stem
+    own = file.with_name(f"{name}_int8.tflite")
+    model = load_model(file)
+    known = {"model": name, OWN: own.stat().st_size if own.exists() else None}
+    with tempfile.TemporaryDirectory() as folder:
+        for levels in LEVELS:
+            found = size.row(model, levels, "int8", Path(folder))
+            yield {**known, **{key: found[key] for key in ("levels", *size.FORMS)}}
+        for share in SHARES if known[OWN] else ():
+            budget = int(share * known[OWN])
+            yield {**known, "budget": budget, **within(model, budget, Path(folder))}
+
+
+def within(model: Any, budget: int, folder: Path) -> Row:
+    """Bytes of the files of plans for a budget; none where there is no such plan."""
+    shape = tuple(size or 32 for size in model.inputs[0].shape[1:])
+    data = np.random.default_rng(1).normal(size=(size.SAMPLES, *shape)).astype("float32")
+    found: Row = {}
+    for form in ("smallest", "archive"):
+        try:
+            plan = qareg.allocate(
+                model, target_bytes=budget, data=data, weights=form, method="kmeans", verbose=0
+            )
+        except ValueError as error:
+            found[f"{form} refused"] = str(error).splitlines()[0]
+            continue
+        shared = qareg.share_weights(model, plan, verbose=0)
+        if form == "archive":
+            file = qareg.export.save_archive(shared, folder / "model.qareg")
+            found[form] = file.stat().st_size
+        else:
+            found[form] = qareg.export.litert(shared, folder / "model.tflite", form).bytes
+    return found
+
+
+def measured(rows: Path) -> list[tuple[str, int, float]]:
+    """Name, bytes and accuracy (percent, the mean over seeds) of the files of ResNet8 that were run."""
+    found: dict[tuple[str, str], list[Row]] = {}
+    for study in ("compress", "integer", "pareto"):
+        file = rows / f"{study}.jsonl"
+        for line in file.read_text().splitlines() if file.exists() else ():
+            row = json.loads(line)
+            for form, bytes_ in _sizes(study, row):
+                point = {"bytes": bytes_, "accuracy": row["accuracy"]}
+                epochs = f", {row['epochs']} epochs" if row.get("epochs") else ""
+                found.setdefault((row["cell"] + epochs, form), []).append(point)
+    return [
+        (
+            f"{cell}, {form}",
+            max(row["bytes"] for row in same),
+            mean_and_deviation(same, "accuracy")[0],
+        )
+        for (cell, form), same in found.items()
+    ]
+
+
+def _sizes(study: str, row: Row) -> Iterator[tuple[str, int]]:
+    if study == "compress":
+        for form in ("smallest", "archive") if row.get("bytes") else ():
+            yield form, row["bytes"][form]
+    elif study == "integer":
+        yield "int8", row["trained"]["bytes"]
+    elif row.get("bytes"):
+        yield row["series"], row["bytes"]
+
+
+def line_of(row: Row) -> tuple[str, ...]:
+    """Bytes of a model in each form."""
+    setting = f"{row['levels']} values" if "levels" in row else f"within {row['budget']:,}"
+    cells = (f"{row[form]:,}" if row.get(form) else "-" for form in FORMS)
+    return f"{row['model']}, {setting}", *cells
+
+
+def smallest(points: list[tuple[str, int, float]], floor: float) -> str:
+    """The smallest file of at least so much accuracy, in words."""
+    kept = sorted(point[1:] + point[:1] for point in points if point[2] >= floor)
+    if not kept:
+        best = max(point[2] for point in points)
+        return f"{floor:.2f} %: none; the best file has {best:.2f} %"
+    bytes_, accuracy, name = kept[0]
+    return f"{floor:.2f} %: {name}, {bytes_:,} bytes, {accuracy:.2f} %"
+
+
+def parsed() -> argparse.Namespace:
+    parser = results.parser(__doc__ or "")
+    parser.add_argument("--models", type=Path, required=True, help="a folder with these models")
+    parser.add_argument("--rows", type=Path, default=Path("results"), help="default: results")
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parsed()
+    rows = []
+    for name in MODELS:
+        for row in rows_of(arguments.models / name):
+            rows.append(row)
+            print(json.dumps(row), flush=True)
+    header = ("", *FORMS)
+    results.save(arguments.out, "mlperf_tiny", rows, header, [line_of(row) for row in rows])
+    points = measured(arguments.rows)
+    best = max((accuracy for *_, accuracy in points), default=0.0)
+    text = "\n".join(smallest(points, floor) for floor in (TARGET, best - 1.0) if points)
+    (arguments.out / "mlperf_tiny_resnet8.txt").write_text(text + "\n")
+    print(f"\n{text}")
+
+
+if __name__ == "__main__":
+    main()
