@@ -4,10 +4,12 @@
 
 Of each model in the folder: the bytes of all forms of `benchmarks.size` with 4 and 16 values a kernel,
 and of a `.tflite` and an archive that keep budgets, as shares of the authors' full-integer `.tflite`
-(where the folder has one). Weights are shared without training: bytes do not depend on it. What
-training makes of ResNet8's accuracy is read from the rows of `benchmarks.compress`,
-`benchmarks.integer` and `benchmarks.pareto` (`--rows`): `mlperf_tiny_resnet8.txt` has the smallest file
-that keeps the benchmark's target, and the smallest within a point of the most accurate one.
+(where the folder has one). Then those of full-integer files whose ranges are layers of the model, with
+8 bits, 16 and 4 values, and how they agree with Keras (`mlperf_tiny_ranges`). Weights are shared, and
+ranges calibrated, without training, on random inputs: bytes do not depend on it. What training makes of
+ResNet8's accuracy is read from the rows of `benchmarks.compress`, `benchmarks.integer` and
+`benchmarks.pareto` (`--rows`): `mlperf_tiny_resnet8.txt` has the smallest file that keeps the
+benchmark's target, and the smallest within a point of the most accurate one.
 """
 
 import argparse
@@ -16,8 +18,6 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 import keras_qareg as qareg
 from benchmarks import results, size
@@ -48,13 +48,16 @@ def rows_of(file: Path) -> Iterator[Row]:
 
 def within(model: Any, budget: int, folder: Path) -> Row:
     """Bytes of the files of plans for a budget; none where there is no such plan."""
-    shape = tuple(size or 32 for size in model.inputs[0].shape[1:])
-    data = np.random.default_rng(1).normal(size=(size.SAMPLES, *shape)).astype("float32")
     found: Row = {}
     for form in ("smallest", "archive"):
         try:
             plan = qareg.allocate(
-                model, target_bytes=budget, data=data, weights=form, method="kmeans", verbose=0
+                model,
+                target_bytes=budget,
+                data=size.inputs(model),
+                weights=form,
+                method="kmeans",
+                verbose=0,
             )
         except ValueError as error:
             found[f"{form} refused"] = str(error).splitlines()[0]
@@ -66,6 +69,27 @@ def within(model: Any, budget: int, folder: Path) -> Row:
         else:
             found[form] = qareg.export.litert(shared, folder / "model.tflite", form).bytes
     return found
+
+
+def with_ranges(file: Path) -> Iterator[Row]:
+    """The rows of full-integer files of a model whose activations have ranges."""
+    model = load_model(file)
+    data = size.inputs(model)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.tflite"
+        for levels in (None, *reversed(LEVELS)):
+            network = qareg.share_weights(model, levels, verbose=0) if levels else model
+            row: Row = {"model": file.stem, "levels": levels}
+            try:
+                network = qareg.quantize_activations(network, data)
+            except ValueError as error:
+                yield {**row, "refused": str(error)}
+                continue
+            report = qareg.export.litert(network, path, "int8", npu=size.ACCELERATOR)
+            micro = qareg.export.litert(network, path, "tflm")
+            its: Any = report.agreement
+            row |= {"int8": report.bytes, "tflm": micro.bytes, "vela": report.npu_bytes}
+            yield {**row, "equal": its.equal, "steps": its.steps}
 
 
 def measured(rows: Path) -> list[tuple[str, int, float]]:
@@ -106,6 +130,15 @@ def line_of(row: Row) -> tuple[str, ...]:
     return f"{row['model']}, {setting}", *cells
 
 
+def ranges_line_of(row: Row) -> tuple[str, ...]:
+    """Bytes of full-integer files, and how they agree with Keras."""
+    name = f"{row['model']}, {row['levels'] or '8 bits'}" + " values" * bool(row["levels"])
+    if "refused" in row:
+        return name, *("-",) * 5
+    sizes = (f"{row[form]:,}" if row[form] else "-" for form in ("int8", "tflm", "vela"))
+    return name, *sizes, f"{100 * row['equal']:.1f} %", str(row["steps"])
+
+
 def smallest(points: list[tuple[str, int, float]], floor: float) -> str:
     """The smallest file of at least so much accuracy, in words."""
     kept = sorted(point[1:] + point[:1] for point in points if point[2] >= floor)
@@ -125,13 +158,17 @@ def parsed() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parsed()
-    rows = []
-    for name in MODELS:
-        for row in rows_of(arguments.models / name):
-            rows.append(row)
-            print(json.dumps(row), flush=True)
-    header = ("", *FORMS)
-    results.save(arguments.out, "mlperf_tiny", rows, header, [line_of(row) for row in rows])
+    ranges = ("", "int8", "tflm", "vela", "equal", "furthest steps")
+    for name, rows_of_a_model, header, line in (
+        ("mlperf_tiny", rows_of, ("", *FORMS), line_of),
+        ("mlperf_tiny_ranges", with_ranges, ranges, ranges_line_of),
+    ):
+        rows = []
+        for model in MODELS:
+            for row in rows_of_a_model(arguments.models / model):
+                rows.append(row)
+                print(json.dumps(row), flush=True)
+        results.save(arguments.out, name, rows, header, [line(row) for row in rows])
     points = measured(arguments.rows)
     best = max((accuracy for *_, accuracy in points), default=0.0)
     text = "\n".join(smallest(points, floor) for floor in (TARGET, best - 1.0) if points)

@@ -68,11 +68,16 @@ def shared_model(model: keras.Model, levels: int, kind: str) -> keras.Model:
     return qareg.share_weights(model, levels, table=kind)
 
 
+def inputs(model: keras.Model) -> np.ndarray:
+    """Random inputs of a model; where it takes any size, of 32."""
+    shape = tuple(size or 32 for size in model.inputs[0].shape[1:])
+    return np.random.default_rng(1).normal(size=(SAMPLES, *shape)).astype("float32")
+
+
 def row(model: keras.Model, levels: int, kind: str, folder: Path) -> dict[str, Any]:
     """Bytes of all forms of one model, and their limits."""
     shared = shared_model(model, levels, kind)
-    shape = tuple(size or 32 for size in model.inputs[0].shape[1:])
-    data = np.random.default_rng(1).normal(size=(SAMPLES, *shape)).astype("float32")
+    data = inputs(model)
     found: dict[str, Any] = {"levels": levels, "kind": kind}
     path, limits = folder / "model.tflite", None
     for form in FILES:
