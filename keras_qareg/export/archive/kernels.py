@@ -45,8 +45,7 @@ def encode_kernel(book: Codebook, effort: str = "fast") -> bytes:
         book: Its codebook.
         effort: As in `save_archive`.
     """
-    if book.centroids.ndim == 1:
-        book = _compact(book)
+    book = _compact(book)
     levels = len(book.centroids)
     classes = find_classes(book.indices, levels) if levels > 1 else None
     tried = [_section(book, classes, even=False)]
@@ -204,9 +203,13 @@ def _read_axes(cursor: Cursor, shape: tuple[int, ...]) -> Axes:
 
 
 def _compact(book: Codebook) -> Codebook:
-    """Without the centroids that no weight has."""
+    """Without the centroids that no weight has, and with equal ones as one: rounding makes such."""
     if not book.indices.size:
         return book
-    used = book.counts > 0
-    places = np.cumsum(used) - 1
-    return Codebook(book.centroids[used], places[book.indices])
+    used = np.flatnonzero(book.counts)
+    bits = book.centroids[used].reshape(used.size, -1).view("uint32")
+    _, first, same = np.unique(bits, axis=0, return_index=True, return_inverse=True)
+    kept = np.sort(first)
+    places = np.zeros(len(book.centroids), "uint8")
+    places[used] = np.searchsorted(kept, first[same.reshape(-1)])
+    return Codebook(book.centroids[used[kept]], places[book.indices])

@@ -37,6 +37,18 @@ def test_indices_without_structure_take_their_entropy(levels, size):
     assert coded_bytes(book) == len(section) + len(varint(len(section))) + 4
 
 
+@pytest.mark.parametrize("channels", [(), (5,)])
+def test_centroids_that_are_equal_or_unused_take_no_bytes(channels):
+    table = np.sort(RNG.integers(-9, 9, 8)).astype("float32")
+    book = Codebook(np.multiply.outer(table, np.ones(channels)), RNG.integers(0, 8, (30, 5)))
+    values, indices = np.unique(book.weights, return_inverse=True)
+    least = Codebook(np.multiply.outer(values, np.ones(channels)), indices.reshape(30, 5))
+    wide = np.concatenate([book.centroids[:4], 99 + book.centroids, book.centroids[4:]])
+    more = Codebook(wide, np.where(book.indices < 4, book.indices, 8 + book.indices))
+    assert encode_kernel(more) == encode_kernel(least)
+    np.testing.assert_array_equal(decode_kernel(encode_kernel(more), (30, 5)).weights, book.weights)
+
+
 def spread(shape, seed=0):
     """Weights whose rows and columns differ in spread."""
     random = np.random.default_rng(seed)
