@@ -31,10 +31,10 @@ from examples.data import Images, load
 from examples.study import Row, written
 from keras_qareg.report import table
 
-# Values a kernel; `None` are 8 bits. What has so little to mend trains at less than the rate.
+# Values a kernel; `None` are 8 bits. What has little to mend trains at less than the rate.
 TFMOT, AUTHORS = "TFMOT quantize_model", "the authors' file"
 LEVELS: dict[str, int | None] = {"8 bits": None, "16 values": 16, "4 values": 4}
-SHARES = {"8 bits": 0.3}
+SHARES = {"8 bits": 0.3, "16 values": 0.3}
 CELLS = (*LEVELS, TFMOT, AUTHORS)
 SAMPLES = 512
 
@@ -51,7 +51,7 @@ def trained(
     if any(isinstance(layer, qareg.layers.QuantizationAware) for layer in student.layers):
         callbacks.append(qareg.callbacks.PenaltySchedule(warmup_epochs=0, power=12))
     if any(isinstance(layer, qareg.layers.ActivationRange) for layer in student.layers):
-        callbacks.append(qareg.callbacks.FreezeBatchNormalization())
+        callbacks.append(qareg.callbacks.FreezeBatchNormalization(after=0.8))
     distiller.fit(batches, epochs=arguments.epochs, callbacks=callbacks, verbose=2)
 
 
@@ -91,7 +91,7 @@ def row(name: str, model: keras.Model, parts: tuple[Images, Images], arguments: 
     samples = many[:SAMPLES]
     student = qareg.quantize_activations(prepared(model, LEVELS[name], many), samples)
     rate = SHARES.get(name, 1.0) * arguments.rate
-    found: Row = {"calibrated": filed(student, None, test)}
+    found: Row = {"learning_rate": rate, "calibrated": filed(student, None, test)}
     trained(student, model, train, rate, arguments)
     found["keras"] = accuracy(student, test)
     found["trained"] = filed(student, None, test)

@@ -26,6 +26,8 @@ import pytest
 if keras.backend.backend() == "tensorflow":
     import tensorflow as tf
 
+    # What optimizing a graph saves, a program that runs once never earns.
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
     # Two logical devices, for the tests of tf.distribute.
     _cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(_cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
