@@ -29,7 +29,7 @@ from keras_qareg.compressing import Options, compressed
 from keras_qareg.report import table
 
 LOSS = "sparse_categorical_crossentropy"
-CONTROL = "float, as many epochs more"
+CONTROL, CONTROL_RATE = "float, as many epochs more", 1e-3
 CELLS: dict[str, dict[str, Any]] = {
     CONTROL: {},
     "4 levels, inputs alone": {"levels": 4},
@@ -86,7 +86,7 @@ def row(name: str, model: keras.Model, parts: tuple[Images, Images], arguments: 
     train, test = parts
     seed, epochs = arguments.seed, arguments.epochs
     if name == CONTROL:
-        found = trained(model, train, epochs, arguments.rate, seed)
+        found = trained(model, train, epochs, arguments.rate or CONTROL_RATE, seed)
         return {"accuracy": accuracy(found, test)}
     batches = Batches(train, labels=ALONE not in name, seed=seed)
     options = Options(
@@ -163,6 +163,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True, help="ResNet8 as its authors gave it")
     parser.add_argument("--float", type=Path, help="the same, trained on already; kept there")
     add_options(parser, CELLS, epochs=10)
+    parser.set_defaults(rate=None)  # that of `compress`, by levels
     arguments = parser.parse_args()
     parts = load("cifar10", arguments.data_dir)
     start = arguments.float or arguments.out / "resnet8_float.keras"

@@ -19,7 +19,7 @@ from keras_qareg.models import quantization_aware, share_weights, strip, wnq
 from keras_qareg.models.configuring import Setting
 from keras_qareg.models.distilling import TEMPERATURE
 from keras_qareg.models.selection import Layers, check_built, wrappers
-from keras_qareg.models.training import Job, Stage, values_of
+from keras_qareg.models.training import Job, Stage, usual_rate, values_of
 from keras_qareg.plans import Plan
 from keras_qareg.summaries import table as text_table
 
@@ -81,7 +81,7 @@ def compress(
     epochs: int = 10,
     batch_size: int = 64,
     optimizer: Any = None,
-    learning_rate: float = 1e-3,
+    learning_rate: float | None = None,
     method: str = "auto",
     distillation: float = 1.0,
     temperature: float = TEMPERATURE,
@@ -123,7 +123,8 @@ def compress(
             to 10.
         batch_size: Examples a step, where `x` is arrays. Defaults to 64.
         optimizer: A Keras optimizer for training. By default Adam, whose rate falls by a cosine.
-        learning_rate: Of that Adam, at the start. Tuning starts with a tenth. Defaults to 1e-3.
+        learning_rate: Of that Adam, at the start. Tuning starts with a tenth. `None` (default): 1e-3 for
+            4 levels, 3e-4 for 16, and between them between.
         method: `"sine"` and `"cosine"` train under a penalty with evenly spaced levels,
             `"nearest_squared"` and `"nearest_exponential"` with learned ones; `"dkm"` with mixtures of
             learned ones (`regularizers.DKM`); `"wnq"` learns 2, 4, 8 or 16 levels a channel;
@@ -200,7 +201,7 @@ class Options:
     epochs: int = 10
     batch_size: int = 64
     optimizer: Any = None
-    learning_rate: float = 1e-3
+    learning_rate: float | None = None
     method: str = "auto"
     distillation: float = 1.0
     temperature: float = TEMPERATURE
@@ -228,12 +229,14 @@ def compressed(
     tuning = min(options.epochs - 1, max(1, round(_TUNING_EPOCHS * options.epochs)))
     if options.method == "kmeans":
         network, tuning = _shared(model, options, levels), options.epochs
+        base = options.learning_rate or usual_rate(network)
         stages += [Stage("shared", job.judge(network)())]
     else:
         student = _student(model, options, levels, job)
         tuning = 0 if options.method == "wnq" else tuning
         stages += [job.recalibrated(student, "quantized")]
-        rate = options.optimizer or job.adam(options.learning_rate, options.epochs - tuning)
+        base = options.learning_rate or usual_rate(student)
+        rate = options.optimizer or job.adam(base, options.epochs - tuning)
         epochs, callbacks = options.epochs - tuning, _callbacks(student)
         stages += [job.trained(student, "trained", epochs, rate, callbacks)]
         still = job.levels_of_untrained(student, levels, options.layers, options.weights)
@@ -243,7 +246,7 @@ def compressed(
     if tuning:
         share = 1.0 if options.method == "kmeans" else _TUNING_RATE
         before = values_of(network)
-        rate = job.adam(share * options.learning_rate, tuning)
+        rate = job.adam(share * base, tuning)
         stages += [job.trained(network, "tuned", tuning, rate)]
     keep_within(network, plan, before)  # tuned tables are other numbers
     return Compressed(network, tuple(stages), plan)

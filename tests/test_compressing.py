@@ -12,8 +12,22 @@ import keras_qareg as qareg
 from keras_qareg.allocation.fitting import fit_archive
 from keras_qareg.compressing import Options, compressed
 from keras_qareg.export.archive.archive import size_of
+from keras_qareg.models.training import usual_rate
 from keras_qareg.plans import PlannedKernel
 from tests.helpers import BACKEND
+
+
+@pytest.mark.one_backend
+@pytest.mark.parametrize(
+    ("levels", "rate"),
+    [(2, 1e-3), (4, 1e-3), (8, 5.48e-4), (16, 3e-4), (64, 3e-4), ({"a": 4, "b": 16}, 4.7e-4)],
+)
+def test_the_learning_rate_falls_with_the_levels(levels, rate):
+    model = keras.Sequential([keras.Input((10,)), layers.Dense(10, name="a")])
+    model.add(layers.Dense(17, name="b"))
+    network = qareg.quantization_aware(model, "sine", levels=levels)
+    assert usual_rate(network) == pytest.approx(rate, rel=0.01)
+    assert usual_rate(model) == 1e-3, "where nothing trains under a regularizer"
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,7 +14,7 @@ from keras import ops
 from keras.layers import Layer
 
 from keras_qareg.data import Data
-from keras_qareg.layers import Weights
+from keras_qareg.layers import QuantizationAware, Weights
 from keras_qareg.layers.keras_private import frozen, layers_inside
 from keras_qareg.models.compiling import compile_like
 from keras_qareg.models.configuring import LEVELS, Setting, resolve
@@ -27,7 +28,29 @@ from keras_qareg.models.surroundings import only_behind
 # many, evenly taken, as are enough for them.
 _FEWEST_INPUTS, _ENOUGH_INPUTS, _CALIBRATION_BATCH = 256, 4096, 256
 
+# The learning rates that suit 4 levels and fewer, and 16 and more (docs/method.md).
+_RATES = {2.0: 1e-3, 4.0: 3e-4}
+
 Judge = Callable[[], dict[str, float]]
+
+
+def usual_rate(network: keras.Model) -> float:
+    """The learning rate that suits the levels of a network: few must be found, many hardly moved.
+
+    It falls with the bits of an index, in the mean over the weights that train under a regularizer;
+    where none does, it is that of few.
+    """
+    found = [
+        (math.log2(regularizer.levels), math.prod(kernel.shape))
+        for layer in wrappers(network)
+        if isinstance(layer, QuantizationAware)
+        for kernel, regularizer in zip(layer.kernels, layer.kernel_regularizers, strict=True)
+    ]
+    if not found:
+        return max(_RATES.values())
+    bits, sizes = zip(*found, strict=True)
+    mean = float(np.average(bits, weights=sizes))
+    return float(np.exp(np.interp(mean, [*_RATES], np.log([*_RATES.values()]))))
 
 
 @dataclass(frozen=True)
