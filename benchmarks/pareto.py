@@ -42,8 +42,6 @@ BATCH, CALIBRATION, SAMPLES = 500, 2048, 512
 LEVELS = (4, 6, 8, 12, 16, 24, 32, 64)
 MANY = (64, 256)  # so near to float that measuring normalization anew can only add noise
 BUDGETS = (30_000, 35_000, 40_000, 49_000, 60_000, 80_000)
-COLORS = ("#8a99a8", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7", "#E69F00")
-TICKS = (25, 50, 100, 200, 300)  # kB
 ARCHIVES = (24_000, 30_000, 40_000, 60_000)
 
 
@@ -225,40 +223,46 @@ def _against(rows: list[Row], peer: Row, figure: str) -> str:
 
 
 def draw(out: Path, rows: list[Row], least: float = 60.0) -> None:
-    """Writes `pareto.png`: files as they are, and gzipped; what is below `least` is left out."""
-    from matplotlib.figure import Figure
+    """Writes `pareto.png`: files as they are, and gzipped; of those below `least` it says how many."""
+    from keras_qareg.plots import style
 
-    figure = Figure(figsize=(12, 5), layout="constrained")
-    axes = figure.subplots(1, 2, sharey=True)
-    order = list(dict.fromkeys(row["series"] for row in rows))
-    colors = dict(zip(order, COLORS, strict=False))
-    for axis, (key, label) in zip(
-        axes, (("bytes", "size, kB"), ("gzip", "size, gzipped, kB")), strict=True
-    ):
-        for name, marker in zip(order, "sDP^oX*", strict=False):
+    panels = style.axes(2, height=3.7, sharey=True)[:, 0]
+    looks = dict(zip(dict.fromkeys(row["series"] for row in rows), _looks(), strict=False))
+    float32 = [row["accuracy"] for row in rows if row["cell"].endswith("converter, float32")]
+    for panel, key in zip(panels, ("bytes", "gzip"), strict=True):
+        shown = [row for row in rows if row.get(key)]
+        left_out = sum(row["accuracy"] < least for row in shown)
+        for name, look in looks.items():
             pairs = [
                 (row[key], row["accuracy"])
-                for row in rows
-                if row["series"] == name and row.get(key) and row["accuracy"] >= least
+                for row in shown
+                if row["series"] == name and row["accuracy"] >= least
             ]
             if pairs:
-                axis.scatter(
-                    *zip(*pairs, strict=True),
-                    marker=marker,
-                    color=colors[name],
-                    label=name,
-                    s=36,
-                    zorder=3 if name.startswith(OURS) else 2,
-                )
-        axis.set_xscale("log")
-        axis.set_xticks([1000 * ticks for ticks in TICKS], [str(ticks) for ticks in TICKS])
-        axis.minorticks_off()
-        axis.set_xlabel(label)
-        axis.grid(alpha=0.3)
-    axes[0].set_ylabel("test accuracy, percent")
-    axes[0].legend(fontsize=8)
+                ours = name.startswith(OURS)
+                panel.plot(*zip(*pairs, strict=True), label=name, zorder=3 if ours else 2, **look)
+        if float32:
+            style.baseline(panel, float32[0])
+        style.sizes(panel)
+        title = "Files as they are" if key == "bytes" else "Gzipped"
+        style.label(panel, title=title, x="size", y="test accuracy, %")
+        if left_out:
+            text = f"{left_out} files below {least:g} % are not shown"
+            place = {"transform": panel.transAxes, "ha": "right", "color": style.INK}
+            panel.text(0.99, 0.03, text, fontsize=style.SMALL, **place)
+    style.legend(panels[0])
     out.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out / "pareto.png", dpi=120)
+    panels[0].figure.savefig(out / "pareto.png")
+
+
+def _looks() -> Iterator[dict[str, Any]]:
+    """Marks of the series, in their order: the tools of others first."""
+    from keras_qareg.plots import style
+
+    colors = (style.GREY, style.SKY, style.GREEN, style.BLUE, style.RED, style.PURPLE, style.ORANGE)
+    for color, marker in zip(colors, "sDP^oX*", strict=True):
+        size = 9 if marker == "*" else 7
+        yield {"color": color, "marker": marker, "markersize": size, "linestyle": "none"}
 
 
 def inputs(train: Images) -> tuple[np.ndarray, np.ndarray]:

@@ -108,7 +108,7 @@ def main() -> None:
         rows.append({"levels": f"plan at {levels}", **row, "seconds": took})
         print(rows[-2:], plan, sep="\n", flush=True)
         given.out.mkdir(parents=True, exist_ok=True)
-        plan.plot().savefig(given.out / f"{name}_{levels}.png", dpi=120)
+        plan.plot().savefig(given.out / f"{name}_{levels}.png")
     lines = [
         (
             row["levels"],

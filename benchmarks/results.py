@@ -49,29 +49,36 @@ def draw(
     out: Path, name: str, series: dict[str, list[tuple[float, float]]], x: str, y: str
 ) -> None:
     """Writes `name.png`: a line a series, both axes logarithmic."""
-    from keras_qareg import plots
+    from keras_qareg.plots import style
 
-    figure = plots.accuracy_size(series, size_label=x)
-    (axis,) = figure.axes
-    axis.set_xscale("log")
-    axis.set_yscale("log")
-    axis.set_ylabel(y)
+    (panel,) = style.axes(height=4.4).flat
+    for place, (label, pairs) in enumerate(series.items()):
+        look = {"marker": style.MARKERS[place % len(style.MARKERS)]}
+        if place >= len(style.COLORS):  # the same colours once more
+            look |= {"linestyle": "--", "markerfacecolor": "white"}
+        panel.plot(*zip(*sorted(pairs), strict=True), label=label, **look)
+    panel.set_yscale("log")
+    if y == "bytes":
+        style.sizes(panel, "y")
+    style.ticks(panel, "x", {place for pairs in series.values() for place, _ in pairs})
+    style.label(panel, x=x, y=y)
+    style.legend(panel)
     out.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out / f"{name}.png", dpi=120)
+    panel.figure.savefig(out / f"{name}.png")
 
 
-def draw_bars(out: Path, name: str, values: dict[str, float], y: str) -> None:
-    """Writes `name.png`: a bar a name, and a line at 1."""
-    from matplotlib.figure import Figure
+def draw_bars(out: Path, name: str, values: dict[str, float], x: str) -> None:
+    """Writes `name.png`: a bar a name, from 0 on, and a line at 1."""
+    from keras_qareg.plots import style
 
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axis = figure.subplots()
-    axis.bar(range(len(values)), list(values.values()))
-    axis.set_xticks(range(len(values)), list(values), rotation=30, ha="right", fontsize=8)
-    axis.axhline(1.0, color="black", linewidth=0.5)
-    axis.set_ylabel(y)
+    (panel,) = style.axes(height=1 + 0.3 * len(values)).flat
+    panel.barh(range(len(values)), list(values.values()), color=style.BLUE)
+    panel.set_yticks(range(len(values)), list(values))
+    panel.invert_yaxis()
+    panel.axvline(1.0, color=style.INK, linewidth=1, linestyle="--")
+    style.label(panel, x=x)
     out.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out / f"{name}.png", dpi=120)
+    panel.figure.savefig(out / f"{name}.png")
 
 
 def save(

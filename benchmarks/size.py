@@ -118,6 +118,13 @@ def _cell(found: dict[str, Any], form: str) -> str:
     return f"{found[form]:,}" + (f" ({found[form] / limit:.2f})" if limit else "")
 
 
+def draw(out: Path, name: str, rows: list[dict[str, Any]], forms: tuple[str, ...] = FORMS) -> None:
+    """Writes `name.png`: bytes of the first model and kind against levels, a line a form."""
+    first = [r for r in rows if r["kind"] == rows[0]["kind"] and r["model"] == rows[0]["model"]]
+    series = {form: [(r["levels"], r[form]) for r in first] for form in forms if first[0][form]}
+    results.draw(out, name, series, "levels", "bytes")
+
+
 def models(files: list[Path]) -> Iterator[tuple[str, keras.Model]]:
     """Names and models: those of files, else our own network, plain and with BatchNormalization."""
     for file in files:
@@ -147,9 +154,7 @@ def main() -> None:
                 rows.append(found)
                 print(json.dumps(found), flush=True)
     results.save(arguments.out, name, rows, HEADER, [line_of(r) for r in rows])
-    first = [r for r in rows if r["kind"] == rows[0]["kind"] and r["model"] == rows[0]["model"]]
-    series = {form: [(r["levels"], r[form]) for r in first] for form in FORMS if first[0][form]}
-    results.draw(arguments.out, name, series, "levels", "bytes")
+    draw(arguments.out, name, rows)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ Dividing weights by max|w| cannot change the error of levels that are fitted to 
 divided too. The rows "synthetic" and "initial" check this. What WNQ changes, it changes in training.
 """
 
+import itertools
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -145,42 +146,30 @@ def results_table(rows: list[dict[str, Any]]) -> str:
 
 
 def figure(rows: list[dict[str, Any]]) -> Any:
-    """Max/sigma against the relative error, before training (hollow) and after (full)."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import NullFormatter
+    """Max/sigma against the relative error; LQ-Nets as rings, so that WNQ is seen within."""
+    from keras_qareg.plots import style
 
     bits = sorted({row["bits"] for row in rows})
-    found = Figure(figsize=(4.6 * len(bits), 3.8), layout="constrained")
-    axes = found.subplots(1, len(bits), squeeze=False)[0]
-    colors = {"LQ-Nets": qareg.plots.WEIGHTS, "WNQ": qareg.plots.CENTROIDS}
-    for axis, count in zip(axes, bits, strict=True):
-        for method, color in colors.items():
-            for when, marker, filled in (
-                ("synthetic", "^", True),
-                ("initial", "o", False),
-                ("trained", "o", True),
-            ):
-                same = [
-                    r
-                    for r in means(rows)
-                    if (r["bits"], r["method"], r["when"]) == (count, method, when)
-                ]
-                axis.plot(
-                    [r["max_sigma"] for r in same],
-                    [r["error"] for r in same],
-                    marker,
-                    color=color,
-                    markerfacecolor=color if filled else "none",
-                    label=f"{method}, {when}",
-                )
-        axis.set_xscale("log")
-        axis.xaxis.set_minor_formatter(NullFormatter())
-        axis.set_xlim(1, 100)
-        axis.set_title(f"{count} bits", fontsize=10)
-        axis.set_xlabel("max |w| / sigma")
-    axes[0].set_ylabel("relative quantization error")
-    axes[0].legend(fontsize=7)
-    return found
+    panels = style.axes(1, len(bits), height=3.6, sharey=True)[0]
+    rings = {"markerfacecolor": "none", "markersize": 10, "markeredgewidth": 1.5}
+    looks = {
+        "LQ-Nets": {"color": style.BLUE, **rings},
+        "WNQ": {"color": style.RED, "markersize": 5},
+    }
+    markers = {"synthetic": "^", "initial": "s", "trained": "o"}
+    averaged = means(rows)
+    for panel, count in zip(panels, bits, strict=True):
+        for (method, look), (when, marker) in itertools.product(looks.items(), markers.items()):
+            wanted = (count, method, when)
+            same = [r for r in averaged if (r["bits"], r["method"], r["when"]) == wanted]
+            points = [r["max_sigma"] for r in same], [r["error"] for r in same]
+            panel.plot(*points, marker, label=f"{method}, {when}", **look)
+        style.ticks(panel, "x", (1, 2, 5, 10, 20, 50))
+        title = "1 bit" if count == 1 else f"{count} bits"
+        style.label(panel, title=title, x="largest weight / standard deviation")
+    panels[0].set_ylabel("relative quantization error", fontsize=style.TEXT)
+    style.legend(panels[0])
+    return panels[0].figure
 
 
 def main() -> None:
@@ -202,7 +191,7 @@ def main() -> None:
                 )
     text = results_table(rows)
     (arguments.out / "wnq_error.txt").write_text(text + "\n")
-    figure(rows).savefig(arguments.out / "wnq_error.png", dpi=120)
+    figure(rows).savefig(arguments.out / "wnq_error.png")
     print(f"\n{text}")
 
 

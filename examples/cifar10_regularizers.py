@@ -16,6 +16,7 @@ they are done, and a run that was killed goes on where it stopped.
 
 import argparse
 import functools
+import itertools
 import operator
 import tempfile
 from collections.abc import Iterator
@@ -33,6 +34,8 @@ from keras_qareg.report import table
 SETTINGS = (*training.SETTINGS, "tuning_epochs", "strength", "power", "balance", "straight_through")
 KEYS = (*SETTINGS, "layers", "levels", "method", "seed")
 LEARNING_RATE, TUNING_RATE = 1e-3, 1e-3
+# What `--layers` is called in figures.
+NAMES = {"conv": "convolutions", "dense": "dense layers", "all": "all layers"}
 
 
 class Regularizers(Experiment):
@@ -158,30 +161,31 @@ def results_table(rows: list[Row]) -> str:
 
 
 def draw(rows: list[Row], file: Path) -> None:
-    """Bars of accuracy relative to tuned k-means (Figure 3's form): levels down, layers across."""
-    from matplotlib.figure import Figure
+    """Accuracy of each method before and after tuning (Figure 3): levels down, layers across."""
+    from keras_qareg.plots import style
 
     found = {
-        (layers, levels, method): [mean_and_deviation(same, key)[0] for key in ("before", "after")]
-        for layers, levels, method, same in groups(relative(rows))
+        (layers, levels, method): [mean_and_deviation(same, key)[0] for key in ("shared", "tuned")]
+        for layers, levels, method, same in groups(rows)
     }
     across = list(dict.fromkeys(layers for layers, _, _ in found))
     down = sorted({levels for _, levels, _ in found})
-    figure = Figure(figsize=(3.5 * len(across), 2.5 * len(down)), layout="constrained")
-    axes = figure.subplots(len(down), len(across), squeeze=False)
-    for i, levels in enumerate(down):
-        for j, layers in enumerate(across):
-            axis = axes[i, j]
-            for k, label in enumerate(("before tuning", "after tuning")):
-                heights = [found.get((layers, levels, m), [np.nan] * 2)[k] for m in METHODS]
-                axis.bar(np.arange(len(METHODS)) + 0.4 * k - 0.2, heights, 0.38, label=label)
-            axis.axhline(1.0, color="black", linewidth=0.5)
-            axis.set_title(f"{layers}, {levels} levels", fontsize=9)
-            axis.set_xticks(range(len(METHODS)), METHODS, rotation=30, fontsize=7, ha="right")
-            low = min((bar.get_height() for bar in axis.patches if bar.get_height() > 0), default=0)
-            axis.set_ylim(max(0.0, low - 0.05), None)
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper left", fontsize=8)
-    figure.savefig(file, dpi=120)
+    panels = style.axes(len(down), len(across), height=2.2, sharex=True, sharey=True)
+    for (i, levels), (j, layers) in itertools.product(enumerate(down), enumerate(across)):
+        panel, places = panels[i, j], range(len(METHODS))
+        pairs = [found.get((layers, levels, method), [np.nan] * 2) for method in METHODS]
+        before, after = zip(*pairs, strict=True)
+        style.baseline(panel, mean_and_deviation(rows, "float")[0], along="y")
+        ring = {"markerfacecolor": "white", "markersize": 8, "color": style.BLUE}
+        panel.plot(before, places, "o", label="before tuning", **ring)
+        panel.plot(after, places, "o", markersize=5, color=style.RED, label="after tuning")
+        style.label(panel, title=f"{NAMES.get(layers, layers)}, {levels} levels")
+        panel.set_yticks(places, METHODS)
+    panels[0, 0].invert_yaxis()
+    for panel in panels[-1]:
+        panel.set_xlabel("test accuracy, %", fontsize=style.TEXT)
+    style.legend(panels[0, 0])
+    panels[0, 0].figure.savefig(file)
 
 
 def parsed() -> argparse.Namespace:

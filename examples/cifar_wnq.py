@@ -169,50 +169,65 @@ def results_table(rows: list[Row]) -> str:
 
 def draw_curves(rows: list[Row], file: Path) -> None:
     """Accuracy after each epoch, mean of the seeds, a panel for each number of bits (Figure 5)."""
-    from matplotlib.figure import Figure
+    from keras_qareg.plots import style
 
     found = groups(rows)
-    panels = list(dict.fromkeys(name.rsplit(", ", 1)[0] for name in found if name != FLOAT))
-    figure = Figure(figsize=(3.6 * len(panels), 3.2), layout="constrained")
-    axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    for axis, panel in zip(axes, panels, strict=True):
+    bits = _bits(found)
+    columns = min(3, len(bits))
+    shared = {"sharex": True, "sharey": True}
+    panels = style.axes(-(-len(bits) // columns), columns, height=2.8, **shared)
+    for panel, title in zip(panels.flat, bits, strict=False):
         for name, same in found.items():
-            if name == FLOAT or name.rsplit(", ", 1)[0] == panel:
+            if name == FLOAT or name.rsplit(", ", 1)[0] == title:
                 curve = np.mean([row["curve"] for row in same], axis=0)
-                epochs = np.arange(1, len(curve) + 1)
                 method = same[0]["method"]
-                # Of one method in all panels, although not all have each.
-                color, width = (
-                    ("black", 0.8) if method == FLOAT else (f"C{METHODS.index(method)}", 1.5)
-                )
-                axis.plot(epochs, curve, label=method, color=color, linewidth=width)
-        axis.set_title(panel, fontsize=9)
-        axis.set_xlabel("epoch")
-        axis.legend(fontsize=7)
-    axes[0].set_ylabel("accuracy, percent")
-    figure.savefig(file, dpi=120)
+                # Of one colour in all panels, although not all have each method.
+                dashed = {"color": style.INK, "linestyle": "--", "linewidth": 1}
+                look = dashed if method == FLOAT else _color(method)
+                panel.plot(np.arange(1, len(curve) + 1), curve, label=method, **look)
+        style.label(panel, title=title, x="epoch")
+        panel.tick_params(labelbottom=True)
+    for panel in panels[:, 0]:
+        panel.set_ylabel("test accuracy, %", fontsize=style.TEXT)
+    for panel in panels.flat[len(bits) :]:
+        panel.remove()
+    style.legend(panels[0, 0])
+    panels[0, 0].figure.savefig(file)
 
 
 def draw_errors(rows: list[Row], file: Path) -> None:
     """Relative error of each kernel, and the mean error of a network against its accuracy."""
-    from matplotlib.figure import Figure
+    from keras_qareg.plots import style
 
-    figure = Figure(figsize=(10, 3.6), layout="constrained")
-    by_layer, against = figure.subplots(1, 2)
-    for name, same in groups(rows).items():
+    by_layer, against = style.axes(1, 2, height=3.8)[0]
+    found = groups(rows)
+    markers = dict(zip(_bits(found), style.MARKERS, strict=False))
+    for name, same in found.items():
         if "error" in same[0]:
+            look = {**_color(same[0]["method"]), "marker": markers[name.rsplit(", ", 1)[0]]}
             errors = np.mean([list(row["errors"].values()) for row in same], axis=0)
-            by_layer.plot(np.arange(1, len(errors) + 1), errors, marker=".", label=name)
+            places = np.arange(1, len(errors) + 1)
+            by_layer.plot(places, errors, label=name, markersize=4, **look)
             points = [(row["error"], row["accuracy"]) for row in same]
-            against.plot(*zip(*points, strict=True), "o", label=name)
-    by_layer.set_xlabel("kernel, from the inputs on")
-    by_layer.set_ylabel("relative quantization error")
-    by_layer.set_yscale("log")
+            against.plot(*zip(*points, strict=True), linestyle="none", **look)
+    style.baseline(against, float(np.mean([row["accuracy"] for row in found[FLOAT]])))
+    style.ticks(by_layer, "y", (0.02, 0.05, 0.1, 0.2, 0.4))
     by_layer.locator_params(axis="x", integer=True)
-    figure.legend(*by_layer.get_legend_handles_labels(), loc="outside right center", fontsize=8)
-    against.set_xlabel("mean relative quantization error")
-    against.set_ylabel("accuracy, percent")
-    figure.savefig(file, dpi=120)
+    style.label(by_layer, x="kernel, from the inputs on", y="relative quantization error")
+    style.label(against, x="mean relative quantization error", y="test accuracy, %")
+    style.legend(by_layer)
+    by_layer.figure.savefig(file)
+
+
+def _bits(found: dict[str, list[Row]]) -> list[str]:
+    """What stands before the method in the names of groups, each once."""
+    return list(dict.fromkeys(name.rsplit(", ", 1)[0] for name in found if name != FLOAT))
+
+
+def _color(method: str) -> dict[str, Any]:
+    from keras_qareg.plots import style
+
+    return {"color": style.COLORS[METHODS.index(method)]}
 
 
 def exported(experiment: Quantizers, cell: Row, folder: Path) -> Row:
@@ -265,7 +280,7 @@ def draw_histograms(experiment: Quantizers, rows: list[Row], file: Path) -> None
     }
     if len(wanted) == 2:
         models = {name: experiment.trained(wanted[name]) for name in ("WNQ", "LQ-Nets")}
-        qareg.plots.weight_histograms(models, max_kernels=6).savefig(file, dpi=120)
+        qareg.plots.weight_histograms(models, max_kernels=6).savefig(file)
 
 
 def parsed() -> argparse.Namespace:

@@ -136,8 +136,8 @@ def main() -> None:
 
     best = study(arguments)
     print(f"Test accuracies are in percent, means of {arguments.seeds} seed(s).\n")
-    qareg.plots.weight_histograms(best).savefig(arguments.out / "histograms.png", dpi=120)
-    qareg.plots.penalty_curves().savefig(arguments.out / "penalties.png", dpi=120)
+    qareg.plots.weight_histograms(best).savefig(arguments.out / "histograms.png")
+    qareg.plots.penalty_curves().savefig(arguments.out / "penalties.png")
     if keras.backend.backend() == "tensorflow":
         export_best(best, arguments.out / "best.tflite")
     print(f"Figures, raw results and the model are in {arguments.out}/")

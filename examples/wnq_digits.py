@@ -132,7 +132,7 @@ def main() -> None:
     kept = study(arguments)
     print(f"Test accuracies are in percent, means of {arguments.seeds} seed(s).\n")
     models = {"WNQ": kept["WNQ"], "LQ-Nets": kept["LQ-Nets"]}
-    qareg.plots.weight_histograms(models).savefig(arguments.out / "wnq_histograms.png", dpi=120)
+    qareg.plots.weight_histograms(models).savefig(arguments.out / "wnq_histograms.png")
     if keras.backend.backend() == "tensorflow":
         export_best(kept["WNQ"], arguments.out / "wnq_best.tflite")
     print(f"Figures, raw results and the model are in {arguments.out}/")

@@ -1,5 +1,7 @@
 """The table of levels and bytes, and the figures."""
 
+import itertools
+
 import keras
 import numpy as np
 import pytest
@@ -122,13 +124,15 @@ def test_weight_histograms_show_every_centroid(tmp_path):
     figure.savefig(tmp_path / "histograms.png")
     assert (tmp_path / "histograms.png").stat().st_size > 5000
     above, below = figure.axes[:3], figure.axes[3:]
+    texts = [axis.get_title() for axis in above]
+    assert texts[1].startswith("cnn/") and texts[1].splitlines()[-1].startswith("relative error ")
     books = qareg.codebooks(shared)
     for axis, after, (path, book) in zip(above, below, books.items(), strict=True):
         assert axis.get_title().startswith(path)
         np.testing.assert_array_equal(axis.lines[0].get_xdata(), book.centroids)
-        assert sum(patch.get_height() for patch in axis.patches) == book.indices.size
+        assert sum(patch.get_height() for patch in axis.patches) == pytest.approx(100)
         heights = [segment[1][1] for segment in after.collections[0].get_segments()]
-        np.testing.assert_array_equal(heights, book.counts)
+        np.testing.assert_allclose(heights, 100 * book.counts / book.indices.size)
     assert len(plots.weight_histograms(shared, max_kernels=1).axes) == 2
 
 
@@ -140,7 +144,8 @@ def test_weight_histograms_compare_models():
     }
     figure = plots.weight_histograms(models, max_kernels=2)
     assert len(figure.axes) == 4
-    assert [axis.get_ylabel() for axis in figure.axes[::2]] == list(models)
+    labels = [axis.get_ylabel() for axis in figure.axes[::2]]
+    assert labels == ["WNQ, % a bin", "LQ-Nets, % a bin"]
     for row, (model, levels) in enumerate(zip(models.values(), (2, 4), strict=True)):
         for column, (path, book) in enumerate(list(qareg.codebooks(model).items())[:2]):
             axis = figure.axes[2 * row + column]
@@ -148,9 +153,11 @@ def test_weight_histograms_compare_models():
             dots = axis.lines[0].get_xdata()
             np.testing.assert_array_equal(dots, book.centroids.reshape(-1))
             assert dots.size == levels * book.indices.shape[-1]
-            assert sum(patch.get_height() for patch in axis.patches) == book.indices.size
+            assert sum(patch.get_height() for patch in axis.patches) == pytest.approx(100)
+        above, below = figure.axes[row], figure.axes[row + 2]
+        assert (above.get_xlim(), above.get_ylim()) == (below.get_xlim(), below.get_ylim())
     single = plots.weight_histograms(models["WNQ"])
-    assert len(single.axes) == 6 and single.axes[0].get_ylabel() == "before: weights"
+    assert len(single.axes) == 6 and single.axes[0].get_ylabel() == "before, % a bin"
 
 
 def test_penalty_curves_draw_the_penalties():
@@ -162,6 +169,33 @@ def test_penalty_curves_draw_the_penalties():
         assert len(dots.get_xdata()) == 3
         at_dots = np.interp(dots.get_xdata(), curve.get_xdata(), curve.get_ydata())
         assert (at_dots < 0.05).all() and curve.get_ydata().max() > 0.2
+
+
+@pytest.mark.one_backend
+def test_histograms_of_many_values_under_long_names_can_be_read():
+    """No name covers another, and marks of 256 values are thin."""
+    name = "encoder_of_the_second_stage_block_17"
+    layers = [keras.layers.Dense(32, name=f"{name}_{place}") for place in range(3)]
+    model = keras.Sequential([keras.Input((32,)), *layers], name="a_model_of_a_long_name")
+    figure = plots.weight_histograms(qareg.share_weights(model, 256))
+    figure.draw_without_rendering()
+    titles = [axis.title.get_window_extent() for axis in figure.axes[:3]]
+    assert all(left.x1 < right.x0 for left, right in itertools.pairwise(titles))
+    assert figure.axes[0].lines[0].get_marker() == "|"
+    assert figure.axes[3].collections[0].get_linewidth() < 0.5
+    assert figure.get_size_inches()[0] == plots.style.WIDTH
+
+
+@pytest.mark.one_backend
+def test_legends_stand_below_the_curves_and_sizes_are_plain():
+    series = {"ours": [(28_416, 83.4), (48_224, 84.5)], "a tool of others": [(95_000, 84.6)]}
+    figure = plots.accuracy_size(series, reference=84.75, size_label="size of the file")
+    figure.draw_without_rendering()
+    (axis,), (legend,) = figure.axes, figure.legends
+    assert legend.get_window_extent().y1 <= axis.xaxis.label.get_window_extent().y0
+    assert [text.get_text() for text in legend.texts] == [*series, "float"]
+    labels = [label.get_text() for label in axis.get_xticklabels()]
+    assert {"30 kB", "60 kB"} <= set(labels)
 
 
 @pytest.mark.one_backend

@@ -62,7 +62,7 @@ def _shown(value: Any) -> dict[str, str]:
     import base64
 
     picture = io.BytesIO()
-    value.savefig(picture, format="png", dpi=100, bbox_inches="tight")
+    value.savefig(picture, format="png")
     return {"image/png": base64.b64encode(picture.getvalue()).decode(), "text/plain": "figure"}
 
 
