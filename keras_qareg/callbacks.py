@@ -16,7 +16,9 @@ from keras_qareg.layers.keras_private import layers_inside
 from keras_qareg.models.reading import unique_names
 from keras_qareg.models.selection import wrappers
 from keras_qareg.numerics.clustering import METHODS
-from keras_qareg.pruning import PruningSchedule as PruningSchedule
+from keras_qareg.pruning import PruningSchedule
+
+__all__ = ["CentroidHistory", "FreezeBatchNormalization", "PenaltySchedule", "PruningSchedule"]
 
 # How often the strength is raised in an epoch, at most.
 _UPDATES = 20
@@ -84,6 +86,8 @@ class PenaltySchedule(keras.callbacks.Callback):
     >>> schedule = PenaltySchedule(warmup_epochs=10, ramp_epochs=14, power=2)
     >>> [round(schedule.ramp(epoch), 2) for epoch in (9, 10, 16, 23, 29)]
     [0.0, 0.01, 0.25, 1.0, 1.0]
+
+    See also: https://keras-qareg.github.io/keras-qareg/method.html#the-schedule
     """
 
     def __init__(
@@ -242,6 +246,8 @@ class FreezeBatchNormalization(keras.callbacks.Callback):
     >>> freeze = FreezeBatchNormalization(after=0.5)  # model.fit(..., callbacks=[freeze])
     >>> freeze
     FreezeBatchNormalization(after=0.5, steps=50)
+
+    See also: https://keras-qareg.github.io/keras-qareg/integer.html
     """
 
     def __init__(self, after: float = 0.5, *, steps: int = 50):
@@ -328,6 +334,8 @@ class CentroidHistory(keras.callbacks.Callback):
     >>> history = CentroidHistory()  # model.fit(..., callbacks=[schedule, history])
     >>> history.centroids
     {}
+
+    See also: https://keras-qareg.github.io/keras-qareg/loss_rises.html
     """
 
     def __init__(self, log_dir: str | None = None):

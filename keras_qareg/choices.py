@@ -6,7 +6,7 @@ import inspect
 import math
 import operator
 from collections.abc import Callable
-from typing import Any
+from typing import Any, SupportsIndex
 
 import keras
 
@@ -21,6 +21,19 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     """Raises a `ValueError` unless `value` is one of `choices`."""
     if value not in choices:
         raise ValueError(f"Expected `{name}` to be one of {choices}. Received: {name}={value!r}")
+
+
+def check_bits(name: str, bits: SupportsIndex, most: int, least: int = 1) -> int:
+    """`bits` as an `int`; raises a `ValueError` unless it is an integer from `least` to `most`."""
+    try:
+        value = 0 if isinstance(bits, bool) else operator.index(bits)
+    except TypeError:
+        value = 0
+    if not least <= value <= most:
+        raise ValueError(
+            f"Expected `{name}` to be an integer from {least} to {most}. Received: {name}={bits!r}"
+        )
+    return value
 
 
 def find(identifier: Any, base: Any, kinds: dict[str, type], what: str, **defaults: Any) -> Any:

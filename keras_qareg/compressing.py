@@ -155,6 +155,8 @@ def compress(
     >>> small = compress(model, x, levels=4, epochs=2, verbose=0)
     >>> len(np.unique(small.get_layer("fc").kernel))
     4
+
+    See also: https://keras-qareg.github.io/keras-qareg/method.html#from-a-trained-model-to-a-small-one
     """
     options = Options(
         levels=levels,

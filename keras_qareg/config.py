@@ -58,6 +58,8 @@ class Row:
         weights: How many weights its kernels have.
         values: By argument what it gets; `None`: it is left as it is.
         reasons: By argument why: which key matched.
+
+    See also: https://keras-qareg.github.io/keras-qareg/models.html#one-configuration
     """
 
     name: str
@@ -87,6 +89,8 @@ class Explanation:
     Attributes:
         arguments: The arguments that the configuration has.
         rows: A `Row` a layer, in the order of the model.
+
+    See also: https://keras-qareg.github.io/keras-qareg/models.html#one-configuration
     """
 
     arguments: tuple[str, ...]
@@ -119,6 +123,8 @@ def load(path: str | PurePath) -> dict[str, Any]:
     >>> _ = file.write_text("levels: {conv1: float, Dense: 4, '*': 16}")
     >>> load(file)
     {'levels': {'conv1': 'float', 'Dense': 4, '*': 16}}
+
+    See also: https://keras-qareg.github.io/keras-qareg/models.html#one-configuration
     """
     config = settings.read(path)
     for name, setting in config.items():
@@ -162,6 +168,8 @@ def explain(
     first    Dense      256   float       name 'first'
     block_1  Dense      256       4  pattern 'block_*'
     block_2  Dense      256       4  pattern 'block_*'
+
+    See also: https://keras-qareg.github.io/keras-qareg/models.html#one-configuration
     """
     check_built(model)
     found = _checked(config)

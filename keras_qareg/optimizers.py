@@ -36,6 +36,8 @@ def with_centroid_optimizer(
     >>> optimizer = with_centroid_optimizer("adam", 1e-4)
     >>> [round(float(part.learning_rate), 4) for part in optimizer.optimizers]
     [0.0001, 0.001]
+
+    See also: https://keras-qareg.github.io/keras-qareg/glossary.html#centroid
     """
     optimizer = keras.optimizers.get(optimizer)
     if isinstance(centroid_optimizer, int | float):

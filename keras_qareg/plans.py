@@ -72,6 +72,8 @@ class Plan:
     --------------------  -------  ------  -----------  -----  -------
     fc/kernel                 128       4         3.00     48  1.0e-02
     whole file: smallest                                1,500  1.0e-02
+
+    See also: https://keras-qareg.github.io/keras-qareg/concepts.html#levels-by-budget
     """
 
     weights: str

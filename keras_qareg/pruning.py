@@ -68,6 +68,8 @@ class PruningSchedule(keras.callbacks.Callback):
     >>> history = model.fit(x, x[:, :4], epochs=4, callbacks=[schedule], verbose=0)
     >>> int((ops.convert_to_numpy(model.layers[0].kernel) == 0).sum())
     24
+
+    See also: https://keras-qareg.github.io/keras-qareg/method.html#pruning
     """
 
     def __init__(

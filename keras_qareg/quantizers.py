@@ -15,15 +15,14 @@ Source: Cai, Li, "Weight Normalization based Quantization for Deep Neural Networ
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Sequence
-from typing import Any, SupportsIndex
+from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
-from keras_qareg.choices import Described, deserialized, find
+from keras_qareg.choices import Described, check_bits, deserialized, find
 from keras_qareg.numerics import replicas
 from keras_qareg.numerics.basis import (
     Grid,
@@ -35,6 +34,8 @@ from keras_qareg.numerics.basis import (
 )
 from keras_qareg.numerics.codebook import Codebook
 from keras_qareg.numerics.compiled import Tensor, constant, custom_gradient, known
+
+__all__ = ["ActivationQuantizer", "WeightNormalizationQuantizer", "deserialize", "get", "serialize"]
 
 MAX_WEIGHT_BITS, MAX_ACTIVATION_BITS = 4, 8
 # Rounds of least squares from where a new basis starts.
@@ -88,6 +89,8 @@ class WeightNormalizationQuantizer(_LearnedLevels):
     >>> basis = quantizer.fit(kernel)
     >>> ops.convert_to_numpy(quantizer(kernel, basis)).round(2).tolist()
     [[-4.0, 1.0], [1.0, 4.0]]
+
+    See also: https://keras-qareg.github.io/keras-qareg/method.html#weight-normalization-based-quantization
     """
 
     def __init__(
@@ -268,6 +271,8 @@ class ActivationQuantizer(_LearnedLevels):
     >>> basis = np.array([1.0, 2.0], "float32")
     >>> ops.convert_to_numpy(quantizer([-1.0, 0.4, 1.6, 9.0], basis)).tolist()
     [0.0, 0.0, 2.0, 3.0]
+
+    See also: https://keras-qareg.github.io/keras-qareg/method.html#weight-normalization-based-quantization
     """
 
     def __init__(self, bits: int, *, signed: bool = False, momentum: float = 0.9):
@@ -338,12 +343,28 @@ Identifier = Quantizer | type[Quantizer] | str | dict[str, Any] | None
 
 
 def serialize(quantizer: Quantizer) -> dict[str, Any]:
-    """The configuration of a quantizer, for `deserialize`."""
+    """The configuration of a quantizer, for `deserialize`.
+
+    Example:
+
+    >>> deserialize(serialize(WeightNormalizationQuantizer(3))).bits
+    3
+
+    See also: https://keras-qareg.github.io/keras-qareg/method.html#weight-normalization-based-quantization
+    """
     return keras.saving.serialize_keras_object(quantizer)
 
 
 def deserialize(config: dict[str, Any]) -> Quantizer:
-    """The quantizer of a configuration made by `serialize`."""
+    """The quantizer of a configuration made by `serialize`.
+
+    Example:
+
+    >>> deserialize(serialize(ActivationQuantizer(2))).bits
+    2
+
+    See also: https://keras-qareg.github.io/keras-qareg/method.html#weight-normalization-based-quantization
+    """
     return deserialized(config, _BY_NAME)
 
 
@@ -364,18 +385,7 @@ def get(identifier: Identifier) -> Quantizer | None:
 
     >>> get("weight_normalization").bits
     2
+
+    See also: https://keras-qareg.github.io/keras-qareg/method.html#weight-normalization-based-quantization
     """
     return find(identifier, Quantizer, _BY_NAME, "quantizer", bits=2)
-
-
-def check_bits(name: str, bits: SupportsIndex, most: int, least: int = 1) -> int:
-    """`bits` as an `int`; raises a `ValueError` unless it is an integer from `least` to `most`."""
-    try:
-        value = 0 if isinstance(bits, bool) else operator.index(bits)
-    except TypeError:
-        value = 0
-    if not least <= value <= most:
-        raise ValueError(
-            f"Expected `{name}` to be an integer from {least} to {most}. Received: {name}={bits!r}"
-        )
-    return value

@@ -39,6 +39,8 @@ class Row:
         packed_bytes: Bytes as indices of a whole number of bits, with the table: float32, or codes of a
             byte and steps.
         entropy_bytes: Bytes as an ideal entropy coder's output, with the table.
+
+    See also: https://keras-qareg.github.io/keras-qareg/report.html#what-is-on-the-page
     """
 
     path: str
@@ -95,6 +97,8 @@ class Summary:
         other_bytes: Bytes of all other weights (biases, normalization), kept as float32.
         left_out: Paths of weights among these that may be kernels, but are not named as such are: name
             them in `weights`, of `share_weights` and the like too.
+
+    See also: https://keras-qareg.github.io/keras-qareg/report.html#what-is-on-the-page
     """
 
     rows: tuple[Row, ...]
@@ -140,7 +144,24 @@ class Summary:
 
 
 def table(header: tuple[str, ...], lines: list[tuple[str, ...]]) -> str:
-    """A text table: the first column left, the others right."""
+    """A text table: the first column left, the others right.
+
+    Args:
+        header: The names of the columns.
+        lines: The cells of each line.
+
+    Returns:
+        The lines of the table, below its header and a rule.
+
+    Example:
+
+    >>> print(table(("kernel", "levels"), [("fc/kernel", "4")]))
+    kernel     levels
+    ---------  ------
+    fc/kernel       4
+
+    See also: https://keras-qareg.github.io/keras-qareg/report.html#what-is-on-the-page
+    """
     widths = [max(len(line[i]) for line in [header, *lines]) for i in range(len(header))]
 
     def text(line: tuple[str, ...]) -> str:
@@ -173,6 +194,8 @@ def summary(
     >>> model = keras.Sequential([keras.Input((16,)), keras.layers.Dense(8)])
     >>> summary(model).float_bytes
     544
+
+    See also: https://keras-qareg.github.io/keras-qareg/report.html#what-is-on-the-page
     """
     rows = tuple(kernel.row for kernel in looked_at(model, reference, weights))
     return summed(model, rows, weights)

@@ -85,6 +85,8 @@ def allocate(
     >>> plan = allocate(model, target_ratio=0.6, data=x, weights="archive", verbose=0)
     >>> plan.bytes <= 0.6 * 4 * model.count_params()
     True
+
+    See also: https://keras-qareg.github.io/keras-qareg/concepts.html#levels-by-budget
     """
     _check(model, target_bytes, target_ratio, max_loss, data)
     _check_forms(weights, method)

@@ -57,6 +57,8 @@ def verify(
     >>> file = qareg.export.save_archive(model, Path(tempfile.mkdtemp()) / "model.qareg")
     >>> verify(model, file)
     'equal: all 2 tensors, bit for bit'
+
+    See also: https://keras-qareg.github.io/keras-qareg/ci.html#is-it-this-model
     """
     path = Path(path)
     if is_archive(path):

@@ -63,6 +63,8 @@ class ActivationRange(keras.layers.Layer):
     >>> layer.place(-1.0, 1.55)
     >>> [round(float(value), 4) for value in layer(np.array([-7.0, 0.004, 0.006]))]
     [-1.0, 0.0, 0.01]
+
+    See also: https://keras-qareg.github.io/keras-qareg/integer.html
     """
 
     def __init__(

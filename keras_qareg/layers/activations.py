@@ -20,6 +20,8 @@ class HardSigmoid:
     >>> activation = qareg.layers.HardSigmoid()
     >>> [float(value) for value in activation(np.array([-3.0, 0.0, 1.25]))]
     [0.0, 0.5, 0.75]
+
+    See also: https://keras-qareg.github.io/keras-qareg/models.html#from-keras-2-and-tfmot
     """
 
     def __call__(self, x: Any) -> Any:

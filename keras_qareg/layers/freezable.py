@@ -43,6 +43,8 @@ class FreezableBatchNormalization(keras.layers.BatchNormalization):
     >>> _ = layer.frozen.assign(1.0)
     >>> round(float(ops.max(layer(np.full((2, 3), 5.0), training=True))), 2)
     5.0
+
+    See also: https://keras-qareg.github.io/keras-qareg/integer.html
     """
 
     def __init__(self, **kwargs: Any):

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_qareg.choices import check_bits
 from keras_qareg.layers.kernel_wrapper import (
     KernelWrapper,
     channel_axes,
@@ -15,7 +16,6 @@ from keras_qareg.layers.kernel_wrapper import (
 )
 from keras_qareg.numerics.codebook import Codebook
 from keras_qareg.numerics.fake_quantization import fake_quantized_kernel, integer_kernel
-from keras_qareg.quantizers import check_bits
 
 
 @keras.saving.register_keras_serializable(package="keras_qareg")
@@ -50,6 +50,8 @@ class IntegerKernels(KernelWrapper):
     >>> codes = layer.codebooks()[0].indices.astype(int) - 127
     >>> [int(code) for code in abs(codes).max(axis=0)]
     [127, 127, 127, 127, 127, 127, 127, 127]
+
+    See also: https://keras-qareg.github.io/keras-qareg/integer.html
     """
 
     def __init__(self, layer: keras.layers.Layer, bits: int = 8, **kwargs: Any):

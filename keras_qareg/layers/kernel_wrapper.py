@@ -36,6 +36,15 @@ def kernels(layer: keras.layers.Layer, weights: Weights = None) -> list[keras.Va
 
     Returns:
         A list of `keras.Variable`, empty where the layer has none.
+
+    Example:
+
+    >>> layer = keras.layers.GRU(4)
+    >>> layer.build((None, 5, 3))
+    >>> [kernel.name for kernel in kernels(layer)]
+    ['kernel', 'recurrent_kernel']
+
+    See also: https://keras-qareg.github.io/keras-qareg/models.html#kernels-of-other-names
     """
     if isinstance(layer, KernelWrapper):
         return layer.kernels
@@ -54,7 +63,24 @@ def kernels(layer: keras.layers.Layer, weights: Weights = None) -> list[keras.Va
 
 
 def path_inside(layer: keras.layers.Layer, weight: keras.Variable) -> str:
-    """The path of a weight in the layer that has it."""
+    """The path of a weight in the layer that has it.
+
+    Args:
+        layer: The layer that has it, perhaps in a layer inside.
+        weight: The weight.
+
+    Returns:
+        The path without that of the layer.
+
+    Example:
+
+    >>> layer = keras.layers.GRU(4)
+    >>> layer.build((None, 5, 3))
+    >>> path_inside(layer, layer.weights[0])
+    'gru_cell/kernel'
+
+    See also: https://keras-qareg.github.io/keras-qareg/models.html#kernels-of-other-names
+    """
     return str(weight.path).removeprefix(f"{layer.path}/")
 
 
@@ -69,6 +95,15 @@ def channel_axes(layer: keras.layers.Layer, kernel: keras.Variable) -> int:
 
     Returns:
         0, 1 or 2.
+
+    Example:
+
+    >>> layer = keras.layers.DepthwiseConv2D(3)
+    >>> layer.build((None, 8, 8, 2))
+    >>> channel_axes(layer, layer.kernel)
+    2
+
+    See also: https://keras-qareg.github.io/keras-qareg/models.html#kernels-of-other-names
     """
     transposed = ("Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose")
     if isinstance(layer, tuple(getattr(keras.layers, name) for name in transposed)):
@@ -87,6 +122,15 @@ class KernelWrapper(keras.layers.Wrapper):
             `kernels`. `None` (default): those whose name ends in `kernel` or `embeddings`.
         dtype: Dtype of the wrapper's own variables; the layer inside keeps its own policy.
         **kwargs: `name` and `trainable`, as for every Keras layer.
+
+    Example:
+
+    >>> wrapper = KernelWrapper(keras.layers.Dense(4))
+    >>> wrapper.build((None, 8))
+    >>> [tuple(kernel.shape) for kernel in wrapper.kernels]
+    [(8, 4)]
+
+    See also: https://keras-qareg.github.io/keras-qareg/models.html#kernels-of-other-names
     """
 
     def __init__(

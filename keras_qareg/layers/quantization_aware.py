@@ -81,6 +81,8 @@ class QuantizationAware(KernelWrapper):
     >>> layer = QuantizationAware(keras.layers.Dense(8), regularizers.NearestSquared(levels=4))
     >>> tuple(layer(np.ones((2, 16))).shape), tuple(layer.centroids[0].shape)
     ((2, 8), (4,))
+
+    See also: https://keras-qareg.github.io/keras-qareg/concepts.html#straight-through
     """
 
     def __init__(

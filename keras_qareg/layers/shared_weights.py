@@ -87,6 +87,8 @@ class SharedWeights(KernelWrapper):
     >>> layer.build((None, 16))
     >>> sorted(v.name for v in layer.trainable_variables)
     ['bias', 'centroids']
+
+    See also: https://keras-qareg.github.io/keras-qareg/concepts.html#tables-and-scales
     """
 
     def __init__(

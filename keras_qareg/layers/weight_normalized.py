@@ -16,13 +16,13 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_qareg.choices import check_bits
 from keras_qareg.numerics.clustering import check_finite
 from keras_qareg.numerics.codebook import Codebook
 from keras_qareg.quantizers import (
     MAX_ACTIVATION_BITS,
     ActivationQuantizer,
     WeightNormalizationQuantizer,
-    check_bits,
 )
 
 _OWN_ARGUMENTS = (
@@ -45,6 +45,13 @@ class WeightNormalized(keras.layers.Layer):
             `per_channel=False`. It starts from the kernel.
         activation_basis: Non-trainable float32 weight of shape `(activation_bits,)`, or `None`. It
             is learned in training; until then inputs are left as they are.
+
+    Example:
+
+    >>> isinstance(qareg.layers.WNQDense(4), WeightNormalized)
+    True
+
+    See also: https://keras-qareg.github.io/keras-qareg/method.html#weight-normalization-based-quantization
     """
 
     base: type[keras.layers.Layer]

@@ -45,6 +45,8 @@ class WNQDense(WeightNormalized, keras.layers.Dense):
     >>> layer = WNQDense(8, bits=1)
     >>> tuple(layer(np.ones((2, 16), "float32")).shape), tuple(layer.basis.shape)
     ((2, 8), (1, 8))
+
+    See also: https://keras-qareg.github.io/keras-qareg/method.html#weight-normalization-based-quantization
     """
 
     base = keras.layers.Dense
@@ -117,6 +119,8 @@ class WNQConv2D(WeightNormalized, keras.layers.Conv2D):
     >>> outputs = layer(np.ones((1, 5, 5, 4), "float32"))
     >>> len(np.unique(ops.convert_to_numpy(layer.quantized_kernel)[..., 0]))
     4
+
+    See also: https://keras-qareg.github.io/keras-qareg/method.html#weight-normalization-based-quantization
     """
 
     base = keras.layers.Conv2D
@@ -193,6 +197,8 @@ class WNQDepthwiseConv2D(WeightNormalized, keras.layers.DepthwiseConv2D):
     >>> layer = WNQDepthwiseConv2D(3, bits=1, depth_multiplier=2)
     >>> tuple(layer(np.ones((1, 5, 5, 4), "float32")).shape), tuple(layer.basis.shape)
     ((1, 3, 3, 8), (1, 4, 2))
+
+    See also: https://keras-qareg.github.io/keras-qareg/method.html#weight-normalization-based-quantization
     """
 
     base = keras.layers.DepthwiseConv2D

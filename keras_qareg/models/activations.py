@@ -80,6 +80,8 @@ def quantize_activations(
     >>> quantized = quantize_activations(model, np.eye(16))
     >>> [layer.name for layer in quantized.layers][2:], quantized.get_layer("fc_range").grid()[1]
     (['fc', 'fc_range'], -128)
+
+    See also: https://keras-qareg.github.io/keras-qareg/integer.html
     """
     check_built(model)
     check_float(model)

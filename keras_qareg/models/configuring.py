@@ -15,7 +15,7 @@ import keras
 from keras.layers import Layer
 
 from keras_qareg import regularizers, settings
-from keras_qareg.choices import check_choice
+from keras_qareg.choices import check_bits, check_choice
 from keras_qareg.layers import Weights
 from keras_qareg.models.accounting import inner_layer
 from keras_qareg.models.matching import REST, Match, closest, matches
@@ -24,7 +24,7 @@ from keras_qareg.numerics.clustering import check_levels
 from keras_qareg.numerics.rate_distortion import check_rate
 from keras_qareg.numerics.sparsity import check_sparsity
 from keras_qareg.numerics.tables import SCALES, TABLES
-from keras_qareg.quantizers import MAX_ACTIVATION_BITS, MAX_WEIGHT_BITS, check_bits
+from keras_qareg.quantizers import MAX_ACTIVATION_BITS, MAX_WEIGHT_BITS
 
 T = TypeVar("T")
 

@@ -93,6 +93,8 @@ def wnq(
     >>> quantized = wnq(model, bits=2)
     >>> [type(layer).__name__ for layer in quantized.layers]
     ['Dense', 'WNQDense', 'Dense']
+
+    See also: https://keras-qareg.github.io/keras-qareg/method.html#weight-normalization-based-quantization
     """
     check_built(model)
     check_plain(model)

@@ -53,6 +53,8 @@ def distill(
     >>> history = trainer.fit(np.ones((8, 4), "float32"), verbose=0)
     >>> sorted(history.history)
     ['agreement', 'divergence', 'loss']
+
+    See also: https://keras-qareg.github.io/keras-qareg/method.html#from-a-trained-model-to-a-small-one
     """
     return Distiller(student, teacher, temperature=temperature, weight=weight)
 

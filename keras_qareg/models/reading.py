@@ -48,6 +48,15 @@ def codebooks(model: keras.Model, weights: Weights = None) -> dict[str, Codebook
 
     Raises:
         ValueError: If the model is unbuilt.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(16, name="fc")])
+    >>> found = qareg.codebooks(qareg.share_weights(model, levels=4, verbose=0))
+    >>> [book.centroids.shape for book in found.values()]
+    [(4,)]
+
+    See also: https://keras-qareg.github.io/keras-qareg/concepts.html#few-values
     """
     return {path: book for path, _, book in kernel_codebooks(model, weights) if book is not None}
 

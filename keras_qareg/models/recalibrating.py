@@ -52,6 +52,8 @@ def recalibrate(
     >>> recalibrate(model, np.full((8, 3), 5.0, "float32"))
     >>> ops.convert_to_numpy(normalization.moving_mean).tolist()
     [5.0, 5.0, 5.0]
+
+    See also: https://keras-qareg.github.io/keras-qareg/concepts.html#recalibration
     """
     check_built(model)
     if batch_size < 1:

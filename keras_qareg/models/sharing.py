@@ -150,6 +150,8 @@ def share_weights(
     >>> shared = share_weights(model, levels=4)
     >>> [book.levels_used for book in qareg.codebooks(shared).values()]
     [4]
+
+    See also: https://keras-qareg.github.io/keras-qareg/concepts.html#few-values
     """
     if method == "auto" and planned_rates(levels):
         method, rate = _BY_RATE, planned_rates(levels)

@@ -55,6 +55,8 @@ def strip(model: keras.Model, into: keras.Model | None = None) -> keras.Model:
     >>> model = keras.Sequential([keras.Input((16,)), keras.layers.Dense(8, name="fc")])
     >>> type(strip(qareg.share_weights(model, levels=4)).get_layer("fc")).__name__
     'Dense'
+
+    See also: https://keras-qareg.github.io/keras-qareg/glossary.html#strip
     """
     check_built(model)
     thaw = any(isinstance(layer, SharedWeights) for layer in quantized_layers(model))

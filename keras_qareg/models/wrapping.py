@@ -86,6 +86,8 @@ def quantization_aware(
     >>> wrapped = quantization_aware(model, qareg.regularizers.NearestSquared(levels=4))
     >>> type(wrapped.get_layer("fc")).__name__
     'QuantizationAware'
+
+    See also: https://keras-qareg.github.io/keras-qareg/concepts.html#straight-through
     """
     check_built(model)
     check_plain(model, besides=IntegerKernels)

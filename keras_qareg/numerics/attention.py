@@ -9,6 +9,8 @@ stays between the two passes is the weights themselves.
 
 Source: Cho et al., "DKM: Differentiable k-Means Clustering Layer for Neural Network Compression"
 (arXiv 2108.12659).
+
+See also: https://keras-qareg.github.io/keras-qareg/method.html#weights-that-move-between-centroids
 """
 
 from __future__ import annotations

@@ -6,6 +6,8 @@ The second can be larger, where inputs are positive and levels are few: of four 
 times a step, the upper one cuts positive weights off, and the errors of a channel of 576 normal weights
 add up to four times what they would at random. A few weights near the middle of two levels can make
 up for that.
+
+See also: https://keras-qareg.github.io/keras-qareg/method.html#the-schedule
 """
 
 from __future__ import annotations

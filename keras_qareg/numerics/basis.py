@@ -13,6 +13,8 @@ weights there are.
 
 Source: Zhang et al., "LQ-Nets: Learned Quantization for Highly Accurate and Compact Deep Neural
 Networks" (ECCV 2018), section 3.
+
+See also: https://keras-qareg.github.io/keras-qareg/method.html#where-a-wnq-basis-starts
 """
 
 from __future__ import annotations

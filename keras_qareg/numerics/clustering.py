@@ -7,6 +7,8 @@ the right end does, so each row of the program is searched by divide and conquer
 weights than `BINS`, the program runs over bins of sorted weights, which follow the density that the
 best centroids have and reach single weights at both tails, and is then repeated around the borders
 that it found, in ever finer steps down to single weights.
+
+See also: https://keras-qareg.github.io/keras-qareg/method.html#exact-clustering
 """
 
 from __future__ import annotations

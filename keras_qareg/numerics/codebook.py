@@ -1,4 +1,7 @@
-"""Codebook: the few values of a tensor, and which of them each weight takes."""
+"""Codebook: the few values of a tensor, and which of them each weight takes.
+
+See also: https://keras-qareg.github.io/keras-qareg/concepts.html#few-values
+"""
 
 from __future__ import annotations
 
@@ -42,6 +45,8 @@ class Codebook:
     >>> book = Codebook.nearest([[0.1, 0.9], [1.2, -0.1]], centroids=[0.0, 1.0])
     >>> book.indices.tolist(), book.entropy
     ([[0, 1], [1, 0]], 1.0)
+
+    See also: https://keras-qareg.github.io/keras-qareg/concepts.html#few-values
     """
 
     centroids: np.ndarray

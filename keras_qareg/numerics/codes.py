@@ -1,6 +1,8 @@
 """Quantized tensors: their codes, what these stand for, and how sums become codes of another grid.
 
 NumPy, to the bit as TensorFlow Lite's reference kernels compute (Jacob et al., arXiv 1712.05877).
+
+See also: https://keras-qareg.github.io/keras-qareg/formats.html#full-integer
 """
 
 from __future__ import annotations

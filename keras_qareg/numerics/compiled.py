@@ -3,6 +3,8 @@
 On TensorFlow and JAX, XLA makes one program of a function, whatever the backend does around it: Keras
 leaves TensorFlow graphs on CPUs uncompiled, where every operation is a pass over the memory. PyTorch
 runs operation by operation: there it counts how many passes there are, and how much each has to move.
+
+See also: https://keras-qareg.github.io/keras-qareg/architecture.html
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""How far the outputs of a network are from those of another, where nobody knows the right ones."""
+"""How far the outputs of a network are from those of another, where nobody knows the right ones.
+
+See also: https://keras-qareg.github.io/keras-qareg/glossary.html#divergence
+"""
 
 from __future__ import annotations
 

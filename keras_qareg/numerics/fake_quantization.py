@@ -8,6 +8,8 @@ gradients of their own.
 Sources: Jacob et al., "Quantization and Training of Neural Networks for Efficient
 Integer-Arithmetic-Only Inference" (arXiv 1712.05877); Esser et al., "Learned Step Size Quantization"
 (arXiv 1902.08153); Bhalgat et al., "LSQ+" (arXiv 2004.09576), whose gradients these are.
+
+See also: https://keras-qareg.github.io/keras-qareg/integer.html
 """
 
 from __future__ import annotations

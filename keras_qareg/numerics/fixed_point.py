@@ -3,6 +3,8 @@
 NumPy, int64 arrays that hold 32-bit numbers. The formulas are those of gemmlowp's `fixedpoint.h`, which
 TensorFlow Lite's reference kernels and TFLite Micro use: a number with so many integer bits is the whole
 number times 2 to the power of these less 31.
+
+See also: https://keras-qareg.github.io/keras-qareg/formats.html#full-integer
 """
 
 from __future__ import annotations

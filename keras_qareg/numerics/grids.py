@@ -2,6 +2,8 @@
 
 A grid has one step, or one for each channel, which the last axes of a kernel count. Each value is one
 product, rounded once, as runtimes compute it.
+
+See also: https://keras-qareg.github.io/keras-qareg/method.html#tables-and-scales
 """
 
 from __future__ import annotations

@@ -5,6 +5,8 @@ arXiv 1712.05877). Optimized kernels, such as XNNPACK's, round in other places a
 
 A tensor is `codes.Codes`: whole numbers, and the step and zero point that say what they stand for.
 Outputs get theirs from a `Grid`.
+
+See also: https://keras-qareg.github.io/keras-qareg/integer.html
 """
 
 from __future__ import annotations

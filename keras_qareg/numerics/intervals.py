@@ -4,6 +4,8 @@ In one dimension the best clusters are intervals of the sorted weights, and what
 from the sums of all weights before its two ends. `clustering` and `rate_distortion` look for the best
 intervals of bins by dynamic programs; here is what they share: bins that are dense where borders are,
 the way from bins to single weights, and the means.
+
+See also: https://keras-qareg.github.io/keras-qareg/method.html#clustering-by-rate-and-distortion
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Choices under a budget: one option of each item, of the least harm together."""
+"""Choices under a budget: one option of each item, of the least harm together.
+
+See also: https://keras-qareg.github.io/keras-qareg/method.html#levels-by-budget
+"""
 
 from __future__ import annotations
 

@@ -17,6 +17,8 @@ and cosine of an offset within half a turn are polynomials, which XLA computes a
 
 Sources: Malchiodi, Ferraretto, Frasca, "Quantization-Aware Regularizers for Deep Neural Networks
 Compression" (arXiv 2602.03614).
+
+See also: https://keras-qareg.github.io/keras-qareg/method.html#what-is-computed
 """
 
 from __future__ import annotations

@@ -13,6 +13,8 @@ places before it: `BINS^2 / 2` sums, in `BINS` vector operations. What each pair
 computed once for all rates. Where the limit on levels binds, the program has a row for each of them.
 
 Source: Chou, Lookabaugh, Gray, "Entropy-constrained vector quantization" (IEEE Trans. ASSP, 1989).
+
+See also: https://keras-qareg.github.io/keras-qareg/method.html#clustering-by-rate-and-distortion
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """What all replicas of a model found, where `tf.distribute` or PyTorch shares a batch out among them.
 
 On JAX a layer sees the whole batch, whatever devices hold it.
+
+See also: https://keras-qareg.github.io/keras-qareg/scaling.html
 """
 
 from __future__ import annotations

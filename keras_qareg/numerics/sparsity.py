@@ -1,4 +1,7 @@
-"""Which weights to prune: the smallest, alone, in blocks, so many of each few, or whole channels."""
+"""Which weights to prune: the smallest, alone, in blocks, so many of each few, or whole channels.
+
+See also: https://keras-qareg.github.io/keras-qareg/method.html#pruning
+"""
 
 from __future__ import annotations
 

@@ -39,6 +39,8 @@ def penalty_curves(
     >>> figure = penalty_curves(levels=3)
     >>> [panel.get_title() for panel in figure.axes]
     ['Sine', 'Cosine', 'NearestSquared', 'NearestExponential']
+
+    See also: https://keras-qareg.github.io/keras-qareg/concepts.html#basins
     """
     low, high = weight_range
     margin = 0.2 * (high - low)
@@ -91,6 +93,8 @@ def accuracy_size(
     >>> figure = accuracy_size({"trained": ours}, reference=84.75)
     >>> figure.axes[0].get_xlabel()
     'bytes'
+
+    See also: https://keras-qareg.github.io/keras-qareg/choosing.html#how-small
     """
     if not any(series.values()):
         raise ValueError("Expected at least one (size, accuracy) pair. Received: none")
@@ -125,6 +129,8 @@ def plan(plan: Any) -> Figure:
     >>> figure = plan(qareg.Plan("smallest", 1500, 0.01, rows=(row,)))
     >>> figure.axes[0].get_xlabel()
     'size of the file (smallest)'
+
+    See also: https://keras-qareg.github.io/keras-qareg/concepts.html#levels-by-budget
     """
     (panel,) = style.axes().flat
     if plan.curve:

@@ -53,6 +53,8 @@ def weight_histograms(
     >>> figure = weight_histograms(qareg.share_weights(model, levels=4, verbose=0))
     >>> [panel.get_ylabel() for panel in figure.axes]
     ['before, % a bin', 'after, % a value']
+
+    See also: https://keras-qareg.github.io/keras-qareg/concepts.html#few-values
     """
     if isinstance(model, keras.Model):
         found = _quantized(model, max_kernels)

@@ -15,13 +15,22 @@ from typing import Any
 import keras
 
 from keras_qareg.choices import deserialized, find
-from keras_qareg.regularizers.base import QuantizationRegularizer as QuantizationRegularizer
+from keras_qareg.regularizers.base import QuantizationRegularizer
 from keras_qareg.regularizers.base import check_zero as check_zero
-from keras_qareg.regularizers.fixed import Cosine as Cosine
-from keras_qareg.regularizers.fixed import Sine as Sine
-from keras_qareg.regularizers.learned import DKM as DKM
-from keras_qareg.regularizers.learned import NearestExponential as NearestExponential
-from keras_qareg.regularizers.learned import NearestSquared as NearestSquared
+from keras_qareg.regularizers.fixed import Cosine, Sine
+from keras_qareg.regularizers.learned import DKM, NearestExponential, NearestSquared
+
+__all__ = [
+    "DKM",
+    "Cosine",
+    "NearestExponential",
+    "NearestSquared",
+    "QuantizationRegularizer",
+    "Sine",
+    "deserialize",
+    "get",
+    "serialize",
+]
 
 Identifier = QuantizationRegularizer | type[QuantizationRegularizer] | str | dict[str, Any] | None
 _BY_NAME: dict[str, type] = {
@@ -34,12 +43,28 @@ _BY_NAME: dict[str, type] = {
 
 
 def serialize(regularizer: QuantizationRegularizer) -> dict[str, Any]:
-    """The configuration of a regularizer, for `deserialize`."""
+    """The configuration of a regularizer, for `deserialize`.
+
+    Example:
+
+    >>> deserialize(serialize(Sine(4))).levels
+    4
+
+    See also: https://keras-qareg.github.io/keras-qareg/concepts.html#basins
+    """
     return keras.saving.serialize_keras_object(regularizer)
 
 
 def deserialize(config: dict[str, Any]) -> QuantizationRegularizer:
-    """The regularizer of a configuration made by `serialize`."""
+    """The regularizer of a configuration made by `serialize`.
+
+    Example:
+
+    >>> type(deserialize(serialize(NearestSquared(8)))).__name__
+    'NearestSquared'
+
+    See also: https://keras-qareg.github.io/keras-qareg/concepts.html#basins
+    """
     return deserialized(config, _BY_NAME)
 
 
@@ -61,5 +86,7 @@ def get(identifier: Identifier) -> QuantizationRegularizer | None:
 
     >>> get("Sine").levels, get(NearestSquared).levels
     (16, 16)
+
+    See also: https://keras-qareg.github.io/keras-qareg/concepts.html#basins
     """
     return find(identifier, QuantizationRegularizer, _BY_NAME, "regularizer")

@@ -23,6 +23,8 @@ class QuantizationRegularizer(Described, keras.regularizers.Regularizer):
             `0.5 / learning_rate` for `NearestSquared`, and less still for the others.
         zero_basin: Whether one basin is exactly 0 and stays there. Inside `layers.QuantizationAware`
             weights that are exactly 0 then stay 0 in training: what was pruned stays so.
+
+    See also: https://keras-qareg.github.io/keras-qareg/concepts.html#basins
     """
 
     learned = False

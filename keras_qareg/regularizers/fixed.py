@@ -100,6 +100,8 @@ class Sine(_FixedBasins):
     Example:
 
     >>> layer = keras.layers.Dense(8, kernel_regularizer=Sine(levels=4, weight_range=(-0.3, 0.3)))
+
+    See also: https://keras-qareg.github.io/keras-qareg/concepts.html#basins
     """
 
     _strengths = (1.0, 1.25e-3, 5e-4, 1e-4)
@@ -140,6 +142,8 @@ class Cosine(_FixedBasins):
 
     >>> Cosine(levels=2, weight_range=(-1.0, 1.0)).basins().tolist()
     [-0.5, 0.5]
+
+    See also: https://keras-qareg.github.io/keras-qareg/concepts.html#basins
     """
 
     _strengths = (1.0, 1.25e-3, 5e-4, 1e-4)

@@ -61,6 +61,8 @@ class NearestSquared(_LearnedBasins):
 
     >>> NearestSquared(levels=4).levels
     4
+
+    See also: https://keras-qareg.github.io/keras-qareg/concepts.html#basins
     """
 
     _strengths = (30.0, 1.0, 0.05, 0.01)
@@ -92,6 +94,8 @@ class NearestExponential(_LearnedBasins):
 
     >>> qareg.regularizers.get({"class_name": "NearestExponential", "config": {"levels": 4}}).levels
     4
+
+    See also: https://keras-qareg.github.io/keras-qareg/concepts.html#basins
     """
 
     _strengths = (3.0, 0.2, 2e-2, 5e-3)
@@ -148,6 +152,8 @@ class DKM(_LearnedBasins):
     >>> soft, hard = (DKM(levels=2).soft_values([0.1, 0.4], [0.0, 1.0], share) for share in (0.0, 1.0))
     >>> [round(float(x), 2) for x in soft], [round(float(x), 2) for x in hard]
     ([0.17, 0.4], [0.0, 0.0])
+
+    See also: https://keras-qareg.github.io/keras-qareg/method.html#weights-that-move-between-centroids
     """
 
     soft = True

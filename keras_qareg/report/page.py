@@ -96,6 +96,8 @@ def html(
     >>> page = html(shared, Path(tempfile.mkdtemp()) / "report.html", model)
     >>> "Kernels" in page.read_text(encoding="utf-8")
     True
+
+    See also: https://keras-qareg.github.io/keras-qareg/report.html
     """
     path = check_target(path, ".html")
     if isinstance(model, keras.Model):

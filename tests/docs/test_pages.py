@@ -13,6 +13,7 @@ import pytest
 
 import keras_qareg as qareg
 from docs import draw
+from docs.hooks.docstrings import SITE, page_of, rewritten
 from docs.hooks.messages import PACKAGE, filled, messages, owners
 from docs.hooks.tutorials import page
 from keras_qareg import __version__
@@ -147,6 +148,30 @@ def test_every_public_name_is_in_the_reference():
     modules = {f"keras_qareg.{module}" for module in MODULES}
     for name in shown - modules:
         assert not (PACKAGE / name.partition(".")[2].replace(".", "/")).is_dir(), name
+
+
+def test_every_public_name_has_an_example_and_a_page_of_the_site():
+    for name in public_names():
+        owner, _, label = name.rpartition(".")
+        found = (
+            import_module(name) if ".numerics." in name else getattr(import_module(owner), label)
+        )
+        text = inspect.getdoc(found)
+        # Of what functions give, theirs are the examples; a class may be there to be derived from.
+        if inspect.isfunction(found) or ".layers." in name:
+            assert ">>> " in text, f"{name} has no example"
+        place = page_of(text)
+        assert place, f"{name} names no page of the site"
+        page = ROOT / "docs" / f"{place[0]}.md"
+        assert page.exists() and (not place[1] or place[1] in anchors(page)), f"{name}: {place}"
+
+
+def test_docstrings_become_sections_and_links():
+    see = f"See also: {SITE}"
+    text = f"What.\n\nExample:\n\n>>> 1\n1\n\n{see}concepts.html#few-values"
+    link = "[concepts: few values](../concepts.html#few-values)"
+    assert rewritten(text) == f"What.\n\nExamples:\n    >>> 1\n    1\n\nSee also: {link}"
+    assert rewritten(f"What.\n\n{see}report.html") == "What.\n\nSee also: [report](../report.html)"
 
 
 def resolved(name):

@@ -101,6 +101,8 @@ def save_archive(
     >>> file = save_archive(shared, Path(tempfile.mkdtemp()) / "model.qareg")
     >>> type(load_archive(file)).__name__
     'Sequential'
+
+    See also: https://keras-qareg.github.io/keras-qareg/formats.html#qareg-archives
     """
     path = check_target(path)
     check_choice("float_dtype", float_dtype, FLOAT_DTYPES)
@@ -204,6 +206,17 @@ def load_archive(
         ArchiveError: If the file is no archive, is damaged or truncated, was written by a later
             version, or its model cannot be made again.
         FileNotFoundError: If there is no such file.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(16)])
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = qareg.export.save_archive(model, Path(folder) / "model.qareg")
+    ...     loaded = load_archive(path)
+    >>> np.array_equal(loaded.get_weights()[0], model.get_weights()[0])
+    True
+
+    See also: https://keras-qareg.github.io/keras-qareg/formats.html#qareg-archives
     """
     with read_archive(path) as archive, naming(path):
         model = rebuilt(archive, custom_objects or {}, safe_mode)

@@ -40,7 +40,10 @@ Source = str | os.PathLike[str] | IO[bytes]
 
 
 class ArchiveError(ValueError):
-    """A file is no archive, is damaged, or is from a later version."""
+    """A file is no archive, is damaged, or is from a later version.
+
+    See also: https://keras-qareg.github.io/keras-qareg/formats.html#qareg-archives
+    """
 
 
 def is_archive(path: str | os.PathLike[str]) -> bool:

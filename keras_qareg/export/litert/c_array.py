@@ -50,6 +50,8 @@ class CArray:
         bytes: How many bytes there are.
         operators: What the model needs of TFLite Micro: the names behind `Add`, such as `"Conv2D"`.
         arena_bytes: The arena that the header states, or `None` where it was not measured.
+
+    See also: https://keras-qareg.github.io/keras-qareg/formats.html#c-source
     """
 
     source: Path
@@ -96,6 +98,8 @@ def c_array(
     >>> from keras_qareg.export.litert.c_array import identifier
     >>> identifier("keywords-4bit"), identifier("8bit")
     ('keywords_4bit', 'model_8bit')
+
+    See also: https://keras-qareg.github.io/keras-qareg/formats.html#c-source
     """
     path = check_target(path, ".tflite")
     content = litert_content(path)

@@ -107,6 +107,8 @@ def litert(
     >>> report = litert(model, Path(tempfile.mkdtemp()) / "model.tflite")
     >>> report.max_output_difference < 1e-5
     True
+
+    See also: https://keras-qareg.github.io/keras-qareg/formats.html#tflite-with-exact-small-integers
     """
     check_built(model)
     path = check_target(path, ".tflite")

@@ -92,6 +92,8 @@ class ExportReport:
         npu_weight_bytes: How many bytes of it are weights; else `None`.
         agreement: For models with activation ranges, an `Agreement`: how many outputs are Keras's, and
             how many steps the others are away; else `None`.
+
+    See also: https://keras-qareg.github.io/keras-qareg/formats.html#what-the-report-says-of-a-file
     """
 
     path: Path

@@ -60,22 +60,25 @@ def from_tf_keras(
         ImportError: If tf_keras or TFMOT is needed, and not installed.
 
     Example:
-        >>> folder = tempfile.TemporaryDirectory()
-        >>> path = Path(folder.name) / "old.h5"
-        >>> import h5py, json
-        >>> dense = {"name": "dense", "units": 1, "batch_input_shape": [None, 2], "use_bias": False}
-        >>> layers = [{"class_name": "Dense", "config": dense}]
-        >>> config = {"class_name": "Sequential", "config": {"name": "old", "layers": layers}}
-        >>> with h5py.File(path, "w") as file:  # as Keras 2 writes it
-        ...     file.attrs.update(keras_version="2.15.0", model_config=json.dumps(config))
-        ...     weights = file.create_group("model_weights")
-        ...     weights.attrs["layer_names"] = ["dense"]
-        ...     kernel = np.array([[2.0], [3.0]], "float32")
-        ...     weights["dense/dense/kernel:0"] = kernel
-        ...     weights["dense"].attrs["weight_names"] = ["dense/kernel:0"]
-        >>> model = qareg.from_tf_keras(path)
-        >>> float(model(np.ones((1, 2)))[0, 0])
-        5.0
+
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> path = Path(folder.name) / "old.h5"
+    >>> import h5py, json
+    >>> dense = {"name": "dense", "units": 1, "batch_input_shape": [None, 2], "use_bias": False}
+    >>> layers = [{"class_name": "Dense", "config": dense}]
+    >>> config = {"class_name": "Sequential", "config": {"name": "old", "layers": layers}}
+    >>> with h5py.File(path, "w") as file:  # as Keras 2 writes it
+    ...     file.attrs.update(keras_version="2.15.0", model_config=json.dumps(config))
+    ...     weights = file.create_group("model_weights")
+    ...     weights.attrs["layer_names"] = ["dense"]
+    ...     kernel = np.array([[2.0], [3.0]], "float32")
+    ...     weights["dense/dense/kernel:0"] = kernel
+    ...     weights["dense"].attrs["weight_names"] = ["dense/kernel:0"]
+    >>> model = qareg.from_tf_keras(path)
+    >>> float(model(np.ones((1, 2)))[0, 0])
+    5.0
+
+    See also: https://keras-qareg.github.io/keras-qareg/models.html#from-keras-2-and-tfmot
     """
     custom = dict(custom_objects or {})
     if objects.is_tf_keras(model):

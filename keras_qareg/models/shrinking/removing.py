@@ -65,6 +65,8 @@ def shrink(model: keras.Model, data: Any = None) -> keras.Model:
     >>> model.layers[0].set_weights([np.ones((16, 8)) * live, np.zeros(8)])
     >>> [layer.units for layer in shrink(model).layers]
     [6, 4]
+
+    See also: https://keras-qareg.github.io/keras-qareg/method.html#channels-that-do-nothing
     """
     check_built(model)
     check_plain(model)
