@@ -166,6 +166,21 @@ def test_every_public_name_has_an_example_and_a_page_of_the_site():
         assert page.exists() and (not place[1] or place[1] in anchors(page)), f"{name}: {place}"
 
 
+def test_there_is_one_list_of_words():
+    """Each under its own anchor, in order; messages use no others for the same."""
+    entries = re.findall(
+        r'^- <a id="(.+)"></a>\*\*(.+?)\*\*: ', (ROOT / "docs/glossary.md").read_text(), flags=re.M
+    )
+    assert entries == sorted(entries, key=lambda entry: entry[1].lower())
+    assert all(re.sub(r"\W+", "-", word.lower()) == anchor for anchor, word in entries)
+    others = "palette|lookup|look-up|bit.?width|cluster|quantis|codeword|dequanti|fake.?quant|lut"
+    for path in PACKAGE.rglob("*.py"):
+        for text in messages(path.read_text()):
+            # What TFMOT calls it, and names in code, stay.
+            ours = re.sub(r"tfmot\S+|`.*?`|'.*?'", "", text)
+            assert not re.search(rf"\b({others})", ours, flags=re.I), text
+
+
 def test_docstrings_become_sections_and_links():
     see = f"See also: {SITE}"
     text = f"What.\n\nExample:\n\n>>> 1\n1\n\n{see}concepts.html#few-values"
