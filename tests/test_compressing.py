@@ -252,6 +252,11 @@ def test_a_step_of_ones_own_and_no_data(task):
             {"validation_data": np.zeros((4, 3))},
             "Expected `validation_data` to have inputs of shape (None, 8)",
         ),
+        (
+            {"y": np.zeros((768, 3))},
+            "Expected targets in `x` that fit the model's loss and its outputs of shape (None, 3). "
+            "Received: shape (None, 3) (",
+        ),
     ],
 )
 def test_what_is_refused(task, arguments, message):

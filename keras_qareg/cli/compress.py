@@ -277,30 +277,23 @@ def _check_examples(
     """Computes a model once, and its loss where there are targets, before anything long begins."""
     import keras
 
+    from keras_qareg.models.training import check_targets, shapes_of
+
     if type(model).train_step is not keras.Model.train_step:
         return  # it knows what its loss is
-    inputs, targets, weights = keras.tree.map_structure(
-        lambda array: None if array is None else array[:1], examples
-    )
+    inputs = keras.tree.map_structure(lambda array: array[:1], examples[0])
     # Keras and each backend have errors of their own for what does not fit.
     try:
-        outputs = model(inputs, training=False)
+        model(inputs, training=False)
     except Exception as error:
-        shapes = _shapes(inputs)
+        shapes = shapes_of(inputs)
         raise CommandError(
             f"Expected {name} that the model takes. Received: {shapes} ({plain(error)})"
         ) from error
-    if targets is None:
-        return
     try:
-        model.compute_loss(x=inputs, y=targets, y_pred=outputs, sample_weight=weights)
-    except Exception as error:
-        if model.loss is None:
-            raise _without_loss(options) from error
-        raise CommandError(
-            f"Expected targets in {name} that fit the model's loss and its outputs of "
-            f"{_shapes(outputs)}. Received: {_shapes(targets)} ({plain(error)})"
-        ) from error
+        check_targets(model, examples, name)
+    except ValueError as error:
+        raise (_without_loss(options) if model.loss is None else error) from None
 
 
 def _compile(model: Any, options: argparse.Namespace, targets: bool) -> None:
@@ -324,10 +317,3 @@ def _without_loss(options: argparse.Namespace) -> CommandError:
         f"Expected a compiled model to tune. Received: {options.source} without a loss. "
         "Name one, for example --loss sparse_categorical_crossentropy"
     )
-
-
-def _shapes(values: Any) -> str:
-    import keras
-
-    shapes = [str((None, *leaf.shape[1:])) for leaf in keras.tree.flatten(values)]
-    return f"shape{'s' * (len(shapes) > 1)} {', '.join(shapes)}"

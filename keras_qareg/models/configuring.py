@@ -83,7 +83,8 @@ def _bits(name: str, most: int) -> Argument:
 def _is_regularizer(value: Any) -> bool:
     if isinstance(value, Mapping):
         return "class_name" in value or "name" in value
-    return isinstance(value, regularizers.QuantizationRegularizer)
+    # One of Keras would else be taken for a function of the layer: it can be called.
+    return isinstance(value, regularizers.QuantizationRegularizer | keras.regularizers.Regularizer)
 
 
 LEVELS, RATE = Argument("levels", check_levels), Argument("rate", check_rate)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -159,6 +160,11 @@ def _explained(leaves: list[Layer], weights: Weights, names: list[str] | None) -
 
 def check_built(model: Any) -> None:
     """Raises a `ValueError` unless `model` is a Keras model that has its weights."""
+    if isinstance(model, str | os.PathLike):
+        raise ValueError(
+            f"Expected a keras.Model. Received: the path '{model}'. Open it first: "
+            f"keras.saving.load_model('{model}')"
+        )
     if not isinstance(model, keras.Model):
         raise ValueError(f"Expected a keras.Model. Received: {type(model).__name__}")
     if not model.built:

@@ -13,7 +13,7 @@ import numpy as np
 from keras import ops
 from keras.layers import Layer
 
-from keras_qareg.data import Data
+from keras_qareg.data import Batch, Data
 from keras_qareg.layers import QuantizationAware, Weights
 from keras_qareg.layers.keras_private import frozen, layers_inside
 from keras_qareg.models.compiling import compile_like
@@ -91,6 +91,12 @@ class Job:
     verbose: str | int
     # What judges each network, by its identity: compiled once.
     _judges: dict[int, Judge] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        plain = type(self.teacher).compute_loss is keras.Model.compute_loss and not self._by_itself
+        if plain and getattr(self.teacher, "loss", None) is not None:
+            for data in (self.data, self.judged):
+                check_targets(self.teacher, next(data.batches(1)), f"`{data.name}`")
 
     @property
     def has_loss(self) -> bool:
@@ -272,6 +278,31 @@ class _BestEpoch(keras.callbacks.Callback):
     def restore(self) -> None:
         """Gives the network the weights that it was best with."""
         assign(self.network, self.weights)
+
+
+def check_targets(model: keras.Model, batch: Batch, name: str) -> None:
+    """Raises a `ValueError` unless a compiled model has a loss for the targets of a batch, if any."""
+    inputs, targets, weights = keras.tree.map_structure(
+        lambda array: None if array is None else array[:1], batch
+    )
+    if targets is None:
+        return
+    outputs = model(inputs, training=False)
+    # Keras and each backend have errors of their own for what does not fit.
+    try:
+        model.compute_loss(x=inputs, y=targets, y_pred=outputs, sample_weight=weights)
+    except Exception as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"Expected targets in {name} that fit the model's loss and its outputs of "
+            f"{shapes_of(outputs)}. Received: {shapes_of(targets)} ({reason})"
+        ) from error
+
+
+def shapes_of(values: Any) -> str:
+    """The shapes of arrays, as errors say them."""
+    shapes = [str((None, *leaf.shape[1:])) for leaf in keras.tree.flatten(values)]
+    return f"shape{'s' * (len(shapes) > 1)} {', '.join(shapes)}"
 
 
 def values_of(network: keras.Model) -> list[np.ndarray]:

@@ -23,7 +23,11 @@ def test_bad_models():
             "Expected a built model. Received: model 'later' without weights. "
             "Call it on a batch, or begin it with keras.Input."
         )
-        assert error_of(transform, "model.keras") == "Expected a keras.Model. Received: str"
+        assert error_of(transform, None) == "Expected a keras.Model. Received: NoneType"
+        assert error_of(transform, "model.keras") == (
+            "Expected a keras.Model. Received: the path 'model.keras'. Open it first: "
+            "keras.saving.load_model('model.keras')"
+        )
     wrapped = qareg.quantization_aware(small_cnn(), NearestSquared(4))
     assert error_of(qareg.quantization_aware, wrapped, NearestSquared(4)) == (
         "Expected a plain model. Received: a model with quantized layers already (['conv', 'fc', "
@@ -53,6 +57,11 @@ def test_nothing_to_do():
 
 def test_bad_choices():
     model = small_cnn()
+    l2 = keras.regularizers.L2(1e-3)
+    assert error_of(qareg.quantization_aware, model, l2) == (
+        "Expected a regularizer of keras_qareg, its class, None, or one of ['cosine', 'dkm', "
+        f"'nearest_exponential', 'nearest_squared', 'sine']. Received: {l2!r}"
+    )
     assert error_of(qareg.quantization_aware, model, NearestSquared(4), ["fc", "fcc"]) == (
         "Expected `layers` to be names of layers with kernels, ['conv', 'fc', 'out']. Received "
         "unknown names: ['fcc']"
