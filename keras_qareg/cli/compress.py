@@ -241,7 +241,13 @@ class _Work:
         inputs = None if self.examples is None else self.examples[0]
         form = options.weights if self.plan is None else self.plan.weights
         made = write_litert(
-            network, inputs, options, conversion, weights=form, check=self._check_size
+            network,
+            inputs,
+            options,
+            conversion,
+            weights=form,
+            plan=self.plan,
+            check=self._check_size,
         )
         for report in made:
             self._say(report)

@@ -313,6 +313,11 @@ def _add_weights(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="also write the file as C++ source for TFLite Micro: a .cc and a .h beside it",
     )
+    parser.add_argument(
+        "--report",
+        action="store_true",
+        help="also write a page that shows what is in the file: a .html beside it",
+    )
 
 
 def _shape(text: str) -> tuple[str, tuple[int, ...]]:

@@ -18,6 +18,7 @@ _OF_TFLITE = {
     "output_type": "float32",
     "npu": None,
     "c_array": False,
+    "report": False,
 }
 _WITHOUT_LEVELS = ("float32", "float16")
 _OF_WNQ = (2, 4, 8, 16)

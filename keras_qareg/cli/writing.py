@@ -42,13 +42,14 @@ def conversion_of(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def check_files(options: argparse.Namespace) -> None:
-    """Whether a `.tflite`, and its C++ source where that is asked for, may be written.
+    """Whether a `.tflite`, and what else is asked for of it, may be written.
 
     Raises:
         CommandError: If one may not.
     """
     check_output(options.out, options.source, force=options.force, suffix=".tflite")
-    for suffix in (".cc", ".h") if options.c_array else ():
+    source = (".cc", ".h") if options.c_array else ()
+    for suffix in (*source, *([".html"] if options.report else [])):
         check_output(options.out.with_suffix(suffix), options.source, force=options.force)
 
 
@@ -59,9 +60,10 @@ def write_litert(
     conversion: dict[str, Any],
     *,
     weights: str | None = None,
+    plan: Any = None,
     check: Callable[[int, int], None] = lambda size, float_bytes: None,
 ) -> list[Any]:
-    """Writes a `.tflite`, and its C++ source where that is asked for: all files, or none.
+    """Writes a `.tflite`, its C++ source and its page where they are asked for: all files, or none.
 
     Args:
         model: The model.
@@ -69,13 +71,15 @@ def write_litert(
         options: The words of the command line.
         conversion: What `conversion_of` made of them.
         weights: The form of file; `None`: the one of `--weights`.
+        plan: Its plan, for the page, or `None`.
         check: Raises where so many bytes are too many, of so many as float32.
 
     Returns:
-        An `ExportReport`, and a `CArray` if there is C++ source.
+        An `ExportReport`, a `CArray` if there is C++ source, and what to say of the page.
     """
     from keras_qareg.export.litert.c_array import c_array
     from keras_qareg.export.litert.convert import litert
+    from keras_qareg.report import html
 
     out, form = options.out, weights or options.weights
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.stem}-") as folder:
@@ -88,6 +92,10 @@ def write_litert(
             files += [source.source, source.header]
             moved = {"source": out.with_suffix(".cc"), "header": out.with_suffix(".h")}
             made.append(dataclasses.replace(source, **moved))
+        if options.report:
+            page = html(model, report.path.with_suffix(".html"), export_report=made[0], plan=plan)
+            files.append(page)
+            made.append(f"{out.with_suffix('.html')}: {page.stat().st_size:,} bytes")
         for file in files:
             file.replace(out.parent / file.name)
     return made

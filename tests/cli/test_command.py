@@ -215,10 +215,10 @@ def _ends(path):
 
 
 @tensorflow_only
-def test_export_writes_c_source_too_all_files_or_none(saved, run, refused, monkeypatch):
+def test_export_writes_source_and_page_too_all_files_or_none(saved, run, refused, monkeypatch):
     from keras_qareg.export.litert import c_array
 
-    words = ["export", saved / "model.keras", "--out", saved / "m.tflite", "--c-array"]
+    words = ["export", saved / "model.keras", "--out", saved / "m.tflite", "--c-array", "--report"]
     (saved / "m.h").touch()
     assert refused(*words) == (
         f"Expected a new file for --out. Received: {saved}/m.h, which exists. Add --force to replace it"
@@ -233,8 +233,10 @@ def test_export_writes_c_source_too_all_files_or_none(saved, run, refused, monke
     assert run(*words)[0] == 0
     status, printed, errors = run(*words, "--force")
     made = sorted(set(saved.iterdir()) - set(before))
-    assert [file.name for file in made] == ["m.cc", "m.h", "m.tflite"]
-    size = made[2].stat().st_size
+    assert [file.name for file in made] == ["m.cc", "m.h", "m.html", "m.tflite"]
+    size = made[3].stat().st_size
+    assert f"\n{saved}/m.html: {made[2].stat().st_size:,} bytes\n" in printed
+    assert "What runs where" in made[2].read_text()
     assert f"{saved}/m.tflite: {size:,} bytes" in printed
     assert f"\n{saved}/m.cc, m.h: {size:,} bytes, 6 operators, an arena of " in printed
     assert f"constexpr std::size_t m_data_size = {size};" in made[1].read_text()

@@ -35,7 +35,15 @@ def compress(folder, out, *words):
 @tensorflow_only
 def test_a_file_of_a_budget_with_a_record(trained, run):
     words = compress(trained, "m.tflite", "--data", trained / "inputs.npz", "--epochs", 1)
-    words += ["--target-bytes", "4k", "--weights", "smallest", "--json", trained / "m.json"]
+    words += [
+        "--target-bytes",
+        "4k",
+        "--weights",
+        "smallest",
+        "--json",
+        trained / "m.json",
+        "--report",
+    ]
     status, printed, errors = run(*words)
     assert (status, errors) == (0, "")
     size = (trained / "m.tflite").stat().st_size
@@ -58,8 +66,10 @@ def test_a_file_of_a_budget_with_a_record(trained, run):
     assert found["file"]["path"] == f"{trained}/m.tflite"
     assert found["file"]["proof"]["max_output_difference"] < 1e-4
     assert sorted(path.suffix for path in trained.iterdir()) == [
-        *(".json", ".keras", ".npz", ".npz", ".npz", ".tflite"),
+        *(".html", ".json", ".keras", ".npz", ".npz", ".npz", ".tflite"),
     ]
+    page = (trained / "m.html").read_text()
+    assert "What runs where" in page and "the same levels for all kernels" in page
 
 
 def test_an_archive_of_a_ratio_in_one_line(trained, run):
