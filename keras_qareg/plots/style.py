@@ -101,7 +101,7 @@ def ticks(panel: Axes, axis: str, values: Iterable[float]) -> None:
     """Makes an axis, `"x"` or `"y"`, logarithmic, with these numbers on it as they are."""
     places = sorted(set(values))
     getattr(panel, f"set_{axis}scale")("log")
-    getattr(panel, f"set_{axis}ticks")(places, [f"{value:g}" for value in places])
+    getattr(panel, f"set_{axis}ticks")(places, [number_text(value) for value in places])
     getattr(panel, f"{axis}axis").minorticks_off()
 
 
@@ -127,6 +127,12 @@ def sizes(panel: Axes, axis: str = "x") -> None:
     found.set_major_locator(LogLocator(subs=subs))
     found.set_major_formatter(FuncFormatter(lambda value, _: size_text(value)))
     found.set_minor_formatter(NullFormatter())
+
+
+def number_text(number: float) -> str:
+    """A number in few letters: `16`, `100k`, `3M`."""
+    unit, name = (1e6, "M") if number >= 1e6 else (1e3, "k") if number >= 1e4 else (1, "")
+    return f"{number / unit:g}{name}"
 
 
 def size_text(size: float) -> str:
