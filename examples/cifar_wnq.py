@@ -173,9 +173,9 @@ def draw_curves(rows: list[Row], file: Path) -> None:
 
     found = groups(rows)
     bits = _bits(found)
-    columns = min(3, len(bits))
+    columns = min(3, len(bits)) or 1
     shared = {"sharex": True, "sharey": True}
-    panels = style.axes(-(-len(bits) // columns), columns, height=2.8, **shared)
+    panels = style.axes(-(-len(bits) // columns) or 1, columns, height=2.8, **shared)
     for panel, title in zip(panels.flat, bits, strict=False):
         for name, same in found.items():
             if name == FLOAT or name.rsplit(", ", 1)[0] == title:

@@ -32,8 +32,7 @@ _METHOD, _LEVELS = "sine", 16
 _JUDGED, _PLANNED = 2048, 512
 # The share of the epochs that tune centroids at the end, and of the learning rate.
 _TUNING_EPOCHS, _TUNING_RATE = 0.1, 0.1
-# How late the penalty rises: large layers settle in the last epochs, small ones before. The temperature
-# of soft kernels falls evenly.
+# How late the penalty rises: large layers settle last. The temperature of soft kernels falls evenly.
 _POWER, _SOFT_POWER = 12.0, 6.0
 
 
