@@ -68,7 +68,7 @@ def test_a_plan_meets_its_budget_and_beats_one_number_of_levels(inputs, tmp_path
     assert plan.uniform[4][0] == pytest.approx(size, rel=0.03)
     losses = [point[1] for point in sorted(plan.curve)]
     assert losses[-1] < 0.1 * losses[0]
-    assert plan.plot().axes[0].get_xlabel() == "bytes of the file (smallest)"
+    assert plan.plot().axes[0].get_xlabel() == "size of the file (smallest)"
 
 
 @pytest.mark.one_backend
