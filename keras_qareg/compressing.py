@@ -86,6 +86,7 @@ def compress(
     temperature: float = TEMPERATURE,
     table: Setting[str] = "int8",
     scale: Setting[str] = "auto",
+    group_size: Setting[int] | None = None,
     seed: int | None = None,
     verbose: str | int = "auto",
 ) -> keras.Model:
@@ -97,8 +98,7 @@ def compress(
     the model was compiled with counts too. At the end weights are shared, batch normalization is
     measured anew, and the centroids are tuned. Each step starts from the best epoch of the one before:
     by its divergence from the float model, and by its loss too where `validation_data` has labels.
-    Layers that only outputs of loss weight 0 need are not trained: `share_weights` makes them small.
-    docs/method.md says how the defaults were chosen.
+    Layers that only outputs of loss weight 0 need are not trained. docs/method.md: the defaults.
 
     Args:
         model: A built, trained model. It stays as it is.
@@ -133,8 +133,8 @@ def compress(
             of labels; 0: labels alone. Defaults to 1.
         temperature: What logits are divided by before probabilities are compared. Defaults to 2.
         table: What values a kernel may have, as in `share_weights`. Defaults to `"int8"`.
-        scale: Whether kernels have one step or one a channel, as in `share_weights`. Defaults to
-            `"auto"`.
+        scale: One step a kernel or one a channel, as in `share_weights`. Defaults to `"auto"`.
+        group_size: As in `share_weights`; with data, for `method="kmeans"`. Defaults to `None`: all.
         seed: Integer: sets all random seeds, for the same result again. `None` (default): none is set.
         verbose: 0 is silent; else there is the progress of `fit`, and a table at the end of what each
             step was worth. Defaults to `"auto"`.
@@ -174,6 +174,7 @@ def compress(
         temperature=temperature,
         table=table,
         scale=scale,
+        group_size=group_size,
         seed=seed,
         verbose=verbose,
     )
@@ -208,6 +209,7 @@ class Options:
     temperature: float = TEMPERATURE
     table: Setting[str] = "int8"
     scale: Setting[str] = "auto"
+    group_size: Setting[int] | None = None
     seed: int | None = None
     verbose: str | int = "auto"
 
@@ -269,6 +271,11 @@ def _check(options: Options, data: Any) -> None:
     check_count("batch_size", options.batch_size)
     if options.method == "wnq" and budgets[1:] != [None, None]:
         raise ValueError("Expected `levels`, not a budget, with method='wnq'.")
+    if options.group_size is not None and data is not None and options.method != "kmeans":
+        raise ValueError(
+            "Expected method='kmeans' with `group_size`: others train one table a kernel. Received: "
+            f"method={options.method!r}"
+        )
 
 
 def planned(model: keras.Model, data: Any, options: Options) -> Plan | None:
@@ -299,6 +306,7 @@ def _plan(model: keras.Model, data: Data, options: Options) -> Plan | None:
         layers=options.layers,
         table=options.table,
         scale=_scale(options),
+        group_size=options.group_size,
         verbose=options.verbose,
     )
 
@@ -326,18 +334,16 @@ def _shared(
 ) -> keras.Model:
     """The model with shared weights; without levels, those of the layers that were trained for it."""
     trained = {id(layer.layer) for layer in wrappers(model)}
-    layers: Layers = (
-        options.layers if not trained else lambda layer: bool(levels) or id(layer) in trained
-    )
     return share_weights(
         model,
         levels,
-        layers,
+        (lambda x: bool(levels) or id(x) in trained) if trained else options.layers,
         weights=options.weights,
         method="auto" if rates is None else "rate-distortion",
         rate=rates,
         table=options.table,
         scale=_scale(options),
+        group_size=options.group_size,
         verbose=0 if options.verbose in (0, 2) else "auto",  # a bar is a mess in a file
     )
 
@@ -369,9 +375,8 @@ def _student(model: keras.Model, options: Options, levels: Any, job: Job) -> ker
 def _callbacks(student: keras.Model) -> list[keras.callbacks.Callback]:
     """The penalty rises from the start: the weights were trained without one already."""
     kinds = [x.regularizer for x in wrappers(student) if isinstance(x, QuantizationAware)]
-    soft = any(kind.soft for kind in kinds)
-    schedule = PenaltySchedule(warmup_epochs=0, power=_SOFT_POWER if soft else _POWER)
-    return [schedule] if kinds else []
+    power = _SOFT_POWER if any(kind.soft for kind in kinds) else _POWER
+    return [PenaltySchedule(warmup_epochs=0, power=power)] if kinds else []
 
 
 def _after_training(
@@ -382,12 +387,11 @@ def _after_training(
         return student
     if plan is None or plan.weights != "archive":
         return _shared(student, options, still or None)
-    levels = plan.levels
 
     def share(rates: Mapping[str, float] | None) -> keras.Model:
         if rates is None:
             return _shared(student, options, still or None)
-        return _shared(student, options, levels, {**dict.fromkeys(still, 0.0), **rates})
+        return _shared(student, options, plan.levels, {**dict.fromkeys(still, 0.0), **rates})
 
     return fit_archive(student, share, plan.bytes)
 

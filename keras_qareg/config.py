@@ -3,8 +3,8 @@
 Arguments of transforms that may differ between layers take a *setting*: a value for all layers; a dict
 from layer names, kernel paths, patterns of either (`"block_*"`) or layer types to values; a function of
 the layer; or the path of a YAML file. These arguments are `levels`, `regularizer`, `table`, `scale`,
-`bits` and `activation_bits`, and a whole configuration is a dict of them, which `load` reads from a YAML
-file:
+`group_size`, `bits` and `activation_bits`, and a whole configuration is a dict of them, which `load`
+reads from a YAML file:
 
     levels:
       conv1: float          # a name: left as it is

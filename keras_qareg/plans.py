@@ -60,6 +60,7 @@ class Plan:
         uniform: `(bytes, loss)` of one number of levels for all kernels, by that number.
         table: What values kernels are to have: pass it to `share_weights` too, if it is not `"int8"`.
         scale: The same of `scale`, if it is not `"auto"`.
+        group_size: The same of `group_size`, if it is not `None`.
 
     Example:
 
@@ -85,6 +86,7 @@ class Plan:
     uniform: Mapping[int, Point] = field(default_factory=dict)
     table: Any = "int8"
     scale: Any = "auto"
+    group_size: Any = None
 
     @property
     def levels(self) -> Mapping[str, int | None]:
@@ -129,14 +131,14 @@ class Plan:
             The path of the file.
 
         Raises:
-            ValueError: If it ends otherwise, or `table` or `scale` are functions.
+            ValueError: If it ends otherwise, or `table`, `scale` or `group_size` is a function.
         """
         import yaml
 
         path = Path(path)
         if path.suffix not in settings.SUFFIXES:
             raise ValueError(f"Expected the name of a YAML file, .yaml or .yml. Received: {path}")
-        for name in ("table", "scale"):
+        for name in _SETTINGS:
             if callable(getattr(self, name)):
                 raise ValueError(
                     f"Expected `{name}` as a text or a dict, which a file can hold. Received: a function"
@@ -146,8 +148,7 @@ class Plan:
         content = {
             # Levels without their rates would be those of another plan.
             **({} if self.rates else levels),
-            "table": self.table,
-            "scale": self.scale,
+            **{name: getattr(self, name) for name in _SETTINGS},
             settings.NOTES: {
                 **(levels if self.rates else {}),
                 "weights": self.weights,
@@ -180,7 +181,7 @@ class Plan:
             raise ValueError(f"{path}: {error}") from None
 
 
-_NAMES = ("table", "scale", settings.NOTES)
+_SETTINGS = ("table", "scale", "group_size")
 _OF_PLAN = ("weights", "bytes", "loss", "kernels", "curve", "uniform")
 _OF_KERNEL = ("weights", "bytes", "loss")
 
@@ -191,7 +192,7 @@ def _numbers_of(row: PlannedKernel) -> dict[str, Any]:
 
 
 def _plan(content: Any) -> Plan:
-    _check_names("a plan", content, _NAMES, ("levels",))
+    _check_names("a plan", content, (*_SETTINGS, settings.NOTES), ("levels",))
     notes = content[settings.NOTES]
     _check_names(f"`{settings.NOTES}`", notes, _OF_PLAN, ("levels",))
     levels, kernels = content.get("levels", notes.get("levels")), notes["kernels"]
@@ -216,7 +217,7 @@ def _plan(content: Any) -> Plan:
     curve = tuple(_point(point) for point in notes["curve"])
     uniform = {count: _point(point) for count, point in notes["uniform"].items()}
     numbers = notes["weights"], notes["bytes"], notes["loss"]
-    settled = {"table": content["table"], "scale": content["scale"]}
+    settled = {name: content[name] for name in _SETTINGS}
     return Plan(*numbers, rows=tuple(rows), curve=curve, uniform=uniform, **settled)
 
 

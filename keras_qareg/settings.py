@@ -12,7 +12,10 @@ from pathlib import Path, PurePath
 from typing import Any
 
 # The arguments that a configuration may hold, named as in the transforms.
-KEYS = ("levels", "regularizer", "table", "scale", "bits", "activation_bits", "target_sparsity")
+KEYS = (
+    *("levels", "regularizer", "table", "scale", "group_size", "bits", "activation_bits"),
+    "target_sparsity",
+)
 # What `Plan.save` writes beside these: where its levels come from, which no transform takes.
 NOTES = "plan"
 SUFFIXES = (".yaml", ".yml")

@@ -13,6 +13,7 @@ from keras_qareg.allocation.searching import EXCHANGES, POINTS, ROUNDS, STEPS, S
 from keras_qareg.choices import check_choice
 from keras_qareg.models.configuring import Setting
 from keras_qareg.models.selection import Layers, check_built
+from keras_qareg.models.sharing import Tables
 from keras_qareg.plans import Plan
 
 FORMS = (
@@ -36,6 +37,7 @@ def allocate(
     layers: Layers = "all",
     table: Setting[str] = "int8",
     scale: Setting[str] = "auto",
+    group_size: Setting[int] | None = None,
     verbose: str | int = "auto",
 ) -> Plan:
     """Chooses how many values each kernel may have, for a file of some bytes and the least harm.
@@ -67,6 +69,7 @@ def allocate(
         layers: Which layers, as in `share_weights`; the others stay float, which counts.
         table: What values a kernel may have, as in `share_weights`.
         scale: Whether kernels have one step or one a channel, as in `share_weights`.
+        group_size: How many output channels have one table, as in `share_weights`.
         verbose: 0 shows nothing, 1 and `"auto"` (default) a bar with the time left.
 
     Returns:
@@ -90,7 +93,8 @@ def allocate(
     """
     _check(model, target_bytes, target_ratio, max_loss, data)
     _check_forms(weights, method)
-    network = Network(model, data, layers, table, scale)
+    given = Tables(table, scale, group_size)
+    network = Network(model, data, layers, given)
     bar = _Bar(network, verbose)
     losses = network.losses(bar.done)
     forms = ("auto", "smallest") if weights == "auto" else (weights,)
@@ -122,12 +126,12 @@ def allocate(
                 raise ValueError(_unmet(model, form, budget, unmet.least, by_rate)) from None
             continue
         break
-    plan = _plan(form, search, found, table, scale)
+    plan = _plan(form, search, found, given)
     bar.end()
     return plan
 
 
-def _plan(form: str, search: Any, found: Any, table: Setting[str], scale: Setting[str]) -> Plan:
+def _plan(form: str, search: Any, found: Any, given: Tables) -> Plan:
     size = search.bytes(found)
     return Plan(
         form,
@@ -136,8 +140,7 @@ def _plan(form: str, search: Any, found: Any, table: Setting[str], scale: Settin
         rows=search.rows(found),
         curve=tuple(search.curve(size)),
         uniform=search.uniform(),
-        table=table,
-        scale=scale,
+        **given._asdict(),
     )
 
 

@@ -33,6 +33,7 @@ class Kernel:
         path: Its path.
         size: How many weights it has.
         channels: How many output channels; 1 where these are not its last axes.
+        groups: How many groups of these have a table of their own.
         dense: Whether a dense layer takes it.
         table: What values its table holds, as in `share_weights`.
         tables: How many tables of float32 numbers a file has for it.
@@ -50,6 +51,7 @@ class Kernel:
     factors: int = 0
     fixed: bool = False
     entry: int = FLOAT_BYTES
+    groups: int = 1
 
     def table_bytes(self, levels: int) -> int:
         """Bytes of tables and factors."""
@@ -155,14 +157,17 @@ def as_written(kernel: Kernel, form: str, levels: int, forms: Sequence[KernelFor
     elif held.startswith("tflm"):
         bits = max(1, bits_of(own[0].levels))
         stored -= -(-kernel.size * bits // 8) + HEADER_BYTES
-    elif held.startswith("int") and form == "tflm":  # of so many levels, tables take more
+    elif form == "tflm" and (
+        held == "int8" or kernel.groups > 1
+    ):  # of so many levels, tables take more
         return replace(kernel, tables=kernel.channels)
     elif held.startswith("int"):
         stored -= -(-kernel.size * bits_of_kind(held) // 8)
         return replace(kernel, factors=stored // FLOAT_BYTES if stored > FLOAT_BYTES else 0)
     else:
         return kernel
-    table = kernel.entry * own[0].levels
-    if stored == table + kernel.entry * kernel.channels:
-        return replace(kernel, factors=kernel.channels)
-    return replace(kernel, tables=max(1, round(stored / table)))
+    table = own[0].levels
+    for tables in (1, kernel.groups):
+        if stored == kernel.entry * (tables * table + kernel.channels):
+            return replace(kernel, tables=tables, factors=kernel.channels)
+    return replace(kernel, tables=max(1, round(stored / (kernel.entry * table))))

@@ -15,12 +15,12 @@ from keras_qareg.allocation.sensitivity import Probe
 from keras_qareg.layers import channel_axes, kernels
 from keras_qareg.models.accounting import inner_layer
 from keras_qareg.models.clustered import Wanted, Way, cluster_all
-from keras_qareg.models.configuring import Setting
 from keras_qareg.models.reading import kernel_paths
 from keras_qareg.models.selection import Layers, no_kernel, select
-from keras_qareg.models.sharing import check_sharing, wanted_of
+from keras_qareg.models.sharing import Tables, check_sharing, wanted_of
 from keras_qareg.models.stripping import strip
 from keras_qareg.numerics.codebook import Codebook
+from keras_qareg.numerics.groups import Channels
 
 # Levels at which the harm of a kernel is measured.
 PROBES = (2, 4, 8, 16, 64)
@@ -40,8 +40,7 @@ class Network:
         model: The user's model.
         data: Inputs.
         layers: Which layers, as in `share_weights`.
-        table: As there.
-        scale: As there.
+        given: What tables kernels may have, as there.
 
     Attributes:
         kernels: The kernels that get levels.
@@ -56,8 +55,7 @@ class Network:
         model: keras.Model,
         data: Any,
         layers: Layers,
-        table: Setting[str],
-        scale: Setting[str],
+        given: Tables,
     ):
         check_sharing(model, "auto", None, "centroids", "auto")
         chosen, plain = select(model, layers), strip(model)
@@ -78,9 +76,9 @@ class Network:
         for layer, place, variable in self._homes:
             levels = min(FIRST, math.prod(variable.shape) - 1)
             first[layer] = _set(first.get(layer), layer, place, levels)
-        self._wanted = wanted_of(model, chosen, first, _WAY, (table, scale, None))
+        self._wanted = wanted_of(model, chosen, first, _WAY, given, None)
         self.kernels = [
-            _kernel(paths[id(variable)], layer, variable, self._wanted[layer].table)
+            _kernel(paths[id(variable)], layer, variable, self._wanted[layer])
             for layer, _, variable in self._homes
         ]
         self.probe = Probe(plain, {paths[id(v)]: v for _, _, v in self._homes}, data)
@@ -192,9 +190,11 @@ def _clustered(wanted: dict[Layer, Wanted], way: Way) -> dict[Layer, dict[int, C
     }
 
 
-def _kernel(path: str, layer: Layer, variable: keras.Variable, table: str) -> Kernel:
+def _kernel(path: str, layer: Layer, variable: keras.Variable, wanted: Wanted) -> Kernel:
     inner, shape = inner_layer(layer), tuple(variable.shape)
     dense = isinstance(inner, keras.layers.Dense | keras.layers.EinsumDense)
     axes = channel_axes(inner, variable)
-    channels = math.prod(shape[len(shape) - axes :]) if axes else 1
-    return Kernel(path, math.prod(shape), channels, dense, table)
+    channels = Channels(shape[len(shape) - axes :], wanted.group_size)
+    return Kernel(
+        path, math.prod(shape), channels.count, dense, wanted.table, groups=channels.groups
+    )

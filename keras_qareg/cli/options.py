@@ -29,7 +29,7 @@ METHODS = (
     *("dkm", "wnq", "kmeans"),
 )
 # What sharing takes of each layer, and what is meant where nothing is said.
-_SHARING = {"levels": 16, "table": "int8", "scale": "auto"}
+_SHARING = {"levels": 16, "table": "int8", "scale": "auto", "group_size": None}
 _BUDGETS = ("levels", "target-bytes", "target-ratio")
 
 
@@ -112,7 +112,7 @@ def _add_budgets(compress: argparse.ArgumentParser) -> None:
         "--config",
         type=_configuration,
         metavar="FILE.yaml",
-        help="levels, table and scale of each layer: by its name, a pattern or its type",
+        help="levels, table, scale and group_size of each layer: by its name, a pattern or its type",
     )
     compress.add_argument(
         "--layers", choices=("all", "conv", "dense"), default="all", help="default: all"
@@ -127,6 +127,12 @@ def _add_budgets(compress: argparse.ArgumentParser) -> None:
         "--scale",
         choices=SCALES,
         help="one step a kernel, or one a channel; auto (default): what costs nothing in the file",
+    )
+    compress.add_argument(
+        "--group-size",
+        type=integer("--group-size", 1),
+        metavar="CHANNELS",
+        help="channels that have one table (all); with --data, --method kmeans trains these",
     )
     compress.add_argument(
         "--shrink",
@@ -349,6 +355,11 @@ def input_shapes(options: argparse.Namespace) -> Any:
     return shapes if len(shapes) > 1 else shapes[0]
 
 
+def word_of(name: str) -> str:
+    """The word of an option, by its name."""
+    return f"--{name.replace('_', '-')}"
+
+
 def _configuration(text: str) -> tuple[Path, dict[str, Any]]:
     """A configuration and where it is from."""
     try:
@@ -382,7 +393,7 @@ def sharing(options: argparse.Namespace) -> dict[str, Any]:
     both = [(name, name) for name in config if words[name] is not None]
     both += [(name, "levels") for name in budgets if "levels" in config and name != "levels"]
     for word, key in both:
-        raise CommandError(f"Expected --{word} or --config with {key}. Received: both")
+        raise CommandError(f"Expected {word_of(word)} or --config with {key}. Received: both")
     given = {name: word for name, word in words.items() if word is not None}
     planned = {} if budgets in ([], ["levels"]) else {"levels": None}
     return {**_SHARING, **config, **given, **planned}

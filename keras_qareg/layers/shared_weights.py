@@ -17,6 +17,7 @@ from keras_qareg.numerics.clustering import check_levels
 from keras_qareg.numerics.codebook import Codebook, lookup
 from keras_qareg.numerics.compiled import cond
 from keras_qareg.numerics.grids import grid_codes
+from keras_qareg.numerics.groups import Channels
 from keras_qareg.numerics.penalties import nearest_places, stand_ins
 from keras_qareg.numerics.tables import (
     LARGEST_CODE,
@@ -33,6 +34,9 @@ KEPT_CONSTRAINTS = (keras.constraints.NonNeg,)
 @keras.saving.register_keras_serializable(package="keras_qareg")
 class SharedWeights(KernelWrapper):
     """A layer whose every kernel is `centroids[indices]`, or that times a size a channel.
+
+    With `group_size`, so many output channels in a row have a table of their own (coremltools'
+    per-grouped-channel palettization).
 
     Only the centroids get gradients: each the sum of its members' (Han et al., "Deep Compression",
     ICLR 2016), which is the cumulative tuning of arXiv 2602.03614. The kernels of the layer inside
@@ -53,8 +57,10 @@ class SharedWeights(KernelWrapper):
         table: What values a table may hold. `"int8"`: whole numbers from -127 to 127 times a step, to
             which centroids are rounded, gradients passing straight through; `"even"`:
             `grids.grid_codes(levels)` times a step; `"float32"` (default): any.
-        scale: `"kernel"` (default): one step a kernel; `"channel"`: one for each output channel, where
+        scale: `"kernel"` (default): one step a table; `"channel"`: one for each output channel, where
             these are the last axes of the kernel.
+        group_size: Positive integer: how many output channels in a row have one table, where these are
+            the last axes of the kernel; the last group may have fewer. `None` (default): all.
         reassign_every: Positive integer: after how many calls in training each weight goes to its
             nearest centroid anew; may be set before the model is compiled. `None` (default): each stays
             with its centroid.
@@ -62,13 +68,13 @@ class SharedWeights(KernelWrapper):
 
     Attributes:
         levels: What was given: an int, or a list where kernels differ.
-        centroids: List of trainable weights of shape `(levels,)`, float32, one for each kernel. Where
-            the table is `"even"`, they are the sizes below.
-        centroid_sizes: List of trainable weights, what the table is multiplied by: of shape
-            `(channels,)`, or `(1,)` where there is one. With whole numbers it is a power of two
-            times the step, so that no product is rounded twice. Empty where there are none.
-        centroid_units: List of scalars, not trainable: with `"int8"` the power of two that centroids
-            are whole multiples of. Empty else.
+        centroids: List of trainable weights of shape `(levels,)`, or `(levels, groups)`, float32, one
+            for each kernel. Where the table is `"even"`, they are the sizes below.
+        centroid_sizes: List of trainable weights, what tables are multiplied by: of shape
+            `(channels,)`, or `(groups,)`, or `(1,)` where there is one. With whole numbers it is a power
+            of two times the step, so that no product is rounded twice. Empty where there are none.
+        centroid_units: List of weights of shape `()`, or `(groups,)`, not trainable: with `"int8"` the
+            power of two that centroids are whole multiples of. Empty else.
         indices: List of uint8 weights in the shapes of the kernels.
         steps: Integer scalar, calls in training since weights were assigned; `None` where they stay.
         remembers: Whether the kernels inside are those from before sharing: not after loading.
@@ -99,13 +105,16 @@ class SharedWeights(KernelWrapper):
         zero_centroid: bool = False,
         table: str = "float32",
         scale: str = "kernel",
+        group_size: int | None = None,
         reassign_every: int | None = None,
         **kwargs: Any,
     ):
         super().__init__(layer, **kwargs)
         if reassign_every is not None:
             check_count("reassign_every", reassign_every)
-        self.reassign_every = reassign_every
+        if group_size is not None:
+            check_count("group_size", group_size)
+        self.group_size, self.reassign_every = group_size, reassign_every
         sizes = [check_levels(n) for n in (levels if isinstance(levels, Sequence) else [levels])]
         # One number where all are the same.
         self.levels = sizes if len(set(sizes)) > 1 else sizes[0]
@@ -130,7 +139,8 @@ class SharedWeights(KernelWrapper):
             shape = self._sizes_shape
             self.centroid_sizes = add("centroid_sizes", shape=shape, trainable=True, **floats)
         if self.table == "int8":
-            self.centroid_units = add("centroid_units", shape=(), trainable=False, **floats)
+            shape = self._units_shape
+            self.centroid_units = add("centroid_units", shape=shape, trainable=False, **floats)
         self._keep_constraints()
         whole: dict[str, Any] = {"initializer": "zeros", "trainable": False}
         whole["aggregation"] = "only_first_replica"  # all replicas find the same
@@ -207,8 +217,14 @@ class SharedWeights(KernelWrapper):
         """The indices of the centroids that are nearest to the kernel inside."""
         latent, (table, sizes) = ops.cast(self.kernels[place], "float32"), self._factors_of(place)
         if sizes is not None:
+            sizes = self._of_channels(place, sizes)
             latent = latent / ops.where(sizes == 0, ops.ones_like(sizes), sizes)
-        return nearest_places(latent, table)
+        if len(table.shape) == 1:
+            return nearest_places(latent, table)
+        channels = self._channels(place)
+        parts = channels.cut(ops.reshape(latent, (-1, channels.count)))
+        found = [nearest_places(part, table[:, group]) for group, part in enumerate(parts)]
+        return ops.reshape(ops.concatenate(found, axis=1), latent.shape)
 
     def _factors_of(self, place: int) -> tuple[Any, Any]:
         """The levels and the sizes that they are multiplied by, or `None`: tensors."""
@@ -226,24 +242,36 @@ class SharedWeights(KernelWrapper):
     def _shared_kernel(self, place: int) -> Any:
         indices, (table, sizes) = self.indices[place], self._factors_of(place)
         if self.table == "even":
-            return ops.take(table, ops.cast(indices, "int32")) * sizes
-        if sizes is None:
-            return lookup(table, indices)
-        if tuple(sizes.shape) == (1,):  # so many products as levels, not as weights
-            return lookup(table * sizes, indices)
-        return lookup(table, indices) * sizes
+            values = ops.take(table, ops.cast(indices, "int32"))
+            return values * self._of_channels(place, sizes)
+        if sizes is not None and tuple(sizes.shape) in ((1,), tuple(table.shape[1:])):
+            table, sizes = table * sizes, None  # so many products as levels, not as weights
+        if len(table.shape) > 1:
+            starts = table.shape[0] * self._channels(place).places
+            table = ops.reshape(ops.transpose(table), (-1,))  # one behind the other
+            indices = ops.cast(indices, "int32") + ops.convert_to_tensor(starts)
+        values = lookup(table, indices)
+        return values if sizes is None else values * sizes
+
+    def _of_channels(self, place: int, sizes: Any) -> Any:
+        """Sizes that multiply weights: those of groups as one for each channel."""
+        channels = self._channels(place)
+        if channels.groups == 1 or self._by_channel(channels):
+            return sizes
+        return ops.take(sizes, channels.places)
 
     def assign_codebooks(self, codebooks: list[Codebook]) -> None:
         """Takes over centroids and indices.
 
         Args:
             codebooks: One `Codebook` for each kernel, in the order of `kernels`, each with at most
-                `levels` centroids and the shape of its kernel; with the scale `"channel"` a table for
-                each channel, which are multiples of each other.
+                `levels` centroids and the shape of its kernel; with a table for each channel where
+                there are groups, the same in all channels of a group, or with the scale `"channel"`
+                multiples of each other.
 
         Raises:
-            ValueError: If a codebook has more centroids than `levels`, or other values than `table` and
-                `scale` allow.
+            ValueError: If a codebook has more centroids than `levels`, or other values than `table`,
+                `scale` and `group_size` allow.
         """
         self._keep_constraints()  # one may have been set since
         for place, book in enumerate(codebooks):
@@ -253,16 +281,16 @@ class SharedWeights(KernelWrapper):
                     f"Expected codebooks of at most {levels} centroids. "
                     f"Received: {len(book.centroids)}"
                 )
+            centroids, sizes, units = self._parts_of(place, book)
             self.indices[place].assign(book.indices)
-            centroids, sizes, unit = self._parts_of(place, book)
             if self.centroid_units:
-                self.centroid_units[place].assign(unit)
+                self.centroid_units[place].assign(units)
             if self.centroid_sizes:
                 held = self.centroid_sizes[place]
-                held.assign(np.broadcast_to(sizes, held.shape))
+                held.assign(sizes.reshape(held.shape))
             if self.table != "even":
-                spare = levels - len(centroids)
-                self.centroids[place].assign([*centroids, *([centroids[-1]] * spare)])
+                spare = np.repeat(centroids[-1:], levels - len(centroids), axis=0)
+                self.centroids[place].assign(np.concatenate([centroids, spare]))
 
     def codebooks(self) -> list[Codebook]:
         """The `Codebook` of each kernel, in the order of `kernels`."""
@@ -272,23 +300,21 @@ class SharedWeights(KernelWrapper):
         ]
 
     def _table(self, place: int) -> np.ndarray:
-        """The values of the levels: `(levels,)`, or with a size a channel `(levels, *channels)`."""
+        """The values of the levels: `(levels,)`; with several tables or sizes `(levels, *channels)`."""
         if self.table == "even":
             table = self._grid(place)
         else:
             table = ops.convert_to_numpy(self.centroids[place])
         if self.table == "int8":
-            unit = np.float32(self._unit(place))
+            unit = ops.convert_to_numpy(self.centroid_units[place])
             table = np.rint(table / unit).clip(-LARGEST_CODE, LARGEST_CODE) * unit
-        if not self.centroid_sizes:
-            return table
-        sizes = ops.convert_to_numpy(self.centroid_sizes[place])
-        return table * sizes if sizes.shape == (1,) else np.multiply.outer(table, sizes)
+        sizes = np.ones(1, "float32")
+        if self.centroid_sizes:
+            sizes = ops.convert_to_numpy(self.centroid_sizes[place])
+        return self._channels(place).tables(table.reshape(len(table), -1), sizes)
 
     def _unit(self, place: int) -> float:
-        """The power of two that is a step in the table, before sizes."""
-        if self.centroid_units:
-            return float(ops.convert_to_numpy(self.centroid_units[place]))
+        """The power of two that is a step in an even table, before sizes."""
         # Trained is the size of about the largest level, which takes the learning rate of centroids, not
         # the small step: a power of two apart, so that no product is rounded otherwise.
         return float(2 ** int(np.log2(np.abs(self._codes(place)).max())))
@@ -307,34 +333,53 @@ class SharedWeights(KernelWrapper):
         return self._codes(place) / np.float32(self._unit(place))
 
     def _table_shape(self, kernel: keras.Variable) -> tuple[int, ...]:
-        return (self.kernel_levels[self._place_of(kernel)],)
+        place = self._place_of(kernel)
+        return (self.kernel_levels[place], *self._units_shape(kernel))
 
     def _sizes_shape(self, kernel: keras.Variable) -> tuple[int, ...]:
-        axes = channel_axes(self.layer, kernel) if self.table_scale == "channel" else 0
-        return tuple(kernel.shape[-axes:]) if axes else (1,)
+        channels = self._channels(self._place_of(kernel))
+        return channels.shape if self._by_channel(channels) else (channels.groups,)
 
-    def _parts_of(self, place: int, book: Codebook) -> tuple[np.ndarray, Any, float]:
-        """Centroids, sizes and unit of a codebook; raises a `ValueError` where it has none."""
-        tables = book.centroids
-        channels = self.centroid_sizes[place].shape if self.centroid_sizes else (1,)
-        if tables.shape[1:] not in ((), tuple(channels)):
+    def _units_shape(self, kernel: keras.Variable) -> tuple[int, ...]:
+        groups = self._channels(self._place_of(kernel)).groups
+        return (groups,) if groups > 1 else ()
+
+    def _channels(self, place: int) -> Channels:
+        kernel = self.kernels[place]
+        axes = channel_axes(self.layer, kernel)
+        return Channels(tuple(kernel.shape[len(kernel.shape) - axes :]), self.group_size)
+
+    def _by_channel(self, channels: Channels) -> bool:
+        """Whether each channel has a size of its own."""
+        return self.table_scale == "channel" and bool(channels.shape)
+
+    def _parts_of(self, place: int, book: Codebook) -> tuple[np.ndarray, np.ndarray, Any]:
+        """Centroids, sizes and units of a codebook; raises a `ValueError` where it has none."""
+        channels = self._channels(place)
+        by_channel = self._by_channel(channels)
+        shape = channels.shape if by_channel or channels.groups > 1 else (1,)
+        if book.centroids.shape[1:] not in ((), shape):
             raise ValueError(
-                f"Expected centroids of shape (levels,), or (levels, *{tuple(channels)}). "
-                f"Received: shape={tables.shape}"
+                f"Expected centroids of shape (levels,), or (levels, *{shape}). "
+                f"Received: shape={book.centroids.shape}"
             )
-        flat = tables.reshape(len(tables), -1)
-        found = self._factors(place, flat)
-        if found is not None:
-            sizes = found[1].reshape(tables.shape[1:] or (1,))
-            return found[0], sizes, found[2]
-        wanted = {
-            "int8": "whole numbers from -127 to 127 times a step",
-            "even": f"{grid_codes(self.kernel_levels[place]).tolist()} times a step",
-            "float32": "the same in each channel but for a factor",
-        }
-        raise ValueError(
-            f"Expected centroids that are {wanted[self.table]}. Received: {tables.tolist()}"
-        )
+        parts = channels.split(book.tables, by_channel) or []
+        found = [factors for part in parts if (factors := self._factors(place, part)) is not None]
+        if len(found) < channels.groups:
+            wanted = {
+                "int8": "whole numbers from -127 to 127 times a step",
+                "even": f"{grid_codes(self.kernel_levels[place]).tolist()} times a step",
+                "float32": "the same in each channel but for a factor",
+            }[self.table]
+            wanted += f", the same in {channels.size} channels each" * (channels.groups > 1)
+            raise ValueError(
+                f"Expected centroids that are {wanted}. Received: {book.centroids.tolist()}"
+            )
+        sizes = np.concatenate([sizes for _, sizes, _ in found])
+        if channels.groups == 1:
+            return found[0][0], sizes, found[0][2]
+        centroids, units = (np.stack([parts[i] for parts in found], axis=-1) for i in (0, 2))
+        return centroids, sizes, units
 
     def _factors(
         self, place: int, tables: np.ndarray
@@ -353,5 +398,5 @@ class SharedWeights(KernelWrapper):
     def get_config(self) -> dict[str, Any]:
         levels = list(self.levels) if isinstance(self.levels, list) else self.levels
         config: dict[str, Any] = {"levels": levels, "zero_centroid": self.zero_centroid}
-        config |= {"table": self.table, "scale": self.table_scale}
+        config |= {"table": self.table, "scale": self.table_scale, "group_size": self.group_size}
         return {**super().get_config(), **config, "reassign_every": self.reassign_every}

@@ -22,6 +22,7 @@ from keras_qareg.models.stripping import used_kernels
 from keras_qareg.numerics import clustering, grids, tables
 from keras_qareg.numerics.balancing import balanced
 from keras_qareg.numerics.codebook import Codebook
+from keras_qareg.numerics.groups import Channels
 from keras_qareg.numerics.rate_distortion import assigned, rate_distortion
 
 # From so many weights on a bar is shown; and layers that are clustered at a time.
@@ -46,12 +47,14 @@ class Wanted(NamedTuple):
         table: As in `share_weights`.
         scale: `"kernel"` or `"channel"`.
         rates: What a bit may cost in each kernel, for `"rate-distortion"`; empty for other methods.
+        group_size: How many channels have one table; `None`: all.
     """
 
     levels: tuple[int | None, ...]
     table: str
     scale: str
     rates: tuple[float, ...] = ()
+    group_size: int | None = None
 
     @property
     def shared(self) -> list[int]:
@@ -156,6 +159,28 @@ def has_centroids(layer: Layer, wanted: Wanted, way: Way) -> bool:
     return isinstance(layer, QuantizationAware) or not regularizer.learned
 
 
+class _Kernel(NamedTuple):
+    """How one kernel is clustered, or a group of its channels.
+
+    Attributes:
+        levels: At most so many values.
+        centroids: The trained or fixed ones, or `None`.
+        means: Whether these then move to the means of their members.
+        pinned: Whether one of these is a zero that stays.
+        rate: What a bit may cost.
+        wanted: What the kernels of its layer become.
+        way: How all are clustered.
+    """
+
+    levels: int
+    centroids: np.ndarray | None
+    means: bool
+    pinned: bool
+    rate: float
+    wanted: Wanted
+    way: Way
+
+
 def _cluster(layer: Layer, wanted: Wanted, way: Way) -> list[tuple[Codebook, bool]]:
     """The codebook of each shared kernel of a layer, and whether it has a zero that is to stay."""
     found = kernels(layer, way.weights)
@@ -169,28 +194,45 @@ def _cluster(layer: Layer, wanted: Wanted, way: Way) -> list[tuple[Codebook, boo
     ):
         if levels is None:
             continue
-        axes = channel_axes(inner_layer(layer), kernel)
+        its = _Kernel(levels, centroids, means, pinned, rate, wanted, way)
         try:
             clustering.check_finite(ops.convert_to_numpy(kernel))
-            zero = pinned if way.zero_centroid == "auto" else bool(way.zero_centroid)
-            if centroids is None:
-                values, has_zeros = _with_exact_zeros(values, levels, axes)
-                zero = has_zeros if way.zero_centroid == "auto" else zero
-            elif zero:
-                centroids = clustering.with_zero(centroids)
-            scaled = axes if wanted.scale == "channel" else 0
-            if wanted.table == "even":
-                book, zero = _on_grid(values, levels, scaled, centroids), False
-            elif centroids is not None:
-                book = _of_centroids(values, centroids, means, zero, wanted.table)
-            else:
-                book = _found(values, levels, scaled, zero, way.method, wanted.table, rate)
-            if axes and centroids is None and way.method == "auto":
-                book = balanced(values, book, axes)
-            books.append((book, zero))
+            books.append(_in_groups(values, channel_axes(inner_layer(layer), kernel), its))
         except ValueError as error:
             raise ValueError(f"Kernel '{kernel.path}': {error}") from error
     return books
+
+
+def _in_groups(values: np.ndarray, axes: int, its: _Kernel) -> tuple[Codebook, bool]:
+    """The codebook of a kernel, each group of its channels by itself; and whether it keeps a zero."""
+    channels = Channels(values.shape[values.ndim - axes :], its.wanted.group_size)
+    if channels.groups == 1:
+        return _book(values, axes, its)
+    values = _without_dead(values, axes)
+    parts = channels.cut(values.reshape(-1, channels.count))
+    books, zeros = zip(*(_book(part, 1, its) for part in parts), strict=True)
+    return Codebook.joined(books, values.shape, axes), any(zeros)
+
+
+def _book(values: np.ndarray, axes: int, its: _Kernel) -> tuple[Codebook, bool]:
+    """The codebook of a kernel or a group of channels, and whether it has a zero that is to stay."""
+    levels, centroids, (wanted, way) = its.levels, its.centroids, its[-2:]
+    zero = its.pinned if way.zero_centroid == "auto" else bool(way.zero_centroid)
+    if centroids is None:
+        values, has_zeros = _with_exact_zeros(values, levels, axes)
+        zero = has_zeros if way.zero_centroid == "auto" else zero
+    elif zero:
+        centroids = clustering.with_zero(centroids)
+    scaled = axes if wanted.scale == "channel" else 0
+    if wanted.table == "even":
+        book, zero = _on_grid(values, levels, scaled, centroids), False
+    elif centroids is not None:
+        book = _of_centroids(values, centroids, its.means, zero, wanted.table)
+    else:
+        book = _found(values, levels, scaled, zero, way.method, wanted.table, its.rate)
+    if axes and centroids is None and way.method == "auto":
+        book = balanced(values, book, axes)
+    return book, zero
 
 
 def _trained(layer: Layer, wanted: Wanted, way: Way) -> Sequence[np.ndarray | None]:
@@ -213,9 +255,14 @@ def _trained(layer: Layer, wanted: Wanted, way: Way) -> Sequence[np.ndarray | No
 
 def _with_exact_zeros(values: np.ndarray, levels: int, axes: int) -> tuple[np.ndarray, bool]:
     """A kernel whose dead channels are 0, and whether its zeros are worth a centroid."""
+    dead = clustering.dead_channels(values, axes).any()
+    values = _without_dead(values, axes)
+    return values, (levels > 2 and bool(dead)) or clustering.many_zeros(values, levels)
+
+
+def _without_dead(values: np.ndarray, axes: int) -> np.ndarray:
     dead = clustering.dead_channels(values, axes)
-    values = np.where(dead, np.float32(0), values) if dead.any() else values
-    return values, (levels > 2 and bool(dead.any())) or clustering.many_zeros(values, levels)
+    return np.where(dead, np.float32(0), values) if dead.any() else values
 
 
 def _on_grid(weights: np.ndarray, levels: int, axes: int, centroids: np.ndarray | None) -> Codebook:

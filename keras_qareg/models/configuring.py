@@ -15,7 +15,7 @@ import keras
 from keras.layers import Layer
 
 from keras_qareg import regularizers, settings
-from keras_qareg.choices import check_bits, check_choice
+from keras_qareg.choices import check_bits, check_choice, check_count
 from keras_qareg.layers import Weights
 from keras_qareg.models.accounting import inner_layer
 from keras_qareg.models.matching import REST, Match, closest, matches
@@ -27,6 +27,8 @@ from keras_qareg.numerics.tables import SCALES, TABLES
 from keras_qareg.quantizers import MAX_ACTIVATION_BITS, MAX_WEIGHT_BITS
 
 T = TypeVar("T")
+# The group that has all channels, as settings and their explanations say it; in arguments, `None`.
+ALL = "all"
 
 
 class Planned(Protocol):
@@ -80,6 +82,13 @@ def _bits(name: str, most: int) -> Argument:
     return Argument(name, lambda bits: check_bits(name, bits, most))
 
 
+def _group_size(size: Any) -> Any:
+    if size in (None, ALL):
+        return ALL
+    check_count("group_size", size)
+    return int(size)
+
+
 def _is_regularizer(value: Any) -> bool:
     if isinstance(value, Mapping):
         return "class_name" in value or "name" in value
@@ -90,11 +99,16 @@ def _is_regularizer(value: Any) -> bool:
 LEVELS, RATE = Argument("levels", check_levels), Argument("rate", check_rate)
 REGULARIZER = Argument("regularizer", regularizers.get, is_value=_is_regularizer)
 TABLE, SCALE = _choice("table", TABLES), _choice("scale", SCALES)
+GROUP_SIZE = Argument("group_size", _group_size, ALL)
 BITS = _bits("bits", MAX_WEIGHT_BITS)
 ACTIVATION_BITS = _bits("activation_bits", MAX_ACTIVATION_BITS)
 TARGET_SPARSITY = Argument("target_sparsity", check_sparsity)
 ARGUMENTS = {
-    a.name: a for a in (LEVELS, REGULARIZER, TABLE, SCALE, BITS, ACTIVATION_BITS, TARGET_SPARSITY)
+    a.name: a
+    for a in (
+        *(LEVELS, REGULARIZER, TABLE, SCALE, GROUP_SIZE, BITS, ACTIVATION_BITS),
+        TARGET_SPARSITY,
+    )
 }
 
 

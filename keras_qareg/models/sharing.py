@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import keras
 from keras.layers import Layer
@@ -16,11 +16,10 @@ from keras_qareg.layers import (
     QuantizationAware,
     SharedWeights,
     Weights,
-    channel_axes,
     kernels,
 )
 from keras_qareg.layers.keras_private import set_trainable_alone
-from keras_qareg.models.accounting import inner_layer, own_weights
+from keras_qareg.models.accounting import own_weights
 from keras_qareg.models.cloning import clone, fresh
 from keras_qareg.models.clustered import (
     Wanted,
@@ -31,6 +30,8 @@ from keras_qareg.models.clustered import (
     warn_of_moved,
 )
 from keras_qareg.models.configuring import (
+    ALL,
+    GROUP_SIZE,
     LEVELS,
     RATE,
     SCALE,
@@ -50,8 +51,8 @@ from keras_qareg.models.selection import (
     select,
     warn_of_overlooked,
 )
+from keras_qareg.models.steps import with_scales
 from keras_qareg.models.stripping import plain
-from keras_qareg.models.surroundings import normalized_layers
 from keras_qareg.models.walking import containers
 from keras_qareg.numerics.clustering import MAX_LEVELS, MIN_LEVELS
 from keras_qareg.numerics.codebook import Codebook
@@ -61,7 +62,6 @@ METHODS = ("auto", "trained", "kmeans", "quantile", "uniform", _BY_RATE)
 TRAINABLE = ("centroids", "centroids+rest", "assignments")
 # Training steps after which weights are assigned anew: at each, as rare moves cost accuracy.
 _REASSIGN_EVERY = 1
-_LARGE_CHANNEL = 16  # weights
 
 
 def share_weights(
@@ -74,6 +74,7 @@ def share_weights(
     rate: Setting[float] | None = None,
     table: Setting[str] = "int8",
     scale: Setting[str] = "auto",
+    group_size: Setting[int] | None = None,
     zero_centroid: bool | str = "auto",
     trainable: str = "centroids",
     verbose: str | int = "auto",
@@ -90,8 +91,8 @@ def share_weights(
         levels: Integer from 2 to 256, values a kernel; `None`: what each layer's regularizer says. What
             differs between layers is a setting: a dict from layer names, kernel paths, patterns of
             either (`"block_*"`) or layer types to values, a function of the layer, or the path of a YAML
-            file (`config`); `None` in it leaves a layer as it is. `table` and `scale` may be settings
-            too, with the defaults where nothing matches.
+            file (`config`); `None` in it leaves a layer as it is. `table`, `scale` and `group_size` may
+            be settings too, with the defaults where nothing matches.
         layers: Which layers, as in `quantization_aware`; a wrapped layer counts as what it wraps.
         weights: Which weights are kernels, as in `quantization_aware`.
         method: `"auto"` takes the trained centroids where a layer has them, each then moved to the
@@ -123,7 +124,13 @@ def share_weights(
             is everywhere, with `"float32"` nowhere, since files would hold a table for each channel.
             One step is for kernels with trained or fixed centroids, unless `"even"`, and for those
             whose channels are not their last axes (transposed convolutions).
-        zero_centroid: Whether one centroid of each kernel is 0 and stays so. `"auto"` (default): where
+        group_size: Positive integer: so many output channels in a row have `levels` values of their own,
+            and with `scale="kernel"` a step of their own: each group is clustered and tuned by itself
+            (coremltools' per-grouped-channel palettization). The last group has what is left. Files
+            hold a table for each group; docs/method.md says what that costs. `None` (default): all
+            channels, as in kernels whose channels are not their last axes. Not for kernels with trained
+            or fixed centroids, which are those of whole kernels.
+        zero_centroid: Whether one centroid of each table is 0 and stays so. `"auto"` (default): where
             a tenth of its weights or more are exactly 0, as in pruned kernels, or a channel is dead
             (all its weights are below 1e-5 of the kernel's largest, and become 0); not where centroids
             were trained.
@@ -165,7 +172,7 @@ def share_weights(
             f"{no_kernel(model, weights)}"
         )
     way = Way(weights, method, zero_centroid)
-    wanted = wanted_of(model, chosen, sizes, way, (table, scale, rate))
+    wanted = wanted_of(model, chosen, sizes, way, Tables(table, scale, group_size), rate)
     warn_of_overlooked(model, layers, weights)
     found = cluster_all(wanted, way, verbose)
     warn_of_moved(wanted, found, way)
@@ -183,6 +190,7 @@ def share_weights(
             zero_centroid=zero_centroid is True or any(zero for _, zero in found[layer]),
             table=wanted[layer].table,
             scale=wanted[layer].scale,
+            group_size=wanted[layer].group_size,
             reassign_every=_REASSIGN_EVERY if trainable == "assignments" else None,
             kernel_names=names_of_kernels(layer, weights, sizes[layer]),
             name=layer.name,
@@ -283,12 +291,21 @@ def _levels(
     return found
 
 
+class Tables(NamedTuple):
+    """What tables were asked for: arguments of `share_weights`, each a setting."""
+
+    table: Setting[str]
+    scale: Setting[str]
+    group_size: Setting[int] | None
+
+
 def wanted_of(
     model: keras.Model,
     chosen: list[Layer],
     sizes: dict[Layer, tuple[int | None, ...]],
     way: Way,
-    settings: tuple[Setting[str], Setting[str], Setting[float] | None],
+    given: Tables,
+    rate: Setting[float] | None,
 ) -> dict[Layer, Wanted]:
     """What the kernels of each layer are to become.
 
@@ -297,14 +314,16 @@ def wanted_of(
         chosen: The layers that settings are for.
         sizes: The levels of each kernel of the layers that are shared.
         way: How kernels are clustered.
-        settings: `table`, `scale` and `rate`, as in `share_weights`.
+        given: What tables were asked for.
+        rate: As in `share_weights`.
 
     Raises:
         ValueError: As `share_weights`.
     """
-    table, scale, rate = settings
-    tables = resolve(TABLE, table, model, chosen, weights=way.weights)
-    scales = resolve(SCALE, scale, model, chosen, weights=way.weights)
+    tables, scales, groups = (
+        resolve(argument, setting, model, chosen, weights=way.weights)
+        for argument, setting in zip((TABLE, SCALE, GROUP_SIZE), given, strict=True)
+    )
     rates = None if rate is None else resolve(RATE, rate, model, chosen, weights=way.weights)
     found = {}
     for layer, its in sizes.items():
@@ -314,16 +333,17 @@ def wanted_of(
                 f"Expected `rate` for each kernel that is shared. Received: none for layer "
                 f"'{layer.name}'"
             )
-        given = tuple(0.0 if value is None else value for value in values)
-        found[layer] = Wanted(its, tables.value(layer), scales.value(layer), given)
-    _check_tables(found, way.method)
+        values = tuple(0.0 if value is None else value for value in values)
+        size = None if groups.value(layer) == ALL else groups.value(layer)
+        found[layer] = Wanted(its, tables.value(layer), scales.value(layer), values, size)
+    _check_tables(found, way)
     _check_kernels(found, way.weights)
-    return _with_scales(model, found, way)
+    return with_scales(model, found, way)
 
 
 def _held(wanted: Wanted, found: list[tuple[Codebook, bool]]) -> list[int]:
-    """The levels of each kernel that is shared; a rate says itself how many there are."""
-    if not wanted.rates:
+    """The levels of each kernel that is shared: those found by a rate, or in groups of few weights."""
+    if not wanted.rates and wanted.group_size is None:
         return wanted.shared
     return [max(MIN_LEVELS, len(book.centroids)) for book, _ in found]
 
@@ -338,49 +358,23 @@ def _trained_levels(layer: Layer, weights: Weights) -> list[int]:
     return levels
 
 
-def _check_tables(wanted: dict[Layer, Wanted], method: str) -> None:
-    even = any(its.table == "even" for its in wanted.values())
-    if even and method not in ("auto", "uniform"):
-        raise ValueError(
-            "Expected method='auto' or 'uniform' with table='even', which makes centroids evenly "
-            f"spaced. Received: method={method!r}"
-        )
-
-
-def _with_scales(model: keras.Model, wanted: dict[Layer, Wanted], way: Way) -> dict[Layer, Wanted]:
-    """The same with `"kernel"` or `"channel"` in the place of `"auto"`."""
-    rounded = [x for x, its in wanted.items() if its.table == "int8" and its.scale == "auto"]
-    free = {id(layer) for layer in _nearly_free(model, rounded, way.weights)}
-    found = {}
+def _check_tables(wanted: dict[Layer, Wanted], way: Way) -> None:
     for layer, its in wanted.items():
-        is_free = its.table == "even" or (its.table == "int8" and id(layer) in free)
-        channel = its.scale == "channel" or (its.scale == "auto" and is_free)
-        # Trained centroids are in the units of the kernel itself.
-        own = its.table != "even" and has_centroids(layer, its, way)
-        found[layer] = its._replace(scale="channel" if channel and not own else "kernel")
-    return found
-
-
-def _nearly_free(model: keras.Model, layers: Iterable[Layer], weights: Weights) -> list[Layer]:
-    """The layers for which files have a factor a channel anyway, from a batch normalization.
-
-    Where these hold most of the weights, the others too: their steps are little beside the file then.
-    """
-    sizes = {
-        layer: sum(math.prod(kernel.shape) for kernel in kernels(layer, weights))
-        for layer in layers
-    }
-    normalized = normalized_layers(model, sizes)
-    if 2 * sum(sizes[layer] for layer in normalized) < sum(sizes.values()):
-        return normalized
-    known = {id(layer) for layer in normalized}
-    return [layer for layer in sizes if id(layer) in known or _has_large_channels(layer, weights)]
-
-
-def _has_large_channels(layer: Layer, weights: Weights) -> bool:
-    """Whether each output channel has so many weights that a step of its own is little beside them."""
-    inner = inner_layer(layer)
-    return all(
-        math.prod(kernel.shape[: len(kernel.shape) - channel_axes(inner, kernel)]) >= _LARGE_CHANNEL
-        for kernel in kernels(layer, weights)
-    )
+        if its.table == "even" and way.method not in ("auto", "uniform"):
+            raise ValueError(
+                "Expected method='auto' or 'uniform' with table='even', which makes centroids evenly "
+                f"spaced. Received: method={way.method!r}"
+            )
+        if its.group_size is None:
+            continue
+        if its.table == "even" and its.scale == "channel":
+            raise ValueError(
+                "Expected scale='auto' or 'kernel' with table='even' and `group_size`, which then says "
+                f"how many channels have one step. Received: scale='channel' for layer '{layer.name}'"
+            )
+        if has_centroids(layer, its, way):
+            raise ValueError(
+                "Expected `group_size` for layers without trained or fixed centroids, which are those "
+                f"of whole kernels. Received: group_size={its.group_size} for layer '{layer.name}'. "
+                "method='kmeans' looks at the weights alone."
+            )

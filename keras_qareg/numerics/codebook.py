@@ -6,6 +6,7 @@ See also: https://keras-qareg.github.io/keras-qareg/concepts.html#few-values
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,8 @@ from numpy.typing import ArrayLike
 
 from keras_qareg.numerics.clustering import MAX_LEVELS
 from keras_qareg.numerics.compiled import Tensor, custom_gradient, segment_sums, take
-from keras_qareg.numerics.grids import integer_grid, integer_weights
+from keras_qareg.numerics.grids import integer_grids, integer_weights
+from keras_qareg.numerics.groups import group_size, groups_of, once, repeated
 
 # Fewer borders than this are compared with, one after the other; so many weights at a time.
 _COMPARED, _CHUNK = 32, 1 << 15
@@ -29,7 +31,8 @@ _LOOKED_AT = 4
 class Codebook:
     """Centroids and indices of one tensor: `weights = centroids[indices]`.
 
-    A tensor may have one table, or one for each of its channels, which its last axes count.
+    A tensor may have one table, or one for each of its channels, which its last axes count. Channels in
+    a row may have equal tables (`group_size`), which count once.
 
     Attributes:
         centroids: Float32 array of shape `(levels,)`, at most 256 values; or `(levels, *channels)`,
@@ -96,12 +99,12 @@ class Codebook:
         Args:
             weights: Array of any shape.
             channel_axes: How many of its last axes count channels: then a tensor that has whole
-                multiples of a step in each channel, or few values in each, has a table for each.
-                Defaults to 0.
+                multiples of a step in each channel, or few values in each or in groups of them, has a
+                table for each. Defaults to 0.
 
         Returns:
             The `Codebook` of the fewest bytes: one table, where at most 256 values are in all channels,
-            or one for each channel; or `None`.
+            or one for each channel or group of channels; or `None`.
         """
         weights = np.asarray(weights, "float32")
         whole = cls._of_values(weights)
@@ -114,9 +117,10 @@ class Codebook:
             book = cls(table, np.searchsorted(codes, found[0]))
             best = book if best is None or book.packed_bytes < best.packed_bytes else best
         if best is None or cls._may_be_less(best, channel_axes):
-            tables = cls._of_channels(weights, channel_axes)
-            if tables and (not best or tables.packed_bytes < _WORTH * best.packed_bytes):
-                return tables
+            for find in (cls._of_channels, cls._of_groups):
+                tables = find(weights, channel_axes)
+                if tables and (not best or tables.packed_bytes < _WORTH * best.packed_bytes):
+                    best = tables
         return best
 
     @classmethod
@@ -146,6 +150,42 @@ class Codebook:
         indices = np.empty(columns.shape, "uint8")
         np.put_along_axis(indices, order, places.astype("uint8"), axis=0)
         return cls(table.reshape(levels, *channels), indices.reshape(weights.shape))
+
+    @classmethod
+    def _of_groups(cls, weights: np.ndarray, channel_axes: int) -> Codebook | None:
+        """A table for each group of channels, where groups have few values."""
+        channels = weights.shape[weights.ndim - channel_axes :]
+        count = math.prod(channels)
+        found = groups_of(weights.reshape(-1, count))
+        if found is None:
+            return None
+        tables = repeated(found.tables, found.size, count).reshape(-1, *channels)
+        return cls(tables, found.indices.reshape(weights.shape))
+
+    @classmethod
+    def joined(
+        cls, books: Sequence[Codebook], shape: tuple[int, ...], channel_axes: int
+    ) -> Codebook:
+        """The codebook of a tensor from those of its groups of channels.
+
+        Args:
+            books: The codebook of each group, of weights `(n, channels of the group)`, in order.
+            shape: The shape of the tensor.
+            channel_axes: How many of its last axes count channels.
+
+        Returns:
+            A `Codebook` with a table for each channel; tables with fewer levels than others have their
+            last one again.
+        """
+        levels, columns = max(len(book.centroids) for book in books), []
+        for book in books:
+            own = book.centroids.reshape(len(book.centroids), -1)
+            own = np.broadcast_to(own, (len(own), book.indices.shape[1]))
+            columns.append(np.concatenate([own, np.repeat(own[-1:], levels - len(own), axis=0)]))
+        tables = np.concatenate(columns, axis=1).reshape(
+            levels, *shape[len(shape) - channel_axes :]
+        )
+        return cls(tables, np.concatenate([b.indices for b in books], axis=1).reshape(shape))
 
     @classmethod
     def _of_values(cls, weights: np.ndarray) -> Codebook | None:
@@ -187,7 +227,10 @@ class Codebook:
 
     def __repr__(self) -> str:
         shape = "x".join(map(str, self.indices.shape))
-        tables = f", a table for each of {self.centroids[0].size} channels"
+        size, channels = self.group_size, self.centroids[0].size
+        tables = f", a table for each of {channels} channels"
+        if size > 1:
+            tables = f", a table for each of {-(-channels // size)} groups of {size} channels"
         return (
             f"<Codebook of {shape} weights: {len(self.centroids)} levels"
             f"{tables if self.centroids.ndim > 1 else ''}, {self.entropy:.2f} bits a weight>"
@@ -198,9 +241,8 @@ class Codebook:
         """The tensor itself, float32: `centroids[indices]`, or so in each channel."""
         if self.centroids.ndim == 1:
             return self.centroids[self.indices]
-        tables = self.centroids.reshape(self.centroids.shape[0], -1)
-        indices = self.indices.reshape(-1, tables.shape[1])
-        return np.take_along_axis(tables, indices, axis=0).reshape(self.indices.shape)
+        indices = self.indices.reshape(-1, self.tables.shape[1])
+        return np.take_along_axis(self.tables, indices, axis=0).reshape(self.indices.shape)
 
     @property
     def counts(self) -> np.ndarray:
@@ -216,20 +258,31 @@ class Codebook:
         return int(1 + (ordered[1:] != ordered[:-1]).sum(axis=0).max())
 
     @property
-    def grid(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """Int8 codes `(levels,)` and a float32 step a channel whose products are the centroids.
+    def tables(self) -> np.ndarray:
+        """The centroids as `(levels, channels)`; `(levels, 1)` where there is one table."""
+        return self.centroids.reshape(len(self.centroids), -1)
 
+    @property
+    def group_size(self) -> int:
+        """How many channels in a row have one table, at most; the last group may have fewer."""
+        return group_size(self.tables)
+
+    @property
+    def grid(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Int8 codes and a float32 step a channel whose products are the centroids.
+
+        The codes are of shape `(levels, 1)`, or `(levels, channels)` where they differ between channels.
         One step where there is one table; `None` where the centroids are no whole multiples of a step.
         """
-        return integer_grid(self.centroids.reshape(len(self.centroids), -1))
+        return integer_grids(self.tables)
 
     @property
     def table_bytes(self) -> int:
-        """Bytes of the centroids: as float32, or as codes and steps where that is less."""
-        grid = self.grid
+        """Bytes of the centroids, each table once: as float32, or codes and steps where that is less."""
+        size, grid = once(self.tables).nbytes, self.grid
         if grid is None:
-            return self.centroids.nbytes
-        return min(self.centroids.nbytes, grid[0].nbytes + grid[1].nbytes)
+            return size
+        return min(size, once(grid[0]).nbytes + once(grid[1][None]).nbytes)
 
     @property
     def packed_bytes(self) -> int:

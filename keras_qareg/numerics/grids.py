@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from keras_qareg.numerics.clustering import MAX_LEVELS, check_finite, check_levels, flat
+from keras_qareg.numerics.groups import group_size, once, repeated
 
 _HISTOGRAM_BINS = 65_536
 # Rounds from each start, and from the best of these.
@@ -114,6 +115,36 @@ def integer_grid(tables: np.ndarray, exact: bool = True) -> tuple[np.ndarray, np
         if not missing.any():
             return _turned(codes, found)
     return None
+
+
+def integer_grids(tables: np.ndarray, exact: bool = True) -> tuple[np.ndarray, np.ndarray] | None:
+    """Integer codes of levels and a step a channel; the codes may differ between channels.
+
+    Args:
+        tables: As in `integer_grid`.
+        exact: As there.
+
+    Returns:
+        As `integer_grid`, but the codes are of shape `(levels, 1)`, or `(levels, channels)` where no
+        codes are common to all channels.
+    """
+    found = integer_grid(tables, exact)
+    if found is not None or tables.shape[1] == 1:
+        return found if found is None else (found[0][:, None], found[1])
+    size, columns = group_size(tables), []
+    for column in once(tables).T:
+        if not column.any():
+            columns.append((np.zeros(column.shape, "int8"), np.ones(1, "float32")))
+            continue
+        found = integer_grid(column[:, None], exact)
+        if found is None:
+            return None
+        columns.append(found)
+    codes, steps = (
+        np.stack([c for c, _ in columns], axis=1),
+        np.stack([s for _, s in columns], axis=1),
+    )
+    return repeated(codes, size, tables.shape[1]), repeated(steps, size, tables.shape[1])[0]
 
 
 def _whole_numbers(values: np.ndarray) -> Iterator[np.ndarray]:

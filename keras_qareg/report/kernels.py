@@ -155,16 +155,19 @@ def _values(book: Codebook) -> Markup:
         values, counts = np.unique(book.weights, return_counts=True)
         title, head = f"The {values.size} values", "value"
         shown = [number(value, 6) for value in values]
-    elif book.grid is not None:
+    elif book.grid is not None and book.grid[0].shape[1] == 1:
         codes, steps = book.grid
-        counts, shown = book.counts, [str(code) for code in codes]
+        counts, shown = book.counts, [str(code) for code in codes[:, 0]]
         ends = (
             f"{number(np.abs(steps).min(initial=np.inf))} to {number(np.abs(steps).max(initial=0))}"
         )
         title, head = f"The {codes.size} whole numbers, times steps from {ends}", "whole number"
     else:
-        channels = book.centroids[0].size
-        return tag("p", f"Each of {channels:,} channels has a table of its own.", class_="quiet")
+        channels, size = book.tables.shape[1], book.group_size
+        each = f"Each of {channels:,} channels"
+        if size > 1:
+            each = f"Each of {-(-channels // size):,} groups of {size:,} channels"
+        return tag("p", f"{each} has a table of its own.", class_="quiet")
     lines = [
         (value, f"{count:,}", percent(count, counts.sum()))
         for value, count in zip(shown, counts, strict=True)

@@ -114,7 +114,8 @@ def _with_layer(
     sizes = np.abs(product[product != 0])
     if sizes.size and not (sizes.min() > _SMALLEST and sizes.max() < _LARGEST):
         return factor, offset
-    books[kernel] = Codebook(codes.astype("float32"), book.indices)
+    tables = codes[:, 0] if codes.shape[1] == 1 else codes.reshape(book.centroids.shape)
+    books[kernel] = Codebook(tables.astype("float32"), book.indices)
     found[kernel] = books[kernel].weights
     return product, offset
 

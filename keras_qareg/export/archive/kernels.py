@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from keras_qareg.export.archive.classes import (
     find_classes,
 )
 from keras_qareg.export.archive.fields import Cursor, FieldError, varint
-from keras_qareg.export.archive.floats import PlannedFloats, plan_floats, read_floats
+from keras_qareg.export.archive.floats import plan_floats, read_floats
 from keras_qareg.export.archive.frequencies import (
     best_slope,
     put_folded,
@@ -28,9 +29,12 @@ from keras_qareg.export.archive.frequencies import (
 )
 from keras_qareg.export.archive.mixing import decode_mixed, encode_mixed, fits
 from keras_qareg.numerics.codebook import Codebook
+from keras_qareg.numerics.groups import group_size, once, repeated
 
 # Bits of the first byte; numbers of classes, less one, are in bits 4 and 5, and 6 and 7.
-_GRID, _EVEN, _MIXED = 1, 2, 4
+_GRID, _EVEN, _MIXED, _GROUPED = 1, 2, 4, 8
+# Tables that are held once may unfold to so many times the weights.
+_WIDEST = 4
 # A larger kernel is written once: whether classes are worth it is estimated well enough.
 _CERTAIN = 1 << 18
 
@@ -72,21 +76,19 @@ def decode_kernel(section: bytes, shape: Sequence[int]) -> Codebook:
     shape, cursor = tuple(shape), Cursor(section)
     flags, levels, tabled = cursor.byte(), cursor.byte() + 1, cursor.byte()
     mixed = bool(flags & _MIXED)
-    if tabled > len(shape) or flags & 8 or (mixed and flags & ~_GRID != _MIXED):
+    if tabled > len(shape) or (mixed and flags & ~(_GRID | _GROUPED) != _MIXED):
         raise FieldError(f"Expected a kernel of shape {shape}. Received: another one")
-    channels = shape[len(shape) - tabled :]
-    steps = math.prod(channels)
-    codes = np.frombuffer(cursor.take(levels if flags & _GRID else 0), "i1")
+    table = _Table.read(cursor, flags, levels, shape[len(shape) - tabled :], math.prod(shape))
     numbers = (flags >> 4 & 3) + 1, (flags >> 6) + 1
     axes = _read_axes(cursor, shape) if numbers != (1, 1) else Axes(shape, (), ())
     slope = cursor.byte() if not flags & (_EVEN | _MIXED) and levels > 1 else 0
-    floats = read_floats(cursor, steps if flags & _GRID else levels * steps, "float32")
+    floats = read_floats(cursor, table.floats, "float32")
     reader = Reader(cursor.take(cursor.varint()) if mixed else cursor.rest())
     if mixed:
         axes = _mixed_axes(shape)
         matrix = decode_mixed(cursor.rest(), axes.sizes, levels)
-        values = _values(reader, floats, codes, flags)
-        return Codebook(values.reshape(levels, *channels), axes.kernel(matrix))
+        values = table.values(floats.take(reader).view("float32"))
+        return Codebook(values, axes.kernel(matrix))
     rows, columns = (
         reader.take(size, [1] * n) for size, n in zip(axes.sizes[::2], numbers, strict=True)
     )
@@ -96,10 +98,10 @@ def decode_kernel(section: bytes, shape: Sequence[int]) -> Codebook:
         tables = tables_of(folded.reshape(*numbers, levels), place.sizes)
     else:
         tables = np.ones((*numbers, levels), "int64")
-    values = _values(reader, floats, codes, flags)
+    values = table.values(floats.take(reader).view("float32"))
     matrix = _take_indices(reader, axes, place, tables)
     reader.close()
-    return Codebook(values.reshape(levels, *channels), axes.kernel(matrix))
+    return Codebook(values, axes.kernel(matrix))
 
 
 def coding_of(section: bytes) -> str:
@@ -154,29 +156,110 @@ class _Head:
     """
 
     def __init__(self, book: Codebook):
-        self._levels, self._channels = len(book.centroids), book.centroids.ndim - 1
-        grid, steps, self._codes = book.grid, book.centroids, b""
-        if grid is not None and book.centroids.nbytes > self._levels + grid[1].nbytes:
-            self._codes, steps = grid[0].astype("i1").tobytes(), grid[1]
-        self.floats = plan_floats(steps.astype("float32"), "float32")
+        channels = book.centroids.shape[1:]
+        self._table, floats = _Table.of(book)
+        self._first = bytes([len(book.centroids) - 1, len(channels)]) + self._table.fields
+        self.floats = plan_floats(floats.astype("float32").reshape(-1), "float32")
 
     def fields(self, flags: int, more: bytes) -> bytes:
         """All fields before the stream, with others between codes and floats."""
-        flags |= _GRID if self._codes else 0
-        first = bytes([flags, self._levels - 1, self._channels])
-        return first + self._codes + more + self.floats.head + self.floats.tail
+        first = bytes([flags | self._table.flags]) + self._first
+        return first + more + self.floats.head + self.floats.tail
+
+
+class _Table(NamedTuple):
+    """How a table is kept: as floats, or as codes times steps; what is equal in channels in a row once.
+
+    Attributes:
+        levels: How many levels there are.
+        channels: The sizes of the last axes of the kernel, if these have a table for each place.
+        each: Channels that have one step, or one table of floats.
+        alike: Channels that have the same codes.
+        codes: Int8 array `(levels, groups)`, or `None`.
+    """
+
+    levels: int
+    channels: tuple[int, ...]
+    each: int
+    alike: int
+    codes: np.ndarray | None
+
+    @classmethod
+    def of(cls, book: Codebook) -> tuple[_Table, np.ndarray]:
+        """That of a codebook, and its floats."""
+        channels, grid, floats = book.centroids.shape[1:], book.grid, once(book.tables)
+        each, alike, codes = book.group_size, math.prod(channels), None
+        if _too_wide(len(floats), alike, book.indices.size):
+            floats, each, grid = book.tables, 1, None
+        if grid is not None:
+            steps = once(grid[1][None])
+            if floats.nbytes > once(grid[0]).nbytes + steps.nbytes:
+                codes, floats, each = once(grid[0]), steps, group_size(grid[1][None])
+                alike = group_size(grid[0]) if codes.shape[1] > 1 else alike
+        return cls(len(book.centroids), channels, each, alike, codes), floats
+
+    @classmethod
+    def read(
+        cls, cursor: Cursor, flags: int, levels: int, channels: tuple[int, ...], size: int
+    ) -> _Table:
+        """That of a section, of a kernel of so many weights."""
+        each, alike, count = 1, math.prod(channels), math.prod(channels)
+        if flags & _GROUPED:
+            each = cursor.varint()
+            alike = cursor.varint() if flags & _GRID else count
+            if not 0 < min(each, alike) <= max(each, alike) <= count or _too_wide(
+                levels, count, size
+            ):
+                raise FieldError(f"Expected groups of {count} channels. Received: other ones")
+        codes = None
+        if flags & _GRID:
+            raw = cursor.take(levels * -(-count // max(1, alike)))
+            codes = np.frombuffer(raw, "i1").reshape(levels, -1)
+        return cls(levels, channels, each, alike, codes)
+
+    @property
+    def flags(self) -> int:
+        """Bits of the first byte."""
+        return (self.codes is not None) * _GRID | self._grouped * _GROUPED
+
+    @property
+    def _grouped(self) -> bool:
+        several = self.codes is not None and self.codes.shape[1] > 1
+        return several or (bool(self.channels) and self.each > 1)
+
+    @property
+    def fields(self) -> bytes:
+        """The sizes of groups, and the codes."""
+        coded = b"" if self.codes is None else varint(self.alike)
+        sizes = varint(self.each) + coded if self._grouped else b""
+        return sizes if self.codes is None else sizes + self.codes.astype("i1").tobytes()
+
+    @property
+    def floats(self) -> int:
+        """How many floats there are."""
+        groups = -(-math.prod(self.channels) // self.each)
+        return groups if self.codes is not None else self.levels * groups
+
+    def values(self, floats: np.ndarray) -> np.ndarray:
+        """The centroids, one table or one for each channel."""
+        count = math.prod(self.channels)
+        if self.codes is None:
+            found = repeated(floats.reshape(self.levels, -1), self.each, count)
+        else:
+            codes = repeated(self.codes.astype("float32"), max(1, self.alike), count)
+            found = codes * repeated(floats[None], self.each, count)
+        return found.reshape(self.levels, *self.channels)
+
+
+def _too_wide(levels: int, channels: int, size: int) -> bool:
+    """Whether a table for each channel takes more than a file may unfold to."""
+    return levels * channels > _WIDEST * max(size, 1 << 20)
 
 
 def _mixed_axes(shape: tuple[int, ...]) -> Axes:
     """Output channels by input channels."""
     found = candidates(shape)
     return found[-1] if found else Axes(shape, (), ())
-
-
-def _values(reader: Reader, floats: PlannedFloats, codes: np.ndarray, flags: int) -> np.ndarray:
-    """The centroids, one table or one for each channel, flat."""
-    values = floats.take(reader).view("float32")
-    return np.multiply.outer(codes.astype("float32"), values) if flags & _GRID else values
 
 
 def _take_indices(reader: Reader, axes: Axes, place: Blocks, tables: np.ndarray) -> np.ndarray:

@@ -132,23 +132,22 @@ def _first(chain: Chain, numbers: int, size: int, count: int) -> int:
 
 
 def _kernel(chain: Chain, found: Recognized, output: int, once: bool) -> None:
-    """From packed indices to one kernel: one table and a factor a channel, or a table a channel."""
-    (levels, channels), shape = found.tables.shape, found.indices.shape
+    """From packed indices to one kernel: a table, or one for some channels, and factors of channels."""
+    shape, stored, axis = found.indices.shape, found.stored, found.axis or 0
+    levels, groups = stored.tables.shape
     indices = _indices(chain, found.indices, levels, once)
     indices = chain.result("RESHAPE", [indices], shape, "int32", newShape=list(shape))
-    parts = found.parts
-    if parts is not None:
-        table = chain.constant(parts[0], "float32")
-        values = chain.result("GATHER", [table, indices], shape, "float32", axis=0)
-        factors = chain.constant(along(parts[1], found.axis or 0, len(shape)), "float32")
-        chain.apply("MUL", [values, factors], [output])
-        return
-    if channels > 1:
+    if groups > 1:
         # The tables stand one behind the other, and an index moves on by those before its own.
-        starts = along(levels * np.arange(channels), found.axis or 0, len(shape))
+        starts = along(levels * (np.arange(shape[axis]) // stored.size), axis, len(shape))
         indices = chain.result("ADD", [indices, chain.constant(starts, "int32")], shape, "int32")
-    table = chain.constant(found.tables.T.reshape(-1), "float32")
-    chain.apply("GATHER", [table, indices], [output], axis=0)
+    table = chain.constant(stored.tables.T.reshape(-1), "float32")
+    if stored.factors is None:
+        chain.apply("GATHER", [table, indices], [output], axis=0)
+        return
+    values = chain.result("GATHER", [table, indices], shape, "float32", axis=0)
+    factors = chain.constant(along(stored.factors, axis, len(shape)), "float32")
+    chain.apply("MUL", [values, factors], [output])
 
 
 class _Stream(NamedTuple):
@@ -183,22 +182,25 @@ def _stream(chain: Chain, kernels: Sequence[Kernel]) -> _Stream:
 
 
 class _Layout(NamedTuple):
-    """Where in the stream, its tables and its factors one kernel is: a row of five or six numbers."""
+    """Where in the stream, its tables and its factors one kernel is: a row of five to seven numbers."""
 
     start: int
     length: int  # weights in a row that are in one channel
     channels: int
     table: int
     factor: int
-    stride: int  # from the table of a channel to that of the next
+    stride: int  # from a table to that of the next channels
+    group: int  # channels that have one table
 
 
 def _looked_up(chain: Chain, indices: int, size: int, founds: list[Recognized]) -> int:
     """The values at all places of a stream: float32 tensor `(size,)`."""
     layouts, tables, factors = _layouts(founds)
     rows = np.array(layouts, "int32")
-    if not rows[:, 5].any():  # no kernel has a table a channel
+    if not rows[:, 5].any():  # no kernel has several tables
         rows = rows[:, :5]
+    elif (rows[:, 6] == 1).all():
+        rows = rows[:, :6]
     columns = _columns(chain, rows, size)
 
     def apply(name: str, left: int, right: int, kind: str = "int32", **options: Any) -> int:
@@ -211,7 +213,8 @@ def _looked_up(chain: Chain, indices: int, size: int, founds: list[Recognized]) 
     channel = apply("FLOOR_MOD", channel, columns[2])
     first = columns[3]
     if len(columns) > 5:
-        first = apply("ADD", first, apply("MUL", channel, columns[5]))
+        group = channel if len(columns) == 6 else apply("FLOOR_DIV", channel, columns[6])
+        first = apply("ADD", first, apply("MUL", group, columns[5]))
     table = chain.constant(tables, "float32")
     values = apply("GATHER", table, apply("ADD", indices, first), "float32", axis=0)
     if (factors == 1).all():
@@ -226,24 +229,18 @@ def _layouts(founds: list[Recognized]) -> tuple[list[_Layout], np.ndarray, np.nd
     layouts, tables, factors = [], [], [np.ones(1, "float32")]
     start, table, factor = 0, 0, 1
     for found in founds:
-        parts, shape = found.parts, found.indices.shape
-        length, channels = found.indices.size, 1
-        if found.axis is not None:
-            length, channels = math.prod(shape[found.axis + 1 :]), shape[found.axis]
-        levels = len(found.tables)
-        if parts is not None:
-            layouts.append(_Layout(start, length, channels, table, factor, 0))
-            tables.append(parts[0])
-            factors.append(parts[1])
-            factor += parts[1].size
-        elif found.axis is not None:
-            layouts.append(_Layout(start, length, channels, table, factor, levels))
-            tables.append(found.tables.T.reshape(-1))
-            factors.append(np.ones(channels, "float32"))
-            factor += channels
+        stored, shape = found.stored, found.indices.shape
+        levels, groups = stored.tables.shape
+        tables.append(stored.tables.T.reshape(-1))
+        if stored.factors is None and groups == 1:
+            layouts.append(_Layout(start, found.indices.size, 1, table, 0, 0, 1))
         else:
-            layouts.append(_Layout(start, length, 1, table, 0, 0))
-            tables.append(found.tables[:, 0])
+            axis = found.axis or 0
+            place = (start, math.prod(shape[axis + 1 :]), shape[axis], table, factor)
+            layouts.append(_Layout(*place, *((levels, stored.size) if groups > 1 else (0, 1))))
+            ones = np.ones(shape[axis], "float32")
+            factors.append(ones if stored.factors is None else stored.factors)
+            factor += shape[axis]
         start, table = start + found.indices.size, table + tables[-1].size
     return layouts, np.concatenate(tables), np.concatenate(factors)
 

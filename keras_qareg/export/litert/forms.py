@@ -238,7 +238,7 @@ def _upright(
 
     LiteRT computes with negative steps too, but nothing else makes them: no converter does.
     """
-    whole = codes[found.indices]
+    whole = found.looked_up(codes)
     low, high = CODE_RANGES[kind]
     if -codes.max() < low or -codes.astype("int16").min() > high:
         return whole, steps
@@ -257,10 +257,8 @@ def _options(constant: Constant, found: Recognized, once: bool) -> list[_Option]
                 fast = kind == "int8" and constant.consumers <= _AT_FLOAT_SPEED
                 stored = -(-size * bits_of_kind(kind) // 8) + grid[1].nbytes
                 options.append(_Option(kind, stored, fast, grid))
-    parts = found.parts
-    tables = found.tables.nbytes if parts is None else parts[0].nbytes + parts[1].nbytes
-    bits = 32 if once else 8
-    return [*options, _Option("codebook", words_bytes(max(2, levels), size, bits) + tables, False)]
+    stored = words_bytes(max(2, levels), size, 32 if once else 8) + found.stored.bytes
+    return [*options, _Option("codebook", stored, False)]
 
 
 def _choose(

@@ -58,7 +58,7 @@ def keep_grids(
         if found is not None and grid is not None:
             _replace(model, constant, found, *grid)
             tables = grid[0].astype("float32") * grid[1]
-            exact = np.array_equal(_values(found, tables), _values(found, _tables(found)))
+            exact = np.array_equal(found.looked_up(tables), found.looked_up(_tables(found)))
             expected[constant.graph, constant.tensor] = found, scales, exact
         size = constant.values.nbytes + scales.nbytes
         forms.append(KernelForm.of(constant, found, "int8", size, exact, reason))
@@ -98,13 +98,13 @@ def _grid(
     # longer one. A channel of zeros keeps the one that its bias has.
     longer = np.maximum(exact, np.maximum(least, np.finfo("float32").tiny))
     new = np.where(steps != 0, np.where(longer > exact, longer, exact), scales)
-    signed = np.rint(codes.astype("float64")[:, None] * steps / new)
+    signed = np.rint(codes.astype("float64") * steps / new)
     return (signed.astype("int8"), new.astype("float32")), ""
 
 
 def _float_factors(found: Recognized, base: np.ndarray, kernel: np.ndarray) -> np.ndarray | None:
     """What BatchNormalization made of each channel, from the float kernel; `None` if it is another."""
-    factors, error = best_factors(_values(found, base), kernel, found.axis)
+    factors, error = best_factors(found.looked_up(base), kernel, found.axis)
     return factors if error.max() <= ROUNDING * np.abs(kernel).max() else None
 
 
@@ -128,13 +128,8 @@ def _replace(
     model: Any, constant: Constant, found: Recognized, codes: np.ndarray, scales: np.ndarray
 ) -> None:
     """Puts codes and scales in the place of a kernel's, and scales its biases to match."""
-    graph = model.subgraphs[constant.graph]
-    tensor = graph.tensors[constant.tensor]
-    channels: Any = 0
-    if scales.size > 1:
-        axis = tensor.quantization.quantizedDimension
-        channels = along(np.arange(scales.size), axis, found.indices.ndim)
-    tensor.buffer = flatbuffer.add_buffer(model, codes[found.indices, channels])
+    tensor = model.subgraphs[constant.graph].tensors[constant.tensor]
+    tensor.buffer = flatbuffer.add_buffer(model, found.looked_up(codes))
     for bias, values, steps in _biases(model, constant, scales):
         bias.buffer = flatbuffer.add_buffer(model, values.astype("<i4"))
         bias.quantization.scale = [float(np.float32(step)) for step in steps]
@@ -197,7 +192,7 @@ def _prove(
             for scales in (details.scale, before)
         )
         values = constant.values.astype("float32") * now
-        kernel = _values(found, _tables(found))
+        kernel = found.looked_up(_tables(found))
         rounded = (np.abs(values - found.values * old) > old).any()
         if rounded or (exact and not np.array_equal(values, kernel)):
             raise ValueError(
@@ -211,7 +206,3 @@ def _prove(
 def _tables(found: Recognized) -> np.ndarray:
     """The levels of the Keras kernel: `(levels, 1)`, or a column for each channel."""
     return np.asarray(found.centroids).reshape(len(found.tables), -1)
-
-
-def _values(found: Recognized, tables: np.ndarray) -> np.ndarray:
-    return Recognized(found.path, found.indices, tables, found.axis, True).values

@@ -90,16 +90,17 @@ def _factored(model: Any, constant: Constant, found: Recognized) -> _Factored | 
 
     Of tables a channel the runtime would need one each: more bytes than the indices, often.
     """
-    parts, operators = found.parts, _consumers(model, constant)
-    if parts is None or constant.values.dtype != "float32":
+    if constant.values.dtype != "float32":
         return None
-    levels, factors = parts
+    levels, factors = found.stored.tables, found.stored.factors
+    if factors is None or levels.shape[1] > 1:
+        return None
     if found.tables.nbytes <= levels.nbytes + factors.nbytes + _MULTIPLYING:
         return None
     # A bias is divided by its factor: one that is too small to count will do for zero.
     least = np.float32(_NOTHING * np.abs(factors).max())
     factors = np.where(np.abs(factors) < least, least, factors)
-    for operator in operators:
+    for operator in _consumers(model, constant):
         name = operator_name(model, operator)
         if name not in _CHANNELS or operator.inputs[PLACES[name].kernel] != constant.tensor:
             return None
@@ -109,7 +110,7 @@ def _factored(model: Any, constant: Constant, found: Recognized) -> _Factored | 
             bias = _bias(model, constant, operator) / factors
         if not np.isfinite(bias).all():
             return None
-    return _Factored(Recognized(found.path, found.indices, levels[:, None], None, False), factors)
+    return _Factored(Recognized(found.path, found.indices, levels, None, False), factors)
 
 
 def _consumers(model: Any, constant: Constant) -> list[Any]:

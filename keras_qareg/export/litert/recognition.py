@@ -12,15 +12,41 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from keras_qareg.numerics.codebook import Codebook
-from keras_qareg.numerics.grids import integer_grid
+from keras_qareg.numerics.grids import integer_grids
+from keras_qareg.numerics.groups import group_size, once
 
 # A folded value is the product of two float32 numbers, rounded once.
 ROUNDING = 1e-6
+
+
+class Stored(NamedTuple):
+    """Tables of channels as a file holds them.
+
+    Attributes:
+        tables: Float32 array `(levels, groups)`, what is equal in channels in a row once.
+        size: How many channels a group has; the last may have fewer.
+        factors: Float32 array `(channels,)`, what tables are multiplied by; `None`: nothing.
+    """
+
+    tables: np.ndarray
+    size: int
+    factors: np.ndarray | None
+
+    @classmethod
+    def of(cls, tables: np.ndarray, factors: np.ndarray | None = None) -> Stored:
+        """Those of a table for each channel, or one for all, and of factors."""
+        return cls(once(tables), group_size(tables), factors)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of tables and factors."""
+        return self.tables.nbytes + (0 if self.factors is None else self.factors.nbytes)
 
 
 @dataclass(frozen=True)
@@ -35,8 +61,8 @@ class Recognized:
         axis: The axis of the constant that counts channels; `None` with one table.
         exact: Whether these are the values of the Keras kernel bit for bit: so wherever nothing was
             folded in.
-        centroids: Float32 array `(levels,)`: the levels of the Keras kernel, where each channel has
-            these times a factor of its own; else `None`.
+        centroids: Float32 array `(levels,)` or `(levels, channels)`: the levels of the Keras kernel,
+            where each channel has these times a factor of its own; else `None`.
         factors: Float32 array `(channels,)`, these factors; else `None`.
     """
 
@@ -51,31 +77,45 @@ class Recognized:
     @property
     def values(self) -> np.ndarray:
         """The constant, float32."""
-        if self.axis is None:
-            return self.tables[:, 0][self.indices]
-        channels = along(np.arange(self.tables.shape[1]), self.axis, self.indices.ndim)
-        return self.tables[self.indices, channels]
+        return self.looked_up(self.tables)
 
-    @property
-    def parts(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """Float32 levels and a factor a channel whose products are the tables, if there are such.
+    def looked_up(self, tables: np.ndarray) -> np.ndarray:
+        """What tables have at the indices.
 
-        The levels of the Keras kernel and what was folded in; or whole numbers and steps.
+        Args:
+            tables: Array `(levels, channels)`, or `(levels, 1)`.
+
+        Returns:
+            Array in the shape of the constant.
         """
+        if tables.shape[1] == 1:
+            return tables[:, 0][self.indices]
+        channels = along(np.arange(tables.shape[1]), self.axis or 0, self.indices.ndim)
+        return tables[self.indices, channels]
+
+    @cached_property
+    def stored(self) -> Stored:
+        """The tables in the fewest numbers."""
         if self.axis is None:
-            return None
+            return Stored(self.tables, 1, None)
+        options = []
         if self.centroids is not None and self.factors is not None:
-            return self.centroids, self.factors
+            base = self.centroids.reshape(len(self.tables), -1)
+            options.append(Stored.of(base, self.factors))
+            if base.shape[1] == 1:
+                return options[0]
         grid = self.grid()
-        return None if grid is None else (grid[0].astype("float32"), grid[1])
+        if grid is not None:
+            options.append(Stored.of(grid[0].astype("float32"), grid[1]))
+        return min([*options, Stored.of(self.tables)], key=lambda option: option.bytes)
 
     def grid(self) -> tuple[np.ndarray, np.ndarray] | None:
         """Integer codes of the levels and a float32 step a channel, whose products are the tables.
 
         Returns:
-            As `grids.integer_grid`.
+            As `grids.integer_grids`.
         """
-        return integer_grid(self.tables, self.exact)
+        return integer_grids(self.tables, self.exact)
 
 
 def recognize(constant: np.ndarray, books: Iterable[tuple[str, Codebook]]) -> Recognized | None:
@@ -229,7 +269,7 @@ def _as_it_is(
     indices = book.indices.transpose(order).reshape(constant.shape)
     if book.centroids.ndim == 1:
         return Recognized(path, indices, book.centroids[:, None], None, True)
-    tables = book.centroids.reshape(book.centroids.shape[0], -1)
+    tables = book.tables
     for axis, size in enumerate(constant.shape):
         if size % tables.shape[1]:
             continue
@@ -251,13 +291,13 @@ def _folded(
     for axis, factors, error in _factors(weights, constant):
         if error.max() > tolerance:
             continue
-        tables = book.centroids.reshape(book.centroids.shape[0], -1)
+        tables = book.tables
         cells = _cells(constant, indices, len(tables), axis, factors.size)
         if tables.shape[1] not in (1, factors.size) or cells is None:
             continue
         tables = np.where(cells[1], cells[0], (tables * factors).astype("float32"))
-        base = (book.centroids, factors.astype("float32")) if book.centroids.ndim == 1 else ()
-        return Recognized(path, indices, tables, axis, False, *base)
+        found = factors.astype("float32")
+        return Recognized(path, indices, tables, axis, False, book.centroids, found)
     return None
 
 
