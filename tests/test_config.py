@@ -75,7 +75,8 @@ def test_what_each_layer_gets_and_why(file):
 def test_what_is_wrong_with_a_configuration(tmp_path):
     file, model = tmp_path / "c.yml", small_cnn()
     keys = (
-        "['levels', 'regularizer', 'table', 'scale', 'bits', 'activation_bits', 'target_sparsity']"
+        "['levels', 'regularizer', 'table', 'scale', 'group_size', 'bits', 'activation_bits', "
+        "'target_sparsity']"
     )
     cases = {
         "level: 4": f"Expected a configuration with some of the keys {keys}. Received unknown keys: "

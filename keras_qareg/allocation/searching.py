@@ -149,7 +149,8 @@ class Search:
 
     def curve(self, size: int) -> list[Point]:
         """Bytes and measured divergence of plans for other budgets, to four times `size`."""
-        least = self.base + self.solver.bytes(self.solver.least())
+        # What is known of parts may be more than there is in a small file.
+        least = max(0, self.base + self.solver.bytes(self.solver.least()))
         most = min(self.base + self.solver.most(), 4 * size)
         points = []
         for budget in np.geomspace(least + 1, max(most, least + 2), POINTS):

@@ -71,9 +71,11 @@ def cases(files):
         "absent.yaml": "--config: Expected a YAML file. Received: {}, which does not exist",
         "table.csv": "--config: Expected a YAML file, .yaml or .yml. Received: {}",
         "level.yaml": "--config: {}: Expected a configuration with some of the keys ['levels', "
-        "'regularizer', 'table', 'scale', 'bits', 'activation_bits', 'target_sparsity']. Received "
+        "'regularizer', 'table', 'scale', 'group_size', 'bits', 'activation_bits', "
+        "'target_sparsity']. Received "
         "unknown keys: 'level' (did you mean 'levels'?)",
-        "bits.yaml": "Expected --config with levels, table, scale alone. Received: {} with bits",
+        "bits.yaml": "Expected --config with levels, table, scale, group_size alone. "
+        "Received: {} with bits",
     }
     for name, said in configurations.items():
         yield [*compress, "--config", files / name], said.format(files / name)
