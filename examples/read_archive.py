@@ -110,12 +110,22 @@ def read_kernel(section: bytes, shape: tuple[int, ...]) -> np.ndarray:
     levels += 1
     if flags & 4:
         raise NotImplementedError("Expected effort='fast'. Received: 'best'")
-    codes = np.frombuffer(file.read(levels if flags & 1 else 0), "i1").astype("float32")
+    channels = math.prod(shape[len(shape) - tabled :])
+    # Channels that have one step, or one table of floats; and channels that have the same codes.
+    group, alike = 1, max(1, channels)
+    if flags & 8:
+        group = varint(file)
+        alike = varint(file) if flags & 1 else alike
+    codes = np.ones((levels, 1), "float32")
+    if flags & 1:
+        raw = file.read(levels * -(-channels // alike))
+        codes = np.frombuffer(raw, "i1").astype("float32").reshape(levels, -1)
+        codes = np.repeat(codes, alike, axis=1)[:, :channels]
     numbers = (flags >> 4 & 3) + 1, (flags >> 6) + 1
     masks = file.read(0 if numbers == (1, 1) else 2) or b"\0\0"
     tables, coded = np.ones((*numbers, levels), "int64"), levels > 1 and not flags & 2
     slope = file.read(1)[0] if coded else 0
-    count = math.prod(shape[len(shape) - tabled :]) * (1 if flags & 1 else levels)
+    count = -(-channels // group) * (1 if flags & 1 else levels)
     floats, stream = read_numbers(file, count, "float32"), Stream(file.read())
     # A matrix of rows, free places and columns, in which rows and columns stand by class.
     rows, columns = ([axis for axis in range(len(shape)) if mask >> axis & 1] for mask in masks)
@@ -132,7 +142,8 @@ def read_kernel(section: bytes, shape: tuple[int, ...]) -> np.ndarray:
         matrix[where] = stream.take(part.size, tables[row, column]).reshape(part.shape)
     order = rows + free + columns
     indices = matrix.reshape([shape[axis] for axis in order]).transpose(np.argsort(order))
-    table = (np.multiply.outer(codes, values) if flags & 1 else values).reshape(levels, -1)
+    held = values.reshape(1 if flags & 1 else levels, -1)
+    table = codes * np.repeat(held, group, axis=1)[:, :channels]
     flat = indices.reshape(-1, table.shape[1])
     return table[flat, np.arange(table.shape[1])].reshape(shape)
 

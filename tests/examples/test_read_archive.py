@@ -72,3 +72,15 @@ def test_a_reader_that_knows_the_specification_alone(options, tmp_path, monkeypa
     for (name, values), weight in zip(tensors, loaded.weights, strict=True):
         assert name.rpartition("/")[2] == weight.name
         np.testing.assert_array_equal(values, ops.convert_to_numpy(weight))
+
+
+@pytest.mark.parametrize(
+    ("table", "scale"),
+    [("int8", "kernel"), ("int8", "channel"), ("float32", "kernel"), ("even", "kernel")],
+)
+def test_groups_of_channels(table, scale):
+    model = small_cnn()
+    shared = qareg.share_weights(model, 4, table=table, scale=scale, group_size=4)
+    for book in qareg.codebooks(shared).values():
+        found = read_archive.read_kernel(encode_kernel(book), book.indices.shape)
+        np.testing.assert_array_equal(found, book.weights)
