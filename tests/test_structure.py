@@ -53,6 +53,7 @@ FLOORS = {
         ["activations"],
         ["shrinking"],
         ["clustered"],
+        ["steps"],
         ["sharing"],
         ["distilling"],
         ["training"],

@@ -89,6 +89,7 @@ def _add_compress(commands: Any) -> None:
         "FILE.tflite or FILE.qareg",
     )
     _add_budgets(compress)
+    _add_tables(compress)
     _add_training(compress)
     _add_checks(compress)
     _add_weights(compress)
@@ -118,6 +119,17 @@ def _add_budgets(compress: argparse.ArgumentParser) -> None:
         "--layers", choices=("all", "conv", "dense"), default="all", help="default: all"
     )
     compress.add_argument(
+        "--shrink",
+        action="store_true",
+        help="first remove channels that do nothing, as pruning leaves them; outputs stay the same",
+    )
+    compress.add_argument(
+        "--dry-run", action="store_true", help="print the plan of a budget, and write no model"
+    )
+
+
+def _add_tables(compress: argparse.ArgumentParser) -> None:
+    compress.add_argument(
         "--table",
         choices=TABLES,
         help="values: whole numbers of 8 bits times a step (int8, the default), consecutive ones "
@@ -133,14 +145,6 @@ def _add_budgets(compress: argparse.ArgumentParser) -> None:
         type=integer("--group-size", 1),
         metavar="CHANNELS",
         help="channels that have one table (all); with --data, --method kmeans trains these",
-    )
-    compress.add_argument(
-        "--shrink",
-        action="store_true",
-        help="first remove channels that do nothing, as pruning leaves them; outputs stay the same",
-    )
-    compress.add_argument(
-        "--dry-run", action="store_true", help="print the plan of a budget, and write no model"
     )
 
 

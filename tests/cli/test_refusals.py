@@ -202,6 +202,12 @@ def combinations(files, model, out):
             "--config",
             files / "table.yaml",
         ): "Expected no table with --method wnq, which learns its values. Received: even",
+        (
+            *data,
+            "--group-size",
+            "8",
+        ): "Expected --method kmeans with --group-size: others train one table "
+        "a kernel. Received: auto",
         ("--json", out): f"Expected --json to be another file than --out. Received: {out}",
         (
             "--json",
