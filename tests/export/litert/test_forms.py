@@ -344,9 +344,9 @@ def test_constants_are_recognized_by_all_their_values():
     found = recognize(folded, books)
     assert (found.path, found.exact, found.axis) == ("right", False, 0)
     np.testing.assert_allclose(found.values, folded, rtol=1e-6)
-    steps = found.grid()[1]
+    codes, steps = found.grid()
     np.testing.assert_allclose(
-        found.grid()[0][found.indices] * steps.reshape(-1, 1, 1, 1), folded, rtol=1e-5
+        found.looked_up(codes) * steps.reshape(-1, 1, 1, 1), folded, rtol=1e-5
     )
     changed = constant.copy()
     changed[0, 0, 0, 0] += 0.1
