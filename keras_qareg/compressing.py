@@ -98,7 +98,7 @@ def compress(
     the model was compiled with counts too. At the end weights are shared, batch normalization is
     measured anew, and the centroids are tuned. Each step starts from the best epoch of the one before:
     by its divergence from the float model, and by its loss too where `validation_data` has labels.
-    Layers that only outputs of loss weight 0 need are not trained. docs/method.md: the defaults.
+    Layers that only outputs of loss weight 0 need are not trained. docs/method.md explains defaults.
 
     Args:
         model: A built, trained model. It stays as it is.
@@ -118,8 +118,7 @@ def compress(
         weights: Which weights are kernels, as in `quantization_aware`.
         sample_weight: Weights of the examples, as in `fit`, where `x` is arrays.
         steps: Batches an epoch, which endless data need. `None`: all.
-        epochs: Positive integer. A tenth of them, one at least, tunes centroids at the end. Defaults
-            to 10.
+        epochs: Positive integer. A tenth, one at least, tunes centroids at the end. Defaults to 10.
         batch_size: Examples a step, where `x` is arrays. Defaults to 64.
         optimizer: A Keras optimizer for training. By default Adam, whose rate falls by a cosine.
         learning_rate: Of that Adam, at the start. Tuning starts with a tenth. `None` (default): 1e-3 for
@@ -136,8 +135,7 @@ def compress(
         scale: One step a kernel or one a channel, as in `share_weights`. Defaults to `"auto"`.
         group_size: As in `share_weights`; with data, for `method="kmeans"`. Defaults to `None`: all.
         seed: Integer: sets all random seeds, for the same result again. `None` (default): none is set.
-        verbose: 0 is silent; else there is the progress of `fit`, and a table at the end of what each
-            step was worth. Defaults to `"auto"`.
+        verbose: 0: silent; else progress, and what each step was worth. Defaults to `"auto"`.
 
     Returns:
         An ordinary model (see `strip`) whose chosen kernels have few values. A model with a `train_step`
@@ -272,10 +270,8 @@ def _check(options: Options, data: Any) -> None:
     if options.method == "wnq" and budgets[1:] != [None, None]:
         raise ValueError("Expected `levels`, not a budget, with method='wnq'.")
     if options.group_size is not None and data is not None and options.method != "kmeans":
-        raise ValueError(
-            "Expected method='kmeans' with `group_size`: others train one table a kernel. Received: "
-            f"method={options.method!r}"
-        )
+        received = f"others train one table a kernel. Received: method={options.method!r}"
+        raise ValueError(f"Expected method='kmeans' with `group_size`: {received}")
 
 
 def planned(model: keras.Model, data: Any, options: Options) -> Plan | None:

@@ -359,11 +359,6 @@ def input_shapes(options: argparse.Namespace) -> Any:
     return shapes if len(shapes) > 1 else shapes[0]
 
 
-def word_of(name: str) -> str:
-    """The word of an option, by its name."""
-    return f"--{name.replace('_', '-')}"
-
-
 def _configuration(text: str) -> tuple[Path, dict[str, Any]]:
     """A configuration and where it is from."""
     try:
@@ -397,7 +392,8 @@ def sharing(options: argparse.Namespace) -> dict[str, Any]:
     both = [(name, name) for name in config if words[name] is not None]
     both += [(name, "levels") for name in budgets if "levels" in config and name != "levels"]
     for word, key in both:
-        raise CommandError(f"Expected {word_of(word)} or --config with {key}. Received: both")
+        name = word.replace("_", "-")
+        raise CommandError(f"Expected --{name} or --config with {key}. Received: both")
     given = {name: word for name, word in words.items() if word is not None}
     planned = {} if budgets in ([], ["levels"]) else {"levels": None}
     return {**_SHARING, **config, **given, **planned}

@@ -6,7 +6,6 @@ import argparse
 from typing import Any
 
 from keras_qareg.cli.messages import CommandError
-from keras_qareg.cli.options import word_of
 
 ARCHIVE = ".qareg"
 _TRAINING = ("epochs", "learning_rate", "method")
@@ -28,7 +27,7 @@ _OF_WNQ = (2, 4, 8, 16)
 def budget_of(options: argparse.Namespace) -> str | None:
     """The word of the budget that was given."""
     words = ("target_bytes", "target_ratio")
-    return next((word_of(name) for name in words if getattr(options, name) is not None), None)
+    return next((_word(name) for name in words if getattr(options, name) is not None), None)
 
 
 def check_words(options: argparse.Namespace, its: dict[str, Any]) -> None:
@@ -57,7 +56,7 @@ def check_words(options: argparse.Namespace, its: dict[str, Any]) -> None:
         others = [name for name, usual in _OF_TFLITE.items() if getattr(options, name) != usual]
         if others:
             raise CommandError(
-                f"Expected --out with a name that ends in '.tflite', with {word_of(others[0])}. "
+                f"Expected --out with a name that ends in '.tflite', with {_word(others[0])}. "
                 f"Received: {options.out}"
             )
     elif budget is not None and options.weights in _WITHOUT_LEVELS:
@@ -76,7 +75,7 @@ def check_words(options: argparse.Namespace, its: dict[str, Any]) -> None:
 
 def _check_without_data(options: argparse.Namespace, budget: str | None) -> None:
     alone = () if options.validation_data else ("batch_size", "loss")
-    given = [word_of(name) for name in (*_TRAINING, *alone) if getattr(options, name) is not None]
+    given = [_word(name) for name in (*_TRAINING, *alone) if getattr(options, name) is not None]
     if given:
         raise CommandError(
             f"Expected --data to train on, with {given[0]}. Received: {given[0]} alone"
@@ -104,3 +103,7 @@ def _check_wnq(options: argparse.Namespace, its: dict[str, Any], budget: str | N
             raise CommandError(
                 f"Expected no {name} with --method wnq, which learns its values. Received: {its[name]}"
             )
+
+
+def _word(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

@@ -35,8 +35,7 @@ KEPT_CONSTRAINTS = (keras.constraints.NonNeg,)
 class SharedWeights(KernelWrapper):
     """A layer whose every kernel is `centroids[indices]`, or that times a size a channel.
 
-    With `group_size`, so many output channels in a row have a table of their own (coremltools'
-    per-grouped-channel palettization).
+    With `group_size`, so many output channels in a row have a table of their own.
 
     Only the centroids get gradients: each the sum of its members' (Han et al., "Deep Compression",
     ICLR 2016), which is the cumulative tuning of arXiv 2602.03614. The kernels of the layer inside
@@ -265,9 +264,8 @@ class SharedWeights(KernelWrapper):
 
         Args:
             codebooks: One `Codebook` for each kernel, in the order of `kernels`, each with at most
-                `levels` centroids and the shape of its kernel; with a table for each channel where
-                there are groups, the same in all channels of a group, or with the scale `"channel"`
-                multiples of each other.
+                `levels` centroids and the shape of its kernel. With groups there is a table a channel,
+                equal in those of a group; with the scale `"channel"` multiples of each other.
 
         Raises:
             ValueError: If a codebook has more centroids than `levels`, or other values than `table`,
