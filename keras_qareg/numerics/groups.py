@@ -1,6 +1,8 @@
 """Groups of channels: so many in a row, of which the last group may have fewer, that share a table.
 
 Where the package has a table for each channel, those of a group are equal; files hold each once.
+
+See also: https://keras-qareg.github.io/keras-qareg/method.html#groups-of-channels
 """
 
 from __future__ import annotations
