@@ -9,6 +9,7 @@ from keras import layers
 
 import keras_qareg as qareg
 from keras_qareg.allocation.network import Network
+from keras_qareg.models.sharing import Tables
 from keras_qareg.numerics.divergence import divergence
 from tests.helpers import error_of, predict, tensorflow_only
 
@@ -204,7 +205,7 @@ def test_arguments_that_make_no_sense(given, message):
 def test_harm_is_what_recalibration_leaves(inputs):
     """One kernel alone, as by sharing it, measuring normalization anew, and comparing outputs."""
     model = uneven_model()
-    network = Network(model, inputs[:256], "all", "int8", "auto")
+    network = Network(model, inputs[:256], "all", Tables("int8", "auto", None))
     shared = qareg.share_weights(model, 4, layers=["wide"])
     qareg.recalibrate(shared, inputs[:256])
     outputs = [predict(each, inputs[:256]) for each in (model, shared)]
@@ -246,7 +247,7 @@ def test_a_plan_as_a_file(plan, tmp_path):
         (
             "table: even",
             "tables: even",
-            "Expected a plan with ['table', 'scale', 'plan']. Received unknown names: "
+            "Expected a plan with ['table', 'scale', 'group_size', 'plan']. Received unknown names: "
             "'tables' (did you mean 'table'?)",
         ),
         (

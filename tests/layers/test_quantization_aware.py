@@ -104,7 +104,7 @@ def test_gradients_are_those_at_the_quantized_kernel(table):
 
     _, (of_kernel, of_centroids) = gradients(loss, *values)
     levels = layer.tables()[0]
-    assert table == "float32" or np.abs(levels - values[1]).max() < 0.2
+    assert table == "float32" or np.abs(levels - values[1]).max() < 0.3
     quantized = Codebook.nearest(values[0], levels)
     expected = 2 * inputs.T @ (inputs @ quantized.weights)
     np.testing.assert_allclose(of_kernel, expected, rtol=1e-4, atol=1e-5)

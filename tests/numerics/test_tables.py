@@ -39,7 +39,7 @@ def test_rounding_to_int8_costs_next_to_nothing(levels):
     codes, step = int8_table(best, Codebook.nearest(weights, best).counts)
     assert codes.dtype == np.int8 and np.abs(codes.astype(int)).max() <= 127 and step > 0
     loss = squared_error(weights, values_of(codes, step)) / squared_error(weights, best)
-    assert loss < (1.005 if levels <= 16 else 1.3)  # with outliers 20 deviations away
+    assert loss < (1.01 if levels <= 16 else 1.3)  # with outliers 20 deviations away
 
 
 @pytest.mark.one_backend
