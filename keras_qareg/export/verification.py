@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -76,9 +78,10 @@ def verify(
         check_ranges(runnable, ranges)
         wide = inputs_in_range(signature, runnable) if data is None else signature.named(data)
         inputs = in_batches(signature, {name: array[:SAMPLES] for name, array in wide.items()})
-    difference, output_range = prove(model, signature, inputs, runnable, precision)
     one = in_batches(signature, {name: array[:1] for name, array in inputs.items()})
-    count = _check_kernels(content, path, model, one)
+    with _advice():
+        difference, output_range = prove(model, signature, inputs, runnable, precision)
+        count = _check_kernels(content, path, model, one)
     if ranges is not None:
         agrees = agreement(model, signature, wide, runnable)
         return (
@@ -90,6 +93,18 @@ def verify(
         f"{same}: outputs within {difference:.2e} (up to {output_range:.2e}), and "
         f"{count} rewritten kernels"
     )
+
+
+@contextmanager
+def _advice() -> Iterator[None]:
+    """Says what to do where a file is another model."""
+    try:
+        yield
+    except ValueError as error:
+        told = str(error).rstrip(".")
+        raise ValueError(
+            f"{told}. Pass the model that the file was made of, or write the file anew."
+        ) from error
 
 
 def _precision(content: bytes) -> str:
