@@ -1,8 +1,8 @@
 """Tables that integer formats hold in a byte a level: any whole numbers within +-127, times a step.
 
-Rounding the centroids of k-means to such codes raises the squared error by less than half a percent,
-up to 16 levels. With a step a channel, the weights of all channels are clustered together, each divided
-by the scale of its channel.
+Rounding the centroids of k-means to such codes raises the squared error by less than half a percent up
+to 16 levels, where no outliers make the step coarse. With a step a channel, the weights of all channels
+are clustered together, each divided by the scale of its channel.
 
 See also: https://keras-qareg.github.io/keras-qareg/method.html#tables-and-scales
 """

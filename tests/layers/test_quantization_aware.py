@@ -88,6 +88,7 @@ def test_kernels_of_every_layer_are_quantized_once_the_centroids_are_placed(kind
 
 @pytest.mark.parametrize("table", ["int8", "even", "float32"])
 def test_gradients_are_those_at_the_quantized_kernel(table):
+    keras.utils.set_random_seed(1)  # kernels whose two levels are nearly evenly spaced as they are
     layer = QuantizationAware(layers.Dense(3), NearestSquared(2), table=table)
     inputs = RNG.normal(size=(4, 5)).astype("float32")
     layer(inputs)
@@ -104,7 +105,7 @@ def test_gradients_are_those_at_the_quantized_kernel(table):
 
     _, (of_kernel, of_centroids) = gradients(loss, *values)
     levels = layer.tables()[0]
-    assert table == "float32" or np.abs(levels - values[1]).max() < 0.3
+    assert table == "float32" or np.abs(levels - values[1]).max() < 0.2
     quantized = Codebook.nearest(values[0], levels)
     expected = 2 * inputs.T @ (inputs @ quantized.weights)
     np.testing.assert_allclose(of_kernel, expected, rtol=1e-4, atol=1e-5)

@@ -34,12 +34,19 @@ def squared_error(weights, centroids):
 @pytest.mark.one_backend
 @pytest.mark.parametrize("levels", [2, 3, 4, 16, 64])
 def test_rounding_to_int8_costs_next_to_nothing(levels):
-    weights = (0.05 * RNG.standard_t(5, 20_000)).astype("float32")
-    best = kmeans(weights, levels)
-    codes, step = int8_table(best, Codebook.nearest(weights, best).counts)
-    assert codes.dtype == np.int8 and np.abs(codes.astype(int)).max() <= 127 and step > 0
-    loss = squared_error(weights, values_of(codes, step)) / squared_error(weights, best)
-    assert loss < (1.01 if levels <= 16 else 1.3)  # with outliers 20 deviations away
+    losses = {"normal": [], "laplace": [], "standard_t": []}
+    for kind in [*losses] * 5:
+        degrees = (5,) if kind == "standard_t" else ()
+        weights = (0.05 * getattr(RNG, kind)(*degrees, size=20_000)).astype("float32")
+        best = kmeans(weights, levels)
+        codes, step = int8_table(best, Codebook.nearest(weights, best).counts)
+        assert codes.dtype == np.int8 and np.abs(codes.astype(int)).max() <= 127 and step > 0
+        loss = squared_error(weights, values_of(codes, step)) / squared_error(weights, best)
+        losses[kind].append(loss)
+    normal, laplace, outliers = map(np.median, losses.values())
+    assert max(normal, laplace) < (1.005 if levels <= 16 else 1.3)
+    # Outliers 20 deviations away make the step of many levels coarse.
+    assert outliers < {16: 1.01, 64: 1.3}.get(levels, 1.005)
 
 
 @pytest.mark.one_backend
