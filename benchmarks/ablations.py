@@ -21,9 +21,10 @@ import numpy as np
 
 import keras_qareg as qareg
 from benchmarks import results
-from benchmarks.compress import LOSS, Batches, accuracy, add_options, bytes_of, run
+from benchmarks.compress import Batches, accuracy, add_options, bytes_of, distilled, run
 from examples.data import Images, load
 from examples.study import Row, mean_and_deviation, written
+from keras_qareg.models.selection import wrappers
 from keras_qareg.report import table
 
 
@@ -78,44 +79,36 @@ SAMPLES = 4096
 FORMS = ("smallest", "archive")
 
 
-def trained(
-    student: keras.Model, teacher: keras.Model, data: Images, its: Recipe, epochs: int, **more: Any
-) -> None:
-    """Trains a network on; `more` are the rate, the seed and callbacks."""
-    batches = Batches(data, labels=its.labels, seed=more["seed"])
-    decay = keras.optimizers.schedules.CosineDecay(more["rate"], epochs * len(batches))
-    distiller = qareg.distill(student, teacher, weight=its.teacher)
-    distiller.compile(keras.optimizers.Adam(decay), LOSS if its.labels else None)
-    distiller.fit(batches, epochs=epochs, callbacks=more.get("callbacks"), verbose=2)
-
-
 def made(model: keras.Model, levels: int, its: Recipe, data: Images, given: Any) -> keras.Model:
     """The small network of a recipe."""
     tuning = max(1, round(given.epochs / 10)) if its.tune else 0
     order = np.random.default_rng(0).permutation(len(data.images))[:SAMPLES]
     some = data.images[order].astype("float32")
+
+    def train(network: keras.Model, rate: float, epochs: int, *callbacks: Any) -> None:
+        batches = Batches(data, labels=its.labels, seed=given.seed)
+        distilled(network, model, batches, rate, epochs, callbacks, its.teacher)
+
     if not its.trained:
         shared = qareg.share_weights(model, levels, table=its.table, scale=its.scale, verbose=0)
         qareg.recalibrate(shared, some)
-        trained(shared, model, data, its, given.epochs, rate=given.rate, seed=given.seed)
+        train(shared, given.rate, given.epochs)
         return shared
     sine = qareg.regularizers.Sine(levels)
     sine.strength *= its.penalty
     student = qareg.quantization_aware(
         model, sine, straight_through=its.straight_through, table=its.table
     )
-    for layer in student.layers:
-        if isinstance(layer, qareg.layers.QuantizationAware):
-            layer.place_centroids()
+    for layer in wrappers(student):
+        layer.place_centroids()
     qareg.recalibrate(student, some)
     rises = [qareg.callbacks.PenaltySchedule(warmup_epochs=0, power=12)] if its.schedule else []
-    epochs, common = given.epochs - tuning, {"seed": given.seed, "callbacks": rises}
-    trained(student, model, data, its, epochs, rate=given.rate, **common)
+    train(student, given.rate, given.epochs - tuning, *rises)
     shared = qareg.share_weights(student, table=its.table, verbose=0)
     if its.recalibrate:
         qareg.recalibrate(shared, some)
     if tuning:
-        trained(shared, model, data, its, tuning, rate=given.rate / 10, seed=given.seed)
+        train(shared, given.rate / 10, tuning)
     return shared
 
 

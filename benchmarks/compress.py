@@ -75,6 +75,22 @@ def trained(model: keras.Model, data: Images, epochs: int, rate: float, seed: in
     return copied
 
 
+def distilled(
+    student: keras.Model,
+    teacher: keras.Model,
+    batches: Batches,
+    rate: float,
+    epochs: int,
+    callbacks: Iterable[keras.callbacks.Callback] = (),
+    weight: float = 1.0,
+) -> None:
+    """Trains a network on, taught by another (times `weight`), and by labels where batches have them."""
+    decay = keras.optimizers.schedules.CosineDecay(rate, epochs * len(batches))
+    distiller = qareg.distill(student, teacher, weight=weight)
+    distiller.compile(keras.optimizers.Adam(decay), LOSS if batches.labels else None)
+    distiller.fit(batches, epochs=epochs, callbacks=[*callbacks], verbose=2)
+
+
 def accuracy(model: keras.Model, data: Images) -> float:
     """Percent of the images that a network knows."""
     outputs = model.predict(data.images.astype("float32"), batch_size=500, verbose=0)

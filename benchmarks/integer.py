@@ -24,11 +24,12 @@ import numpy as np
 
 import keras_qareg as qareg
 from benchmarks import results
-from benchmarks.compress import LOSS, Batches, accuracy, add_options, run
+from benchmarks.compress import Batches, accuracy, add_options, distilled, run
 from benchmarks.pareto import litert_accuracy, sizes
 from benchmarks.pareto_peers import trained_by_tfmot
 from examples.data import Images, load
 from examples.study import Row, written
+from keras_qareg.models.selection import wrappers
 from keras_qareg.report import table
 
 # Values a kernel; `None` are 8 bits. What has little to mend trains at less than the rate.
@@ -43,16 +44,13 @@ def trained(
     student: keras.Model, teacher: keras.Model, data: Images, rate: float, arguments: Any
 ) -> None:
     """Trains a network on, with all that it has."""
-    batches = Batches(data, labels=True, seed=arguments.seed)
-    decay = keras.optimizers.schedules.CosineDecay(rate, arguments.epochs * len(batches))
-    distiller = qareg.distill(student, teacher)
-    distiller.compile(keras.optimizers.Adam(decay), LOSS)
     callbacks: list[keras.callbacks.Callback] = []
     if any(isinstance(layer, qareg.layers.QuantizationAware) for layer in student.layers):
         callbacks.append(qareg.callbacks.PenaltySchedule(warmup_epochs=0, power=12))
     if any(isinstance(layer, qareg.layers.ActivationRange) for layer in student.layers):
         callbacks.append(qareg.callbacks.FreezeBatchNormalization(after=0.8))
-    distiller.fit(batches, epochs=arguments.epochs, callbacks=callbacks, verbose=2)
+    batches = Batches(data, labels=True, seed=arguments.seed)
+    distilled(student, teacher, batches, rate, arguments.epochs, callbacks)
 
 
 def prepared(model: keras.Model, levels: int | None, samples: np.ndarray) -> keras.Model:
@@ -60,9 +58,8 @@ def prepared(model: keras.Model, levels: int | None, samples: np.ndarray) -> ker
     if levels is None:
         return qareg.strip(model)
     student = qareg.quantization_aware(model, qareg.regularizers.Sine(levels))
-    for layer in student.layers:
-        if isinstance(layer, qareg.layers.QuantizationAware):
-            layer.place_centroids()
+    for layer in wrappers(student):
+        layer.place_centroids()
     qareg.recalibrate(student, samples)
     return student
 
