@@ -36,6 +36,7 @@ from keras_qareg.cli.opening import load_model
 from keras_qareg.export.archive.kernels import EFFORTS, decode_kernel, encode_kernel
 from keras_qareg.numerics.clustering import kmeans
 from keras_qareg.numerics.codebook import Codebook
+from keras_qareg.report import table
 
 KINDS = ("normal", "spread")
 EPOCHS = 6
@@ -139,6 +140,20 @@ def whole(name: str, model: keras.Model, levels: int) -> dict[str, Any]:
     return found
 
 
+def tabulate(rows: list[dict[str, Any]]) -> str:
+    """A line a kernel and effort."""
+    lines = [_line(row, effort) for row in rows for effort in EFFORTS]
+    header = ("kernel", "levels", "effort", "bytes/entropy", "/zstd -19", "/gzip -9", "encode MB/s")
+    more = ("decode MB/s", "encode time/zstd -19", "decode time/zstd", "decode time/gzip")
+    return table(header + more, lines)
+
+
+def tabulate_models(rows: list[dict[str, Any]]) -> str:
+    """A line a model and number of levels."""
+    header = [name for name in rows[0] if name != "python"]
+    return table(header, [tuple(_shown(row[name]) for name in header) for row in rows])
+
+
 def main() -> None:
     parser = results.parser(__doc__)
     parser.add_argument("--levels", type=int, nargs="+", default=[2, 4, 16, 64, 256])
@@ -154,18 +169,13 @@ def main() -> None:
             for levels in arguments.levels:
                 rows.append(whole(Path(name).stem, model, levels))
                 print(json.dumps(rows[-1]), flush=True)
-        header = tuple(rows[0])
-        lines = [tuple(_shown(value) for value in row.values()) for row in rows]
-        results.save(arguments.out, "archive_models", rows, header, lines)
+        results.save(arguments.out, "archive_models", rows, tabulate_models)
         return
     for kind in KINDS:
         for levels in arguments.levels:
             rows.append(timed(kind, levels, arguments.weights, arguments.rounds))
             print(json.dumps(rows[-1]), flush=True)
-    lines = [_line(row, effort) for row in rows for effort in EFFORTS]
-    header = ("kernel", "levels", "effort", "bytes/entropy", "/zstd -19", "/gzip -9", "encode MB/s")
-    more = ("decode MB/s", "encode time/zstd -19", "decode time/zstd", "decode time/gzip")
-    results.save(arguments.out, "archive", rows, header + more, lines)
+    results.save(arguments.out, "archive", rows, tabulate)
 
 
 def _line(row: dict[str, Any], effort: str) -> tuple[str, ...]:

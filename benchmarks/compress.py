@@ -126,18 +126,23 @@ def bytes_of(model: keras.Model) -> dict[str, int]:
 
 
 def tabulate(rows: list[Row]) -> str:
-    """A line a cell: means over seeds."""
+    """A line a cell, and number of epochs and first learning rate: means over seeds."""
     lines = []
-    for name in CELLS:
-        same = [row for row in rows if row["cell"] == name]
-        if same:
-            sizes = [row.get("bytes") or {} for row in same]
-            cells = (written(same, "accuracy"), written(same, "float"), str(len(same)))
-            bytes_ = [
-                f"{max(size.get(form, 0) for size in sizes):,}" for form in ("smallest", "archive")
-            ]
-            lines.append((name, *cells, *bytes_))
-    return table(("", "test accuracy", "float", "seeds", ".tflite", "archive"), lines)
+    keys = dict.fromkeys((row["cell"], row["epochs"], row["rate"]) for row in rows)
+    for key in sorted(keys, key=lambda key: [*CELLS].index(key[0])):
+        same = [row for row in rows if (row["cell"], row["epochs"], row["rate"]) == key]
+        name, epochs, rate = key
+        sizes = [row.get("bytes") or {} for row in same]
+        bytes_ = [
+            f"{max(size[form] for size in sizes):,}" if sizes[0] else ""
+            for form in ("smallest", "archive")
+        ]
+        apart = [{"to float": row["accuracy"] - row["float"]} for row in same]
+        figures = (written(same, "accuracy"), written(apart, "to float"))
+        settings = (str(epochs), f"{rate:g}" if rate else "", str(len(same)))
+        lines.append((name, *settings, *figures, *bytes_))
+    header = ("", "epochs", "first rate", "seeds", "test accuracy", "to float")
+    return table((*header, ".tflite", "archive"), lines)
 
 
 def add_options(parser: argparse.ArgumentParser, cells: Iterable[str], epochs: int) -> None:

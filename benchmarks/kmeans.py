@@ -23,6 +23,7 @@ from benchmarks import results
 from benchmarks.timing import extra_peak, in_subprocess
 from keras_qareg.numerics.clustering import kmeans
 from keras_qareg.numerics.codebook import Codebook
+from keras_qareg.report import table
 
 OURS = "keras_qareg"
 # Weights x levels that a peer is asked for.
@@ -104,14 +105,8 @@ def measure(size: int, levels: int) -> list[dict[str, Any]]:
     ]
 
 
-def main() -> None:
-    parser = results.parser(__doc__)
-    parser.add_argument("--sizes", type=float, nargs="+", default=[1e6, 15e6])
-    parser.add_argument("--levels", type=int, nargs="+", default=[4, 16, 64, 256])
-    arguments = results.parsed_or_memory(parser, extra_memory)
-    rows = [
-        row for size in arguments.sizes for k in arguments.levels for row in measure(int(size), k)
-    ]
+def tabulate(rows: list[dict[str, Any]]) -> str:
+    """A line a method."""
     lines = [
         (
             f"{row['weights']:,} {row['levels']} {row['method']}",
@@ -123,7 +118,18 @@ def main() -> None:
         for row in rows
     ]
     header = ("weights, levels, method", "seconds", "ratio to ours", "excess error", "memory")
-    results.save(arguments.out, "kmeans", rows, header, lines)
+    return table(header, lines)
+
+
+def main() -> None:
+    parser = results.parser(__doc__)
+    parser.add_argument("--sizes", type=float, nargs="+", default=[1e6, 15e6])
+    parser.add_argument("--levels", type=int, nargs="+", default=[4, 16, 64, 256])
+    arguments = results.parsed_or_memory(parser, extra_memory)
+    rows = [
+        row for size in arguments.sizes for k in arguments.levels for row in measure(int(size), k)
+    ]
+    results.save(arguments.out, "kmeans", rows, tabulate)
     largest = max(row["weights"] for row in rows)
     drawn = [row for row in rows if row["weights"] == largest]
     lines_drawn = results.series(drawn, "method", "levels", "seconds")

@@ -23,6 +23,7 @@ import keras_qareg as qareg
 from benchmarks import results, size
 from examples.study import Row, mean_and_deviation
 from keras_qareg.cli.opening import load_model
+from keras_qareg.report import table
 
 MODELS = ("resnet8.h5", "vww_96.h5", "kws.keras", "ad01.h5", "sww.h5")
 LEVELS, SHARES = (4, 16), (0.5, 0.25)
@@ -123,6 +124,17 @@ def _sizes(study: str, row: Row) -> Iterator[tuple[str, int]]:
         yield row["series"], row["bytes"]
 
 
+def tabulate(rows: list[Row]) -> str:
+    """A line a model and setting: bytes of all forms."""
+    return table(("", *FORMS), [line_of(row) for row in rows])
+
+
+def tabulate_ranges(rows: list[Row]) -> str:
+    """A line a model and kind of kernels: full-integer files."""
+    header = ("", "int8", "tflm", "vela", "equal", "furthest steps")
+    return table(header, [ranges_line_of(row) for row in rows])
+
+
 def line_of(row: Row) -> tuple[str, ...]:
     """Bytes of a model in each form."""
     setting = f"{row['levels']} values" if "levels" in row else f"within {row['budget']:,}"
@@ -158,17 +170,16 @@ def parsed() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parsed()
-    ranges = ("", "int8", "tflm", "vela", "equal", "furthest steps")
-    for name, rows_of_a_model, header, line in (
-        ("mlperf_tiny", rows_of, ("", *FORMS), line_of),
-        ("mlperf_tiny_ranges", with_ranges, ranges, ranges_line_of),
+    for name, rows_of_a_model, tabulated in (
+        ("mlperf_tiny", rows_of, tabulate),
+        ("mlperf_tiny_ranges", with_ranges, tabulate_ranges),
     ):
         rows = []
         for model in MODELS:
             for row in rows_of_a_model(arguments.models / model):
                 rows.append(row)
                 print(json.dumps(row), flush=True)
-        results.save(arguments.out, name, rows, header, [line(row) for row in rows])
+        results.save(arguments.out, name, rows, tabulated)
     points = measured(arguments.rows)
     best = max((accuracy for *_, accuracy in points), default=0.0)
     text = "\n".join(smallest(points, floor) for floor in (TARGET, best - 1.0) if points)

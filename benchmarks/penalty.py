@@ -22,6 +22,7 @@ from benchmarks import results
 from benchmarks.timing import extra_peak, in_subprocess, interleaved, ratios
 from keras_qareg import regularizers
 from keras_qareg.numerics.attention import soft_values
+from keras_qareg.report import table
 
 BASELINE, SOFT = "L2", "DKM"
 # The naive way needs weights x levels; beyond this many it is left out.
@@ -126,6 +127,12 @@ def line_of(row: dict[str, Any]) -> tuple[str, ...]:
     return name, f"{row['ns_a_weight']:.2f}", f"{row['ratio']:.2f}", spread, memory
 
 
+def tabulate(rows: list[dict[str, Any]]) -> str:
+    """A line a penalty."""
+    header = ("weights, levels, penalty", "ns/weight", "ratio to L2", "quartiles", "memory")
+    return table(header, [line_of(row) for row in rows])
+
+
 def main() -> None:
     parser = results.parser(__doc__)
     parser.add_argument("--sizes", type=float, nargs="+", default=[1e5, 1e6, 1e7, 10**7.5])
@@ -139,9 +146,7 @@ def main() -> None:
         for levels in arguments.levels
         for row in measure(size, levels, arguments.rounds, with_memory=size == max(sizes))
     ]
-    lines = [line_of(row) for row in rows]
-    header = ("weights, levels, penalty", "ns/weight", "ratio to L2", "quartiles", "memory")
-    results.save(arguments.out, f"penalty_{backend}", rows, header, lines)
+    results.save(arguments.out, f"penalty_{backend}", rows, tabulate)
     largest = [row for row in rows if row["size"] == max(sizes)]
     lines_drawn = results.series(largest, "penalty", "levels", "ns_a_weight")
     results.draw(arguments.out, f"penalty_{backend}", lines_drawn, "levels", "nanoseconds a weight")

@@ -26,6 +26,7 @@ from examples import training
 from keras_qareg.cli.opening import load_model
 from keras_qareg.export.litert.convert import draft
 from keras_qareg.numerics.divergence import add_up, divergence
+from keras_qareg.report import table
 
 CALIBRATION, TEST = 2048, 10_000
 Data = tuple[np.ndarray, np.ndarray | None]
@@ -79,6 +80,21 @@ def opened(path: Path | None) -> Data | None:
     return inputs, arrays["y"][:TEST].reshape(-1) if "y" in arrays else None
 
 
+def tabulate(rows: list[dict[str, Any]]) -> str:
+    """A line a plan, and one a number of levels beside it."""
+    lines = [
+        (
+            row["levels"],
+            f"{row['bytes']:,}",
+            f"{row['divergence']:.4f}",
+            f"{row['accuracy']:.2f}" if "accuracy" in row else "-",
+            f"{row['seconds']:.0f}",
+        )
+        for row in rows
+    ]
+    return table(("levels", "bytes", "divergence", "accuracy", "s"), lines)
+
+
 def main() -> None:
     parser = results.parser(__doc__ or "")
     parser.add_argument("--model", type=Path, help="a .keras or .h5 file; default: digits")
@@ -109,17 +125,7 @@ def main() -> None:
         print(rows[-2:], plan, sep="\n", flush=True)
         given.out.mkdir(parents=True, exist_ok=True)
         plan.plot().savefig(given.out / f"{name}_{levels}.png")
-    lines = [
-        (
-            row["levels"],
-            f"{row['bytes']:,}",
-            f"{row['divergence']:.4f}",
-            f"{row['accuracy']:.2f}" if "accuracy" in row else "-",
-            f"{row['seconds']:.0f}",
-        )
-        for row in rows
-    ]
-    results.save(given.out, name, rows, ("levels", "bytes", "divergence", "accuracy", "s"), lines)
+    results.save(given.out, name, rows, tabulate)
 
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ def run(cell: Row, train_data: Any, validation: Any) -> Row:
     return {"strength": regularizer.strength if regularizer else 0.0, **figures}
 
 
-def results_table(rows: list[Row]) -> str:
+def tabulate(rows: list[Row]) -> str:
     """Means over the seeds, and the spread of the accuracy after tuning."""
     header = ("levels, method", "strength", "power", "centroid rate", "balance", "straight through")
     header += ("seeds", "trained", "shared", "tuned", "std")
@@ -103,7 +103,7 @@ def main() -> None:
     compute = functools.partial(run, train_data=train_data, validation=validation)
     study.run(mine, compute, "tuned")
     # What other shards did is told of too, and what they have not done is left to them.
-    study.tabulated(cells(arguments), compute, "tuned", results_table, draw=True)
+    study.tabulated(cells(arguments), compute, "tuned", tabulate, draw=True)
 
 
 if __name__ == "__main__":

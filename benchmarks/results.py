@@ -7,8 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from keras_qareg.report import table
-
 
 def parser(documentation: str) -> argparse.ArgumentParser:
     """A parser with `--out` that says the first line of a module's documentation."""
@@ -85,13 +83,12 @@ def save(
     out: Path,
     name: str,
     rows: list[dict[str, Any]],
-    header: tuple[str, ...],
-    lines: list[tuple[str, ...]],
+    tabulate: Callable[[list[dict[str, Any]]], str],
 ) -> None:
     """Writes `name.jsonl` and `name.txt`, and prints the table."""
     out.mkdir(parents=True, exist_ok=True)
     machine = {"python": platform.python_version()}
     (out / f"{name}.jsonl").write_text("".join(json.dumps({**r, **machine}) + "\n" for r in rows))
-    text = table(header, lines)
+    text = tabulate(rows)
     (out / f"{name}.txt").write_text(text + "\n")
     print(f"\n{text}")

@@ -21,6 +21,7 @@ from benchmarks.timing import interleaved
 from keras_qareg.export.archive.kernels import encode_kernel
 from keras_qareg.numerics.clustering import kmeans
 from keras_qareg.numerics.codebook import Codebook
+from keras_qareg.report import table
 
 LEVELS = 16
 
@@ -40,6 +41,16 @@ def functions(size: int) -> dict[str, Callable[[], Any]]:
     return found
 
 
+def tabulate(rows: list[dict[str, Any]]) -> str:
+    """A line a function: how its time grows, and what it is for each number of weights."""
+    header = ("what", "slope", *(f"ns/weight, {size:,}" for size, _ in rows[0]["points"]))
+    lines = [
+        (row["what"], f"{row['slope']:.2f}", *(f"{1e9 * t / n:.2f}" for n, t in row["points"]))
+        for row in rows
+    ]
+    return table(header, lines)
+
+
 def main() -> None:
     parser = results.parser(__doc__)
     parser.add_argument("--sizes", type=float, nargs="+", default=[1e5, 3e5, 1e6, 3e6, 1e7, 3e7])
@@ -51,7 +62,7 @@ def main() -> None:
         for name, times in interleaved(functions(size), arguments.rounds).items():
             series.setdefault(name, []).append((size, min(times)))
         print(f"{size:,} weights", flush=True)
-    rows, lines = [], []
+    rows = []
     for name, points in series.items():
         # Small ones are the cost of calling; the slope is that of the upper half.
         upper = np.log(np.array(points[len(points) // 2 :]))
@@ -59,9 +70,7 @@ def main() -> None:
         rows.append(
             {"backend": keras.backend.backend(), "what": name, "slope": slope, "points": points}
         )
-        lines.append((name, f"{slope:.2f}", *(f"{1e9 * t / n:.2f}" for n, t in points)))
-    header = ("what", "slope", *(f"ns/weight, {size:,}" for size in sizes))
-    results.save(arguments.out, "scaling", rows, header, lines)
+    results.save(arguments.out, "scaling", rows, tabulate)
     results.draw(arguments.out, "scaling", series, "weights", "seconds")
 
 

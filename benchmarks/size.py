@@ -31,7 +31,7 @@ from benchmarks import results
 from benchmarks.limits import Limits
 from keras_qareg.cli.opening import load_model
 from keras_qareg.cli.options import TABLES
-from keras_qareg.report import summary
+from keras_qareg.report import summary, table
 
 SAMPLES = 64
 FILES = ("float32", "int8", "auto", "smallest", "codebook", "tflm", "tflm int8")
@@ -104,6 +104,11 @@ TIMED = ("auto", "smallest", "codebook", "int8")
 HEADER = ("model, levels", *FORMS, *(f"{form} time" for form in TIMED))
 
 
+def tabulate(rows: list[dict[str, Any]]) -> str:
+    """A line a model, kind and number of levels."""
+    return table(HEADER, [line_of(row) for row in rows])
+
+
 def line_of(found: dict[str, Any]) -> tuple[str, ...]:
     """Bytes of a model, and the time of a run as a share of the float32 file's."""
     times = (f"{found[f'{form} time']:.2f}" for form in TIMED)
@@ -153,7 +158,7 @@ def main() -> None:
                 found = {"model": label, **row(model, levels, kind, Path(folder))}
                 rows.append(found)
                 print(json.dumps(found), flush=True)
-    results.save(arguments.out, name, rows, HEADER, [line_of(r) for r in rows])
+    results.save(arguments.out, name, rows, tabulate)
     draw(arguments.out, name, rows)
 
 

@@ -24,6 +24,7 @@ from benchmarks import results
 from benchmarks.timing import in_subprocess, interleaved, peak_bytes, ratios
 from examples.training import NETWORKS, REGULARIZERS
 from keras_qareg.models.selection import wrappers
+from keras_qareg.report import table
 
 BATCH, LEVELS = 128, 16
 BASELINE, TFMOT = "plain", "TFMOT cluster_weights"
@@ -122,6 +123,20 @@ def _tfmot(name: str, rounds: int) -> dict[str, float]:
     return {**found, "memory": peaks[1] / peaks[0]}
 
 
+def tabulate(rows: list[dict[str, Any]]) -> str:
+    """A line a model."""
+    lines = [
+        (
+            row["model"],
+            f"{row['ratio']:.3f}",
+            f"{row['low']:.3f}-{row['high']:.3f}",
+            f"{row['memory']:.2f}" if "memory" in row else "",
+        )
+        for row in rows
+    ]
+    return table(("model", "time of a step", "quartiles", "peak memory"), lines)
+
+
 def main() -> None:
     parser = results.parser(__doc__)
     parser.add_argument("--network", choices=("lenet", "vgg16"), default="lenet")
@@ -145,18 +160,8 @@ def main() -> None:
     rows = [
         {"backend": backend, **row} for row in measure(name, arguments.rounds, arguments.models)
     ]
-    lines = [
-        (
-            row["model"],
-            f"{row['ratio']:.3f}",
-            f"{row['low']:.3f}-{row['high']:.3f}",
-            f"{row['memory']:.2f}" if "memory" in row else "",
-        )
-        for row in rows
-    ]
     print(f"{name}, batches of {BATCH}, {backend}; {time.time() - began:.0f} s")
-    header = ("model", "time of a step", "quartiles", "peak memory")
-    results.save(arguments.out, f"step_{name}_{backend}", rows, header, lines)
+    results.save(arguments.out, f"step_{name}_{backend}", rows, tabulate)
     bars = {row["model"]: row["ratio"] for row in rows}
     results.draw_bars(arguments.out, f"step_{name}_{backend}", bars, "time, of a plain step")
 

@@ -111,7 +111,7 @@ def means(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def results_table(rows: list[dict[str, Any]]) -> str:
+def tabulate(rows: list[dict[str, Any]]) -> str:
     """A line a kernel: tails and error of LQ-Nets and of WNQ."""
     header = (
         "weights",
@@ -189,7 +189,7 @@ def main() -> None:
                     f"\r{len(rows)} of {arguments.seeds * PER_SEED * len(arguments.bits)} rows",
                     end="",
                 )
-    text = results_table(rows)
+    text = tabulate(rows)
     (arguments.out / "wnq_error.txt").write_text(text + "\n")
     figure(rows).savefig(arguments.out / "wnq_error.png")
     print(f"\n{text}")

@@ -48,7 +48,7 @@ def steps(channels: int) -> dict[str, Any]:
     return found
 
 
-def results_table(seconds: dict[str, list[float]]) -> str:
+def tabulate(seconds: dict[str, list[float]]) -> str:
     """Quartiles of the ratio to the plain step of the same round."""
     lines = [
         (name, *(f"{found[key]:.3f}" for key in ("ratio", "low", "high")))
@@ -64,7 +64,7 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     seconds = interleaved(steps(arguments.channels), arguments.rounds)
-    text = results_table(seconds)
+    text = tabulate(seconds)
     backend = keras.backend.backend()
     print(f"A training step on {backend}, ratio to {BASELINE}\n\n{text}")
     record = {"backend": backend, "channels": arguments.channels, "seconds": seconds}

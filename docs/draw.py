@@ -100,7 +100,7 @@ def cifar10(file: Path) -> None:
     from examples import cifar10_regularizers
 
     name = file.stem.replace("cifar10", "cifar10_regularizers")
-    cifar10_regularizers.draw(rows(name), file)
+    cifar10_regularizers.draw(rows(f"{name}_straight_through"), file)
 
 
 def cifar_wnq(file: Path) -> None:
@@ -200,7 +200,7 @@ FIGURES: dict[str, Callable[[Path], None]] = {
     "size.png": size,
     "pareto.png": pareto,
     "wnq_error.png": wnq_error,
-    **{f"cifar10_{kind}.png": cifar10 for kind in ("alexnet", "vgg16", "vgg16_straight_through")},
+    **{f"cifar10_{kind}.png": cifar10 for kind in ("alexnet", "vgg16")},
     **{f"{name}.png": cifar_wnq for name in ("cifar_wnq_curves", "cifar_wnq_errors")},
     "cifar_wnq_peers_curves.png": cifar_wnq,
 }

@@ -147,7 +147,7 @@ def relative(rows: list[Row]) -> list[Row]:
     return found
 
 
-def results_table(rows: list[Row]) -> str:
+def tabulate(rows: list[Row]) -> str:
     """Mean and deviation of each cell over the seeds; the ratio is to k-means of the same seed."""
     lines = []
     for layers, levels, method, same in groups(relative(rows)):
@@ -216,7 +216,7 @@ def main() -> None:
             cells(arguments),
             lambda cell: experiment().cell(cell),
             "tuned",
-            results_table,
+            tabulate,
             draw=arguments.draw,
         )
         draw(rows, file.with_suffix(".png"))

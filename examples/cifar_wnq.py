@@ -155,7 +155,7 @@ def groups(rows: list[Row]) -> dict[str, list[Row]]:
     return {name: [r for r in rows if label(r) == name] for name in dict.fromkeys(map(label, rows))}
 
 
-def results_table(rows: list[Row]) -> str:
+def tabulate(rows: list[Row]) -> str:
     """Mean and deviation over the seeds, the distance to float of the same seed, and the error."""
     lines = []
     reference = {row["seed"]: row["accuracy"] for row in rows if row["method"] == FLOAT}
@@ -303,7 +303,7 @@ def main() -> None:
     with training.on_devices(parsed()) as arguments:
         study, experiment = Study(arguments.out / "cifar_wnq.jsonl", KEYS), Quantizers(arguments)
         rows = study.tabulated(
-            cells(arguments), experiment.cell, "accuracy", results_table, draw=arguments.draw
+            cells(arguments), experiment.cell, "accuracy", tabulate, draw=arguments.draw
         )
         draw_curves(rows, arguments.out / "cifar_wnq_curves.png")
         draw_errors(rows, arguments.out / "cifar_wnq_errors.png")

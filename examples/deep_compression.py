@@ -163,7 +163,7 @@ class Pipeline:
         return model
 
 
-def results_table(rows: list[Row]) -> str:
+def tabulate(rows: list[Row]) -> str:
     """A line a step."""
     header = ("step", "accuracy", "weights", "zeros %", "archive bytes", "float32 bytes over it")
     lines = [
@@ -214,7 +214,7 @@ def main() -> None:
     qareg.export.save_archive(model, name.with_suffix(".qareg"))
     lines = [json.dumps({**row, "seed": arguments.seed}) for row in pipeline.rows]
     name.with_suffix(".jsonl").write_text("\n".join(lines) + "\n")
-    text = results_table(pipeline.rows)
+    text = tabulate(pipeline.rows)
     name.with_suffix(".txt").write_text(text + "\n")
     print(f"\n{text}\n\n{name}.qareg")
 

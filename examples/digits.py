@@ -69,7 +69,7 @@ def study(arguments: argparse.Namespace) -> keras.Model:
 
     path = arguments.out / "digits.jsonl"
     path.unlink(missing_ok=True)  # the best model is wanted too: all cells are run
-    Study(path, KEYS).tabulated(cells(arguments), compute, "tuned", results_table)
+    Study(path, KEYS).tabulated(cells(arguments), compute, "tuned", tabulate)
     return best[1]
 
 
@@ -82,7 +82,7 @@ def file_sizes(model: keras.Model, folder: Path) -> dict[str, int]:
     return {"tflite": report.bytes, "gzip": report.gzip_bytes}
 
 
-def results_table(rows: list[Row]) -> str:
+def tabulate(rows: list[Row]) -> str:
     """Means over the seeds, a line a cell."""
     header = (
         "levels, method",

@@ -84,7 +84,7 @@ def study(arguments: argparse.Namespace) -> dict[str, keras.Model]:
 
     path = arguments.out / "wnq_digits.jsonl"
     path.unlink(missing_ok=True)  # models are wanted too: all cells are run
-    Study(path, KEYS).tabulated(cells(arguments), compute, "accuracy", results_table)
+    Study(path, KEYS).tabulated(cells(arguments), compute, "accuracy", tabulate)
     return kept
 
 
@@ -97,7 +97,7 @@ def label(cell: Row) -> str:
     return f"from {cell['start']}, {cell['layers']} layers, {bits}"
 
 
-def results_table(rows: list[Row]) -> str:
+def tabulate(rows: list[Row]) -> str:
     """Means over the seeds, a line a cell; the error's ratio is WNQ's to that of LQ-Nets."""
     header = ("network", "accuracy", "std", "to float", "rel. error", "ratio", "bits/weight")
     lines, reference, lq_error = [], 0.0, 0.0

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 import keras_qareg as qareg
-from docs import draw
+from docs import draw, tables
 from docs.hooks.docstrings import SITE, page_of, rewritten
 from docs.hooks.messages import PACKAGE, filled, messages, owners
 from docs.hooks.tutorials import page
@@ -116,6 +116,23 @@ def test_figures_are_drawn_from_rows_that_are_kept(tmp_path, name):
     file = tmp_path / f"{name}.png"
     draw.FIGURES[file.name](file)
     assert file.read_bytes().startswith(b"\x89PNG") and file.stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("name", tables.texts())
+def test_tables_are_those_of_the_rows_that_are_kept(name):
+    assert (ROOT / "results" / f"{name}.txt").read_text() == tables.text(name)
+
+
+def test_pages_show_tables_as_they_are_and_no_other():
+    """To mend it: `python -m docs.tables`."""
+    shown = set()
+    for path in tables.pages():
+        page = path.read_text()
+        assert tables.written(page) == page, path.name
+        shown |= {found["name"] for found in tables.MARK.finditer(page)}
+        for found in re.finditer(r"(.*\n\n)```text\n(.*)\n[- ]{9,}\n", page):
+            assert "docs.tables" in found[1], f"{path.name}: no program writes {found[2]}"
+    assert shown - {"uses", "peers"} == set(tables.texts())
 
 
 def public_names():

@@ -11,7 +11,7 @@ import keras_qareg as qareg
 from examples import architectures
 from examples.study import Study, mean_and_deviation, written
 from examples.training import FallingRate
-from tests.helpers import ROOT, run, slow_but_on_tensorflow
+from tests.helpers import run, slow_but_on_tensorflow
 
 
 @pytest.mark.one_backend
@@ -43,14 +43,6 @@ def test_a_study_goes_on_where_it_stopped(tmp_path, capsys):
     assert drawn == rows and len(calls) == 5, "what was not run stays so"
     with pytest.raises(ValueError, match="Received none"):
         Study(path, ("method",)).tabulated([{"method": "b"}], compute, "tuned", str, draw=True)
-
-
-@pytest.mark.one_backend
-@pytest.mark.parametrize(
-    "table", sorted(ROOT.glob("results/cifar*.txt")), ids=lambda path: path.stem
-)
-def test_the_page_of_results_has_the_tables_that_the_programs_wrote(table):
-    assert table.read_text() in (ROOT / "docs" / "results.md").read_text()
 
 
 def test_the_learning_rate_falls_step_by_step():
@@ -116,7 +108,7 @@ def test_the_regularizer_experiment_runs_and_resumes(network, tmp_path):
 
 @pytest.mark.one_backend
 def test_ratios_are_to_k_means_of_the_same_seed():
-    from examples.cifar10_regularizers import relative, results_table
+    from examples.cifar10_regularizers import relative, tabulate
 
     cell = {"layers": "all", "levels": 4, "float": 70.0, "trained": 60.0, "bits": 2.0, "archive": 9}
     rows = [
@@ -129,7 +121,7 @@ def test_ratios_are_to_k_means_of_the_same_seed():
         (0.25, 1),
         (1.25, 1.5),
     ]
-    assert "1.5000" in results_table(rows).splitlines()[-1], "not the ratio of the means, 60 / 45"
+    assert "1.5000" in tabulate(rows).splitlines()[-1], "not the ratio of the means, 60 / 45"
     assert np.isnan(relative(rows[2:])[0]["after"]), "without k-means there is none"
 
 
