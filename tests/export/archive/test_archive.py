@@ -314,8 +314,8 @@ def fitted_model():
     """A normalization, and most of the weights in one kernel."""
     keras.utils.set_random_seed(0)
     random = np.random.default_rng(0)
-    stack = [keras.Input((8, 8, 3)), layers.Conv2D(12, 3), layers.BatchNormalization()]
-    model = keras.Sequential([*stack, layers.Flatten(), layers.Dense(24, name="fc")])
+    stack = [keras.Input((8, 8, 3)), layers.Conv2D(8, 3), layers.BatchNormalization()]
+    model = keras.Sequential([*stack, layers.Flatten(), layers.Dense(6, name="fc")])
     for weight in model.weights:
         if len(weight.shape) == 1:
             weight.assign(random.uniform(0.5, 2.0, weight.shape))
