@@ -28,7 +28,7 @@ docs: $(VENV)/.docs ## the documentation as a site, build/site/index.html; runs 
 
 ##@ Tests
 check: lint ## the inner loop, under a minute: lint, types, structure and numerics
-	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -n 2 tests/test_structure.py tests/numerics -k 'not docstrings'
+	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -n 2 --dist worksteal tests/test_structure.py tests/numerics -k 'not docstrings'
 
 lint: $(INSTALLED) ## style, format and types
 	$(BIN)/ruff check .
@@ -36,11 +36,11 @@ lint: $(INSTALLED) ## style, format and types
 	$(BIN)/mypy
 
 test: $(INSTALLED) ## all tests but the slow ones, on the TensorFlow and the JAX backend
-	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -n 2
-	KERAS_BACKEND=jax $(BIN)/python -m pytest -n 2
+	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -n 2 --dist worksteal
+	KERAS_BACKEND=jax $(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-torch: $(TORCH)/.installed ## the tests on PyTorch, in .venv-torch: fetches PyTorch, gigabytes on some machines
-	KERAS_BACKEND=torch $(TORCH)/bin/python -m pytest -n 2
+	KERAS_BACKEND=torch $(TORCH)/bin/python -m pytest -n 2 --dist worksteal
 
 test-slow: $(INSTALLED) ## the tests that take minutes each
 	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -m slow

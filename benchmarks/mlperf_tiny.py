@@ -19,6 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import keras
+
 import keras_qareg as qareg
 from benchmarks import results, size
 from examples.study import Row, mean_and_deviation
@@ -33,18 +35,30 @@ FORMS = (OWN, *size.FORMS)
 
 
 def rows_of(file: Path) -> Iterator[Row]:
-    """The rows of a model: bytes by the name of a form, for each number of values and each budget."""
-    name = file.stem
-    own = file.with_name(f"{name}_int8.tflite")
+    """The rows of a model: bytes by the name of a form, for each number of values and each budget.
+
+    Where channels are dead, also those of the model without them.
+    """
+    own = file.with_name(f"{file.stem}_int8.tflite")
+    size_of_own = own.stat().st_size if own.exists() else None
+    for name, model in variants(file).items():
+        known = {"model": name, OWN: size_of_own}
+        with tempfile.TemporaryDirectory() as folder:
+            for levels in LEVELS:
+                found = size.row(model, levels, "int8", Path(folder))
+                yield {**known, **{key: found[key] for key in ("levels", *size.FORMS)}}
+            for share in SHARES if size_of_own else ():
+                budget = int(share * size_of_own)
+                yield {**known, "budget": budget, **within(model, budget, Path(folder))}
+
+
+def variants(file: Path) -> dict[str, keras.Model]:
+    """A model by its name, and what `shrink` makes of it, where that is smaller."""
     model = load_model(file)
-    known = {"model": name, OWN: own.stat().st_size if own.exists() else None}
-    with tempfile.TemporaryDirectory() as folder:
-        for levels in LEVELS:
-            found = size.row(model, levels, "int8", Path(folder))
-            yield {**known, **{key: found[key] for key in ("levels", *size.FORMS)}}
-        for share in SHARES if known[OWN] else ():
-            budget = int(share * known[OWN])
-            yield {**known, "budget": budget, **within(model, budget, Path(folder))}
+    found, shrunk = {file.stem: model}, qareg.shrink(model)
+    if shrunk.count_params() < model.count_params():
+        found[f"{file.stem}, shrunk"] = shrunk
+    return found
 
 
 def within(model: Any, budget: int, folder: Path) -> Row:
