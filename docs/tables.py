@@ -133,8 +133,7 @@ PEERS = (
 )
 MARK = re.compile(
     r"(?P<mark><!-- python -m docs\.tables (?P<name>\S+) -->\n\n)"
-    r"(?P<table>```text\n.*?\n```\n|(?:\|.*\n)+|)",
-    re.DOTALL,
+    r"(?P<table>```text\n(?:(?!```).*\n)*```\n|(?:\|.*\n)+|)",
 )
 
 

@@ -80,6 +80,14 @@ def same_numbers(request):
         request.module.RNG.bit_generator.state = _at_first[request.module.__name__]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def garbage_is_collected_once():
+    """TensorFlow keeps the graphs of compiled steps: to look through all of them takes a second."""
+    yield
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def converted_once(tmp_path_factory):
     """Keras and TensorFlow convert each model once, in seconds; the rest of an export is quick."""

@@ -123,6 +123,16 @@ def test_tables_are_those_of_the_rows_that_are_kept(name):
     assert (ROOT / "results" / f"{name}.txt").read_text() == tables.text(name)
 
 
+@pytest.mark.parametrize("old", ["| a |\n| --- |\n| 1 |\n", "```text\na\n```\n", ""])
+def test_what_stands_around_a_table_stays(old):
+    mark = "<!-- python -m docs.tables peers -->\n\n"
+    after = "\nThen:\n\n```text\nb\n```\n\n| c |\n"
+    assert (
+        tables.written(f"First.\n\n{mark}{old}{after}")
+        == f"First.\n\n{mark}{tables.peers()}{after}"
+    )
+
+
 def test_pages_show_tables_as_they_are_and_no_other():
     """To mend it: `python -m docs.tables`."""
     shown = set()
