@@ -44,6 +44,8 @@ from keras_qareg.compressing import Options, compressed
 from keras_qareg.report import table
 
 FLOAT, COMPRESS = "float", "compress"
+# Its default, and others: with a teacher, unlike the same methods alone.
+TAUGHT = {COMPRESS: "auto", "compress, DKM": "dkm", "compress, centroids alone": "kmeans"}
 TFMOT = {start: f"TFMOT, {start}" for start in STARTS}
 STRAIGHT = ", straight through"
 KINDS = ("Sine", "Cosine", "NearestSquared", "NearestExponential")
@@ -156,10 +158,9 @@ def row(task: Task, name: str, levels: int, given: argparse.Namespace) -> Row:
     keras.utils.set_random_seed(given.seed)
     batches = task.batches(given.seed)
     share = step_share(task, name, levels, given.rounds) if given.rounds else None
-    if name == COMPRESS:
-        options = Options(
-            levels=levels, epochs=given.epochs, learning_rate=given.rate, seed=given.seed, verbose=0
-        )
+    if name in TAUGHT:
+        settings = {"epochs": given.epochs, "learning_rate": given.rate, "seed": given.seed}
+        options = Options(levels=levels, method=TAUGHT[name], verbose=0, **settings)
         task.model.compile("sgd", task.loss)
         found = compressed(task.model, batches, options=options).model
     else:
@@ -189,14 +190,14 @@ def trained(
 
 def step_share(task: Task, name: str, levels: int, rounds: int) -> float:
     """A training step in units of the plain network's: the median of ratios of the same round."""
-    if name == COMPRESS:
-        model = qareg.quantization_aware(task.model, qareg.regularizers.Sine(levels))
+    if name in TAUGHT:
+        model = _student(task, name, levels)
     else:
         model = ways()[name].start(task.model, levels)
     for layer in model.layers:
         if isinstance(layer, qareg.layers.QuantizationAware):
             layer.place_centroids()
-    if name == COMPRESS:
+    if name in TAUGHT:
         model = qareg.distill(model, task.model)
     batch = task.batches(0)[0]
 
@@ -206,6 +207,14 @@ def step_share(task: Task, name: str, levels: int, rounds: int) -> float:
 
     pair = {FLOAT: step_of(qareg.strip(task.model)), name + " ": step_of(model)}
     return ratios(interleaved(pair, rounds, warm_up=5), FLOAT)[name + " "]["ratio"]
+
+
+def _student(task: Task, name: str, levels: int) -> keras.Model:
+    """What `compress` trains, for the time of its steps."""
+    if TAUGHT[name] == "kmeans":
+        return ways()["k-means, centroids tuned"].start(task.model, levels)
+    kind = "DKM" if TAUGHT[name] == "dkm" else "Sine"
+    return qareg.quantization_aware(task.model, getattr(qareg.regularizers, kind)(levels))
 
 
 def by_tfmot(task: Task, levels: int, start: str, given: argparse.Namespace) -> Row:
@@ -302,7 +311,7 @@ def parsed(names: list[str]) -> argparse.Namespace:
 
 
 def main() -> None:
-    names = [*ways(), COMPRESS]
+    names = [*ways(), *TAUGHT]
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         print(f"Left out TFMOT: {', '.join(missing)} is not installed.", flush=True)
