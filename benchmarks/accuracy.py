@@ -190,10 +190,7 @@ def trained(
 
 def step_share(task: Task, name: str, levels: int, rounds: int) -> float:
     """A training step in units of the plain network's: the median of ratios of the same round."""
-    if name in TAUGHT:
-        model = _student(task, name, levels)
-    else:
-        model = ways()[name].start(task.model, levels)
+    model = (students() if name in TAUGHT else ways())[name].start(task.model, levels)
     for layer in model.layers:
         if isinstance(layer, qareg.layers.QuantizationAware):
             layer.place_centroids()
@@ -209,12 +206,10 @@ def step_share(task: Task, name: str, levels: int, rounds: int) -> float:
     return ratios(interleaved(pair, rounds, warm_up=5), FLOAT)[name + " "]["ratio"]
 
 
-def _student(task: Task, name: str, levels: int) -> keras.Model:
+def students() -> dict[str, Way]:
     """What `compress` trains, for the time of its steps."""
-    if TAUGHT[name] == "kmeans":
-        return ways()["k-means, centroids tuned"].start(task.model, levels)
-    kind = "DKM" if TAUGHT[name] == "dkm" else "Sine"
-    return qareg.quantization_aware(task.model, getattr(qareg.regularizers, kind)(levels))
+    of, names = ways(), ("Sine" + STRAIGHT, "DKM", "k-means, centroids tuned")
+    return {name: of[its] for name, its in zip(TAUGHT, names, strict=True)}
 
 
 def by_tfmot(task: Task, levels: int, start: str, given: argparse.Namespace) -> Row:
