@@ -27,7 +27,6 @@ import numpy as np
 
 import keras_qareg as qareg
 from examples import peers, training
-from examples.data import augmented
 from examples.study import Row, Study, written
 from examples.training import Experiment
 from keras_qareg.report import summary, table
@@ -80,18 +79,6 @@ class Quantizers(Experiment):
             pixels = self.some_pixels(256)
             return peers.quantized(model, PEERS[method], cell["bits"], cell["inputs"], pixels)
         return qareg.wnq(model, cell["bits"], activation_bits=cell["inputs"], **OURS[method])
-
-    def some_pixels(self, count: int) -> np.ndarray:
-        """Pixels of training images, as many of them at most."""
-        places = np.random.default_rng(0).permutation(len(self.train.labels))[:count]
-        return self.train.take(places).pixels(self.mean)
-
-    def recalibrate(self, model: keras.Model) -> None:
-        """Measures batch normalization anew, on images like those that the network was trained on."""
-        pixels = self.some_pixels(5_000)
-        if self.arguments.augment:
-            pixels = augmented(pixels, np.random.default_rng(0))
-        qareg.recalibrate(model, pixels)
 
     def name_of(self, cell: Row) -> tuple[Any, ...]:
         keys = ("start", "start_epochs", "learning_rate", "seed", "method", "bits", "inputs")

@@ -18,7 +18,7 @@ from keras import layers, ops
 import keras_qareg as qareg
 from examples import distribution
 from examples.architectures import NETWORKS
-from examples.data import batches, load
+from examples.data import augmented, batches, load
 from keras_qareg.report import summary
 
 # Ways to few distinct weights: plain training and k-means, or a regularizer of this name.
@@ -220,6 +220,18 @@ class Experiment:
             images = self.test.take(part)
             right += accuracy(model, images.pixels(self.mean), images.labels) * len(part)
         return right / count
+
+    def some_pixels(self, count: int) -> np.ndarray:
+        """Pixels of training images, as many of them at most."""
+        places = np.random.default_rng(0).permutation(len(self.train.labels))[:count]
+        return self.train.take(places).pixels(self.mean)
+
+    def recalibrate(self, model: keras.Model) -> None:
+        """Measures batch normalization anew, on images like those that the network was trained on."""
+        pixels = self.some_pixels(5_000)
+        if self.arguments.augment:
+            pixels = augmented(pixels, np.random.default_rng(0))
+        qareg.recalibrate(model, pixels)
 
     def kept(self, model: keras.Model, *name: Any, **settings: Any) -> bool:
         """Whether the weights were kept under a name; the model then has them.
