@@ -273,9 +273,10 @@ def cells(name: str, given: argparse.Namespace) -> Iterator[Row]:
 
 
 def tabulate(rows: list[Row]) -> str:
-    """A line a cell: means over seeds."""
-    lines = []
-    for key in dict.fromkeys((row["data"], row["levels"], row["cell"]) for row in rows):
+    """A line a cell, the float network and the most levels first: means over seeds."""
+    lines, order = [], [*ways(), *TAUGHT, *TFMOT.values()]
+    keys = {(row["data"], row["levels"], row["cell"]) for row in rows}
+    for key in sorted(keys, key=lambda key: (key[0], -(key[1] or 999), order.index(key[2]))):
         same = [row for row in rows if (row["data"], row["levels"], row["cell"]) == key]
         sizes = [row.get("bytes") or {} for row in same]
         bytes_ = [
