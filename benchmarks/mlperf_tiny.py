@@ -9,7 +9,8 @@ and of a `.tflite` and an archive that keep budgets, as shares of the authors' f
 ranges calibrated, without training, on random inputs: bytes do not depend on it. What training makes of
 ResNet8's accuracy is read from the rows of `benchmarks.compress`, `benchmarks.integer` and
 `benchmarks.pareto` (`--rows`): `mlperf_tiny_resnet8.txt` has the smallest file that keeps the
-benchmark's target, and the smallest within a point of the most accurate one.
+benchmark's target, and the smallest within a point of the most accurate one. A run that was stopped
+goes on with the first model that `--out` has no rows of.
 """
 
 import argparse
@@ -175,6 +176,11 @@ def smallest(points: list[tuple[str, int, float]], floor: float) -> str:
     return f"{floor:.2f} %: {name}, {bytes_:,} bytes, {accuracy:.2f} %"
 
 
+def kept(file: Path) -> list[Row]:
+    """The rows of a run that was stopped: of models that were done."""
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
 def parsed() -> argparse.Namespace:
     parser = results.parser(__doc__ or "")
     parser.add_argument("--models", type=Path, required=True, help="a folder with these models")
@@ -188,12 +194,15 @@ def main() -> None:
         ("mlperf_tiny", rows_of, tabulate),
         ("mlperf_tiny_ranges", with_ranges, tabulate_ranges),
     ):
-        rows = []
+        rows = kept(arguments.out / f"{name}.jsonl")
+        done = {row["model"] for row in rows}
         for model in MODELS:
-            for row in rows_of_a_model(arguments.models / model):
+            for row in (
+                () if Path(model).stem in done else rows_of_a_model(arguments.models / model)
+            ):
                 rows.append(row)
                 print(json.dumps(row), flush=True)
-        results.save(arguments.out, name, rows, tabulated)
+            results.save(arguments.out, name, rows, tabulated)
     points = measured(arguments.rows)
     best = max((accuracy for *_, accuracy in points), default=0.0)
     text = "\n".join(smallest(points, floor) for floor in (TARGET, best - 1.0) if points)

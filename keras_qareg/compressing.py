@@ -16,17 +16,15 @@ from keras_qareg.choices import check_choice, check_count
 from keras_qareg.data import Data, read
 from keras_qareg.layers import QuantizationAware, Weights
 from keras_qareg.models import quantization_aware, share_weights, strip, wnq
-from keras_qareg.models.configuring import Setting
+from keras_qareg.models.configuring import Setting, keeps_float
 from keras_qareg.models.distilling import TEMPERATURE
 from keras_qareg.models.selection import Layers, check_built, wrappers
 from keras_qareg.models.training import Job, Stage, usual_rate, values_of
 from keras_qareg.plans import Plan
 from keras_qareg.summaries import table as text_table
 
-METHODS = (
-    *("auto", "sine", "cosine", "nearest_squared", "nearest_exponential"),
-    *("dkm", "wnq", "kmeans"),
-)
+_KINDS = ("sine", "cosine", "nearest_squared", "nearest_exponential")
+METHODS = ("auto", *_KINDS, "dkm", "wnq", "kmeans")
 _METHOD, _LEVELS = "sine", 16
 # Examples to choose by where there are no validation data, and inputs that a plan looks at.
 _JUDGED, _PLANNED = 2048, 512
@@ -227,6 +225,8 @@ def compressed(
     plan = _plan(model, job.data, options)
     levels = plan or options.levels or _LEVELS
     stages = [Stage("float", job.judge(model)())]
+    if keeps_float(levels):
+        return Compressed(_shared(model, options, levels), tuple(stages), plan)
     tuning = min(options.epochs - 1, max(1, round(_TUNING_EPOCHS * options.epochs)))
     if options.method == "kmeans":
         network, tuning = _shared(model, options, levels), options.epochs

@@ -14,7 +14,7 @@ from keras_qareg.compressing import Options, compressed
 from keras_qareg.export.archive.archive import size_of
 from keras_qareg.models.training import usual_rate
 from keras_qareg.plans import PlannedKernel
-from tests.helpers import BACKEND
+from tests.helpers import BACKEND, predict
 
 
 @pytest.mark.one_backend
@@ -195,6 +195,24 @@ def test_a_tflite_stays_in_its_budget(task, tmp_path):
     plain = qareg.strip(done.model)
     report = qareg.export.litert(plain, tmp_path / "m.tflite", done.plan.weights)
     assert report.bytes <= 4800
+
+
+@pytest.mark.one_backend
+@pytest.mark.parametrize("settings", [{}, {"method": "kmeans"}, {"form": "archive"}])
+def test_a_budget_that_the_float_model_fits_changes_nothing(task, settings, tmp_path):
+    model, x, _ = task
+    said = f"The plan leaves all kernels of model '{model.name}' float, which fit its budget as they are"
+    options = Options(target_bytes=10**7, epochs=1, verbose=0, **settings)
+    with pytest.warns(UserWarning, match=said):
+        done = compressed(model, x, options=options)
+    np.testing.assert_array_equal(predict(done.model, x), predict(model, x))
+    assert [stage.name for stage in done.stages] == ["float"] and not any(done.plan.levels.values())
+    for given in (done.plan, done.plan.save(tmp_path / "plan.yaml")):
+        with pytest.warns(UserWarning, match=said):
+            copied = qareg.share_weights(model, given)
+        assert [type(layer) for layer in copied.layers] == [type(layer) for layer in model.layers]
+        with pytest.raises(ValueError, match="wrap in model .* the plan leaves all kernels float"):
+            qareg.quantization_aware(model, "Sine", levels=given)
 
 
 @pytest.mark.one_backend

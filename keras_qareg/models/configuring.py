@@ -121,6 +121,16 @@ def planned_rates(levels: Any) -> dict[str, float]:
     return {path: rates.get(path, 0.0) for path in shared}
 
 
+def keeps_float(levels: Any) -> bool:
+    """Whether this is a plan, or the file of one, that leaves all kernels float: they fit like that."""
+    if settings.is_file(levels):
+        levels = settings.read(levels).get(LEVELS.name)
+        planned = levels if isinstance(levels, dict) else getattr(levels, "levels", {})
+    else:
+        planned = getattr(levels, "levels", {})
+    return bool(planned) and all(its in (None, "float") for its in planned.values())
+
+
 class Resolved:
     """What each layer gets of an argument.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -37,6 +38,7 @@ from keras_qareg.models.configuring import (
     SCALE,
     TABLE,
     Setting,
+    keeps_float,
     planned_rates,
     resolve,
 )
@@ -52,7 +54,7 @@ from keras_qareg.models.selection import (
     warn_of_overlooked,
 )
 from keras_qareg.models.steps import with_scales
-from keras_qareg.models.stripping import plain
+from keras_qareg.models.stripping import plain, strip
 from keras_qareg.models.walking import containers
 from keras_qareg.numerics.clustering import MAX_LEVELS, MIN_LEVELS
 from keras_qareg.numerics.codebook import Codebook
@@ -144,7 +146,8 @@ def share_weights(
 
     Returns:
         A new model whose chosen layers are `layers.SharedWeights`; layers that were wrapped but not
-        chosen are plain again.
+        chosen are plain again. A copy of the plain model, with a warning, where a plan leaves all
+        kernels float.
 
     Raises:
         ValueError: If an argument is out of its range, the model is unbuilt or shared already, no layer
@@ -165,6 +168,13 @@ def share_weights(
     check_sharing(model, method, rate, trainable, zero_centroid)
     chosen = select(model, layers, weights)
     sizes = _levels(model, chosen, levels, weights, method)
+    if not sizes and keeps_float(levels):
+        warnings.warn(
+            f"The plan leaves all kernels of model '{model.name}' float, which fit its budget as they "
+            "are: no weights are shared. A smaller budget makes the model smaller.",
+            stacklevel=2,
+        )
+        return strip(model)
     if not sizes:
         raise ValueError(
             f"Expected a layer to share the weights of in model '{model.name}'. "

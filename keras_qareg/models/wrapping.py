@@ -18,6 +18,7 @@ from keras_qareg.models.configuring import (
     TABLE,
     Resolved,
     Setting,
+    keeps_float,
     planned_rates,
     resolve,
 )
@@ -101,6 +102,7 @@ def quantization_aware(
     chosen = _wanted(model, candidates, regularizer, levels, weights, tables)
     if not chosen:
         own = " of its own, and no regularizer was given" if regularizer is None else ""
+        own += ": the plan leaves all kernels float" if keeps_float(levels) else ""
         raise ValueError(
             f"Expected a layer to wrap in model '{model.name}'. Received: layers={layers!r}, of "
             f"which none has a kernel large enough and a regularizer{own}{no_kernel(model, weights)}"
