@@ -34,6 +34,7 @@ from keras import ops
 import keras_qareg as qareg
 from examples.architectures import NETWORKS
 from examples.data import Images, augmented, load
+from examples.study import circumstances
 from examples.training import digits_network
 from keras_qareg.callbacks import PenaltySchedule, PruningSchedule
 from keras_qareg.report import table
@@ -41,6 +42,7 @@ from keras_qareg.report import table
 Row = dict[str, Any]
 # Of the epochs of a training: those of the float network before, and of tuning after.
 FLOAT, TUNING = 2.0, 0.25
+SETTINGS = ("channels", "sparsity", "levels", "regularizer", "bit", "epochs", "batch_size", "seed")
 _MEASURED = 4_096  # images that batch normalization is measured on anew
 
 
@@ -201,7 +203,8 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("output"), help="default: output")
     arguments = parser.parse_args()
-    arguments.dataset = "cifar10" if arguments.model or arguments.network else "digits"
+    arguments.name = arguments.model.stem if arguments.model else arguments.network or "digits"
+    arguments.dataset = "digits" if arguments.name == "digits" else "cifar10"
     return arguments
 
 
@@ -210,9 +213,10 @@ def main() -> None:
     pipeline = Pipeline(arguments)
     model = pipeline.run()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    name = arguments.out / "deep_compression"
+    name = arguments.out / f"deep_compression_{arguments.name}"
     qareg.export.save_archive(model, name.with_suffix(".qareg"))
-    lines = [json.dumps({**row, "seed": arguments.seed}) for row in pipeline.rows]
+    settings = {key: getattr(arguments, key) for key in SETTINGS} | circumstances()
+    lines = [json.dumps({**row, **settings}) for row in pipeline.rows]
     name.with_suffix(".jsonl").write_text("\n".join(lines) + "\n")
     text = tabulate(pipeline.rows)
     name.with_suffix(".txt").write_text(text + "\n")

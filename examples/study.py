@@ -50,7 +50,7 @@ class Study:
         missing = [cell for cell in cells if self.find(cell) is None]
         telling = [k for k in self.keys if len({cell.get(k) for cell in cells}) > 1] or self.keys
         for place, cell in enumerate(missing, start=1):
-            row = {**cell, **compute(cell), **_circumstances()}
+            row = {**cell, **compute(cell), **circumstances()}
             with self.path.open("a") as file:
                 file.write(json.dumps(row) + "\n")
             self.rows.append(row)
@@ -113,7 +113,7 @@ def _parsed(line: str) -> Row | None:
     return row
 
 
-def _circumstances() -> Row:
+def circumstances() -> Row:
     """Commit, backend and device, to be kept with every figure."""
     try:
         commit = subprocess.run(

@@ -45,13 +45,13 @@ def test_deep_compression_runs_in_short(tmp_path, monkeypatch):
     few = sklearn.datasets.load_digits(return_X_y=True)
     monkeypatch.setattr(sklearn.datasets, "load_digits", lambda **_: [part[:400] for part in few])
     printed = run("-m", "examples.deep_compression", "--epochs", 2, "--out", tmp_path)
-    lines = (tmp_path / "deep_compression.jsonl").read_text().splitlines()
+    lines = (tmp_path / "deep_compression_digits.jsonl").read_text().splitlines()
     rows = {row["step"]: row for row in map(json.loads, lines)}
     first, shrunk, last = (rows[s] for s in ("float", "channels pruned, shrunk", "tuned"))
     assert shrunk["weights"] < 0.7 * first["weights"] and last["weights"] == shrunk["weights"]
     assert last["zeros"] >= rows["weights pruned"]["zeros"] > 79
-    assert (tmp_path / "deep_compression.qareg").stat().st_size == last["archive"]
-    assert last["ratio"] > 30 and (tmp_path / "deep_compression.txt").read_text() in printed
+    assert (tmp_path / "deep_compression_digits.qareg").stat().st_size == last["archive"]
+    assert last["ratio"] > 30 and (tmp_path / "deep_compression_digits.txt").read_text() in printed
 
 
 @pytest.mark.slow
