@@ -7,8 +7,8 @@ and of a `.tflite` and an archive that keep budgets, as shares of the authors' f
 (where the folder has one). Then those of full-integer files whose ranges are layers of the model, with
 8 bits, 16 and 4 values, and how they agree with Keras (`mlperf_tiny_ranges`). Weights are shared, and
 ranges calibrated, without training, on random inputs: bytes do not depend on it. What training makes of
-ResNet8's accuracy is read from the rows of `benchmarks.compress`, `benchmarks.integer` and
-`benchmarks.pareto` (`--rows`): `mlperf_tiny_resnet8.txt` has the smallest file that keeps the
+ResNet8's accuracy is read from the rows of `benchmarks.accuracy`, `.compress`, `.integer` and `.pareto`
+(`--rows`): `mlperf_tiny_resnet8.txt` has the smallest file that keeps the
 benchmark's target, and the smallest within a point of the most accurate one. A run that was stopped
 goes on with the first model that `--out` has no rows of.
 """
@@ -111,14 +111,17 @@ def with_ranges(file: Path) -> Iterator[Row]:
 def measured(rows: Path) -> list[tuple[str, int, float]]:
     """Name, bytes and accuracy (percent, the mean over seeds) of the files of ResNet8 that were run."""
     found: dict[tuple[str, str], list[Row]] = {}
-    for study in ("compress", "integer", "pareto"):
+    for study in ("accuracy", "compress", "integer", "pareto"):
         file = rows / f"{study}.jsonl"
         for line in file.read_text().splitlines() if file.exists() else ():
             row = json.loads(line)
             for form, bytes_ in _sizes(study, row):
                 point = {"bytes": bytes_, "accuracy": row["accuracy"]}
                 epochs = f", {row['epochs']} epochs" if row.get("epochs") else ""
-                found.setdefault((row["cell"] + epochs, form), []).append(point)
+                name = row["cell"] + epochs
+                if study == "accuracy":
+                    name = f"{row['data']}, {row['levels']} levels, {name}"
+                found.setdefault((name, form), []).append(point)
     return [
         (
             f"{cell}, {form}",
@@ -130,9 +133,11 @@ def measured(rows: Path) -> list[tuple[str, int, float]]:
 
 
 def _sizes(study: str, row: Row) -> Iterator[tuple[str, int]]:
-    if study == "compress":
-        for form in ("smallest", "archive") if row.get("bytes") else ():
-            yield form, row["bytes"][form]
+    if study in ("accuracy", "compress"):
+        known = row.get("bytes") if row.get("data") != "digits" else None
+        for form in ("smallest", "archive") if known else ():
+            if form in known:
+                yield form, known[form]
     elif study == "integer":
         yield "int8", row["trained"]["bytes"]
     elif row.get("bytes"):
@@ -176,6 +181,13 @@ def smallest(points: list[tuple[str, int, float]], floor: float) -> str:
     return f"{floor:.2f} %: {name}, {bytes_:,} bytes, {accuracy:.2f} %"
 
 
+def resnet8(rows: Path) -> str:
+    """The smallest file of ResNet8 that keeps the target, and one point below the best; a line each."""
+    points = measured(rows)
+    best = max((accuracy for *_, accuracy in points), default=0.0)
+    return "".join(f"{smallest(points, floor)}\n" for floor in (TARGET, best - 1.0) if points)
+
+
 def kept(file: Path) -> list[Row]:
     """The rows of a run that was stopped: of models that were done."""
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
@@ -203,10 +215,8 @@ def main() -> None:
                 rows.append(row)
                 print(json.dumps(row), flush=True)
             results.save(arguments.out, name, rows, tabulated)
-    points = measured(arguments.rows)
-    best = max((accuracy for *_, accuracy in points), default=0.0)
-    text = "\n".join(smallest(points, floor) for floor in (TARGET, best - 1.0) if points)
-    (arguments.out / "mlperf_tiny_resnet8.txt").write_text(text + "\n")
+    text = resnet8(arguments.rows)
+    (arguments.out / "mlperf_tiny_resnet8.txt").write_text(text)
     print(f"\n{text}")
 
 

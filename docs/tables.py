@@ -139,7 +139,9 @@ MARK = re.compile(
 
 def text(name: str) -> str:
     """The table that a program prints of the rows of a name."""
-    known = max((prefix for prefix in PROGRAMS if name.startswith(prefix)), key=len)
+    known = max((prefix for prefix in PROGRAMS if name.startswith(prefix)), key=len, default=None)
+    if known is None:
+        raise ValueError(f"Expected a program of {[*PROGRAMS]}. Received: results/{name}.jsonl")
     found = rows(name)
     if name == "pareto":
         from benchmarks.pareto import compressed_rows
@@ -190,12 +192,20 @@ def peers() -> str:
     return "\n".join(lines) + "\n"
 
 
+def target() -> str:
+    """The smallest files of MLPerf Tiny's ResNet8 that keep an accuracy."""
+    from benchmarks.mlperf_tiny import resnet8
+
+    return f"```text\n{resnet8(ROOT / 'results')}```\n"
+
+
+# Tables of several studies.
+OTHERS = {"uses": uses, "peers": peers, "target": target}
+
+
 def block(name: str) -> str:
     """What a page shows below the comment that names a table."""
-    if name in ("uses", "peers"):
-        found: str = globals()[name]()
-        return found
-    return f"```text\n{text(name)}```\n"
+    return OTHERS[name]() if name in OTHERS else f"```text\n{text(name)}```\n"
 
 
 def written(page: str) -> str:

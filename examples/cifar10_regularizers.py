@@ -188,7 +188,7 @@ def draw(rows: list[Row], file: Path) -> None:
         panel.plot(after, places, "o", markersize=5, color=style.RED, label="after tuning")
         style.label(panel, title=f"{NAMES.get(layers, layers)}, {levels} levels")
         panel.set_yticks(places, METHODS)
-    panels[0, 0].invert_yaxis()
+    panels[0, 0].set_ylim(len(METHODS) - 0.5, -0.5)  # the first on top
     for panel in panels[-1]:
         panel.set_xlabel("test accuracy, %", fontsize=style.TEXT)
     style.legend(panels[0, 0])
