@@ -182,7 +182,9 @@ def trained(
     task.fit(model, given.epochs - tuning, given.rate, batches, schedule)
     shared = qareg.share_weights(model, verbose=0)
     if any(isinstance(layer, keras.layers.BatchNormalization) for layer in shared.layers):
-        qareg.recalibrate(shared, task.train[0][:4096])
+        images = task.train[0]
+        # Evenly taken: folders of classes are read one after the other.
+        qareg.recalibrate(shared, images[:: max(1, len(images) // 4096)])
     if tuning:
         task.fit(shared, tuning, given.rate / 10, batches)
     return shared

@@ -158,7 +158,9 @@ class Pipeline:
         ways = {"method": "rate-distortion", "trainable": "centroids+rest", "verbose": 0}
         # In an archive, unlike in a .tflite, a step a channel would cost bytes.
         model = qareg.share_weights(model, its.levels, rate=rate, scale="kernel", **ways)
-        some = self.train.images[:_MEASURED].astype("float32") * self.scale
+        # Evenly taken: folders of classes are read one after the other.
+        every = max(1, len(self.train.images) // _MEASURED)
+        some = self.train.images[::every].astype("float32") * self.scale
         qareg.recalibrate(model, some)  # where there is batch normalization
         self.note("shared by rate", model)
         self.note("tuned", self.fit(model, TUNING, its.rate / 10))
