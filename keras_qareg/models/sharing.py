@@ -168,19 +168,8 @@ def share_weights(
     check_sharing(model, method, rate, trainable, zero_centroid)
     chosen = select(model, layers, weights)
     sizes = _levels(model, chosen, levels, weights, method)
-    if not sizes and keeps_float(levels):
-        warnings.warn(
-            f"The plan leaves all kernels of model '{model.name}' float, which fit its budget as they "
-            "are: no weights are shared. A smaller budget makes the model smaller.",
-            stacklevel=2,
-        )
-        return strip(model)
     if not sizes:
-        raise ValueError(
-            f"Expected a layer to share the weights of in model '{model.name}'. "
-            f"Received: layers={layers!r}, of which none has a kernel large enough"
-            f"{no_kernel(model, weights)}"
-        )
+        return _unshared(model, levels, f"layers={layers!r}", no_kernel(model, weights))
     way = Way(weights, method, zero_centroid)
     wanted = wanted_of(model, chosen, sizes, way, Tables(table, scale, group_size), rate)
     warn_of_overlooked(model, layers, weights)
@@ -213,6 +202,21 @@ def share_weights(
         wrapper.assign_codebooks([book for book, _ in found[layer]])
     _set_trainable(shared, trainable)
     return shared
+
+
+def _unshared(model: keras.Model, levels: Setting[int] | None, given: str, why: str) -> keras.Model:
+    """The plain model, where that is what a plan wants; else a `ValueError`."""
+    if not keeps_float(levels):
+        raise ValueError(
+            f"Expected a layer to share the weights of in model '{model.name}'. "
+            f"Received: {given}, of which none has a kernel large enough{why}"
+        )
+    warnings.warn(
+        f"The plan leaves all kernels of model '{model.name}' float, which fit its budget as they "
+        "are: no weights are shared. A smaller budget makes the model smaller.",
+        stacklevel=3,
+    )
+    return strip(model)
 
 
 def check_sharing(
