@@ -35,7 +35,7 @@ from benchmarks import results
 from benchmarks.compress import bytes_of
 from benchmarks.tfmot_accuracy import STARTS, Order
 from benchmarks.timing import interleaved, ratios
-from examples.data import Images, load
+from examples.data import Images, evenly, load
 from examples.study import Row, Study, written
 from examples.training import accuracy, digits_network
 from examples.training import fit as fit_digits
@@ -182,9 +182,7 @@ def trained(
     task.fit(model, given.epochs - tuning, given.rate, batches, schedule)
     shared = qareg.share_weights(model, verbose=0)
     if any(isinstance(layer, keras.layers.BatchNormalization) for layer in shared.layers):
-        images = task.train[0]
-        # Evenly taken: folders of classes are read one after the other.
-        qareg.recalibrate(shared, images[:: max(1, len(images) // 4096)])
+        qareg.recalibrate(shared, evenly(task.train[0], 4096))
     if tuning:
         task.fit(shared, tuning, given.rate / 10, batches)
     return shared

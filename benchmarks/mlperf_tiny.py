@@ -24,7 +24,7 @@ import keras
 
 import keras_qareg as qareg
 from benchmarks import results, size
-from examples.study import Row, mean_and_deviation
+from examples.study import Row, Study, mean_and_deviation
 from keras_qareg.cli.opening import load_model
 from keras_qareg.report import table
 
@@ -188,11 +188,6 @@ def resnet8(rows: Path) -> str:
     return "".join(f"{smallest(points, floor)}\n" for floor in (TARGET, best - 1.0) if points)
 
 
-def kept(file: Path) -> list[Row]:
-    """The rows of a run that was stopped: of models that were done."""
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-
-
 def parsed() -> argparse.Namespace:
     parser = results.parser(__doc__ or "")
     parser.add_argument("--models", type=Path, required=True, help="a folder with these models")
@@ -206,7 +201,7 @@ def main() -> None:
         ("mlperf_tiny", rows_of, tabulate),
         ("mlperf_tiny_ranges", with_ranges, tabulate_ranges),
     ):
-        rows = kept(arguments.out / f"{name}.jsonl")
+        rows = Study(arguments.out / f"{name}.jsonl", ("model",)).rows
         done = {row["model"] for row in rows}
         for model in MODELS:
             for row in (

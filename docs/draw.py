@@ -83,11 +83,17 @@ def size(file: Path) -> None:
     benchmark.draw(file.parent, file.stem, rows("size"), FORMS)
 
 
+def pareto_rows() -> list[dict[str, Any]]:
+    """Those of `benchmarks.pareto`, and what `benchmarks.compress` trained."""
+    from benchmarks import pareto as benchmark
+
+    return rows("pareto") + benchmark.compressed_rows(ROOT / "results" / "compress.jsonl")
+
+
 def pareto(file: Path) -> None:
     from benchmarks import pareto as benchmark
 
-    found = [*rows("pareto"), *benchmark.compressed_rows(ROOT / "results" / "compress.jsonl")]
-    benchmark.draw(file.parent, found)
+    benchmark.draw(file.parent, pareto_rows())
 
 
 def wnq_error(file: Path) -> None:

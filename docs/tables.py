@@ -7,6 +7,7 @@ there is replaced. A test expects that nothing changes, so that no figure on a p
 measured.
 """
 
+import functools
 import os
 import pkgutil
 import re
@@ -16,7 +17,8 @@ from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from docs.draw import ROOT, rows
+from docs.draw import ROOT, pareto_rows, rows
+from examples.study import mean_and_deviation
 
 Row = dict[str, Any]
 # Who makes a text of rows: of those with this name, and with names that go on after it.
@@ -137,16 +139,13 @@ MARK = re.compile(
 )
 
 
+@functools.cache
 def text(name: str) -> str:
     """The table that a program prints of the rows of a name."""
     known = max((prefix for prefix in PROGRAMS if name.startswith(prefix)), key=len, default=None)
     if known is None:
         raise ValueError(f"Expected a program of {[*PROGRAMS]}. Received: results/{name}.jsonl")
-    found = rows(name)
-    if name == "pareto":
-        from benchmarks.pareto import compressed_rows
-
-        found += compressed_rows(ROOT / "results" / "compress.jsonl")
+    found = pareto_rows() if name == "pareto" else rows(name)
     tabulate = pkgutil.resolve_name(PROGRAMS[known])
     return f"{tabulate(found)}\n"
 
@@ -170,7 +169,7 @@ def measured(study: str, cell: str) -> tuple[int, float]:
         sizes = [row["bytes"][form] for row in same]
     else:
         sizes = [(row["trained"] if study == "integer" else row)["bytes"] for row in same]
-    return max(sizes), sum(row["accuracy"] for row in same) / len(same)
+    return max(sizes), mean_and_deviation(same, "accuracy")[0]
 
 
 def uses() -> str:

@@ -33,7 +33,7 @@ from keras import ops
 
 import keras_qareg as qareg
 from examples.architectures import NETWORKS
-from examples.data import Images, augmented, load
+from examples.data import Images, augmented, evenly, load
 from examples.study import circumstances
 from examples.training import digits_network
 from keras_qareg.callbacks import PenaltySchedule, PruningSchedule
@@ -158,9 +158,7 @@ class Pipeline:
         ways = {"method": "rate-distortion", "trainable": "centroids+rest", "verbose": 0}
         # In an archive, unlike in a .tflite, a step a channel would cost bytes.
         model = qareg.share_weights(model, its.levels, rate=rate, scale="kernel", **ways)
-        # Evenly taken: folders of classes are read one after the other.
-        every = max(1, len(self.train.images) // _MEASURED)
-        some = self.train.images[::every].astype("float32") * self.scale
+        some = evenly(self.train.images, _MEASURED).astype("float32") * self.scale
         qareg.recalibrate(model, some)  # where there is batch normalization
         self.note("shared by rate", model)
         self.note("tuned", self.fit(model, TUNING, its.rate / 10))

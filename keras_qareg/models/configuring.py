@@ -112,10 +112,14 @@ ARGUMENTS = {
 }
 
 
+def _opened(levels: Any) -> Any:
+    """Levels as they are, or those of a YAML file."""
+    return settings.read(levels).get(LEVELS.name) if settings.is_file(levels) else levels
+
+
 def planned_rates(levels: Any) -> dict[str, float]:
     """What a bit of each kernel may cost by a plan for an archive; of any other setting, nothing."""
-    if settings.is_file(levels):
-        levels = settings.read(levels).get(LEVELS.name)
+    levels = _opened(levels)
     rates = getattr(levels, "rates", None) or {}
     shared = [path for path, count in levels.levels.items() if count is not None] if rates else []
     return {path: rates.get(path, 0.0) for path in shared}
@@ -123,11 +127,9 @@ def planned_rates(levels: Any) -> dict[str, float]:
 
 def keeps_float(levels: Any) -> bool:
     """Whether this is a plan, or the file of one, that leaves all kernels float: they fit like that."""
-    if settings.is_file(levels):
-        levels = settings.read(levels).get(LEVELS.name)
-        planned = levels if isinstance(levels, dict) else getattr(levels, "levels", {})
-    else:
-        planned = getattr(levels, "levels", {})
+    found = _opened(levels)
+    of_file = found is not levels and isinstance(found, Mapping)
+    planned = found if of_file else getattr(found, "levels", {})
     return bool(planned) and all(its in (None, "float") for its in planned.values())
 
 
