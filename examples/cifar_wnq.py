@@ -6,9 +6,10 @@
         --batch-size 64 --augment --seeds 1 --data-dir DATA
 
 All cells of a seed are trained for the same number of epochs: from scratch, or with `--start float`
-from a network that was trained in float before, for `--start-epochs`; the float cell then goes on from
-there, for as many epochs as the others. Kernels have 1, 2 or 3 bits, with `--inputs` their inputs too;
-the first and last layer stay float. The peers DoReFa, TWN and LSQ are those of `examples/peers.py`.
+from a network that was trained in float before, for `--start-epochs` at `--start-rate`; the float cell
+then goes on from there, for as many epochs as the others. Kernels have 1, 2 or 3 bits, with `--inputs`
+their inputs too; the first and last layer stay float. The peers DoReFa, TWN and LSQ are those of
+`examples/peers.py`.
 Accuracies are of the test images, or with `--validation` of training images set aside: after each
 epoch, and in the end, when batch normalization was measured anew (`keras_qareg.recalibrate`), in the
 float networks too. Cells are appended to a file as they are done, and a run that was killed goes on
@@ -39,7 +40,7 @@ OURS = {
 }
 PEERS = {"DoReFa": peers.DoReFa, "TWN": peers.TWN, "LSQ": peers.LSQ}
 METHODS = (*OURS, *PEERS)
-SETTINGS = (*training.SETTINGS, "start", "start_epochs", "learning_rate")
+SETTINGS = (*training.SETTINGS, "start", "start_epochs", "start_rate", "learning_rate")
 KEYS = (*SETTINGS, "bits", "inputs", "method", "seed")
 # What a file holds the levels of a kind of network as.
 FORMS = {"WNQ": "codebook", "WNQ uniform": "smallest"}
@@ -63,7 +64,8 @@ class Quantizers(Experiment):
         """The float network that the cells of a seed start from."""
         keras.utils.set_random_seed(seed)
         model = self.network()
-        epochs, rate = self.arguments.start_epochs, self.arguments.learning_rate
+        epochs = self.arguments.start_epochs
+        rate = self.arguments.start_rate or self.arguments.learning_rate
         name = (rate, seed, "start")
         if self.arguments.start == "float" and not self.kept(model, *name, epochs=epochs):
             self.fit(model, epochs, rate, seed)
@@ -81,8 +83,7 @@ class Quantizers(Experiment):
         return qareg.wnq(model, cell["bits"], activation_bits=cell["inputs"], **OURS[method])
 
     def name_of(self, cell: Row) -> tuple[Any, ...]:
-        keys = ("start", "start_epochs", "learning_rate", "seed", "method", "bits", "inputs")
-        return tuple(cell[key] for key in keys)
+        return tuple(cell[key] for key in KEYS if key not in training.SETTINGS)
 
     def cell(self, cell: Row) -> Row:
         """The figures of one cell."""
@@ -274,6 +275,7 @@ def parsed() -> argparse.Namespace:
     parser = training.parser(__doc__.split("\n")[0], network="resnet20", epochs=160)
     parser.add_argument("--start", choices=("scratch", "float"), default="scratch")
     parser.add_argument("--start-epochs", type=int, help="of `--start float` (default: --epochs)")
+    parser.add_argument("--start-rate", type=float, help="of that (default: --learning-rate)")
     parser.add_argument("--learning-rate", type=float, default=3e-3, help="of Adam (default: 3e-3)")
     parser.add_argument("--bits", type=int, nargs="*", default=[1, 2, 3])
     parser.add_argument("--inputs", type=int, nargs="*", default=[], help="bits of both")
