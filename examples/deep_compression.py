@@ -12,12 +12,14 @@ After Han, Mao, Dally, "Deep Compression" (ICLR 2016), with the parts of this pa
 4. weights are shared by rate and distortion, and what is left is tuned;
 5. the archive codes the indices, of which most are those of the zero.
 
-The float control trains on from the same weights for as many epochs. Accuracies are of the test images.
+The float control trains on from the same weights for as many epochs, and teaches all that come after it,
+beside the labels (`distill`). Accuracies are of the test images.
 A model of a file sees pixels from 0 to 255, as MLPerf Tiny's ResNet8 does, others from 0 to 1.
 """
 
 import argparse
 import json
+import math
 import os
 import sys
 import tempfile
@@ -77,6 +79,7 @@ class Pipeline:
 
     def __init__(self, arguments: argparse.Namespace):
         self.arguments, self.rows = arguments, list[Row]()
+        self.teacher: keras.Model | None = None
         self.train, self.test = load(arguments.dataset, arguments.data_dir)
         if arguments.images:
             self.train = self.train.split(arguments.images / len(self.train.labels))[1]
@@ -90,8 +93,9 @@ class Pipeline:
         decay = keras.optimizers.schedules.CosineDecay(rate, epochs * len(batches))
         softmax = getattr(model.layers[-1], "activation", None) is keras.activations.softmax
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=not softmax)
-        model.compile(keras.optimizers.Adam(decay), loss)
-        model.fit(batches, epochs=epochs, verbose=0, callbacks=list(callbacks))
+        trainer = qareg.distill(model, self.teacher) if self.teacher else model
+        trainer.compile(keras.optimizers.Adam(decay), loss)
+        trainer.fit(batches, epochs=epochs, verbose=0, callbacks=list(callbacks))
         return model
 
     def accuracy(self, model: keras.Model) -> float:
@@ -136,14 +140,17 @@ class Pipeline:
         model = self.start()
         self.note("float", model)
         steps = 1 + bool(its.channels) + bool(its.sparsity) + TUNING
-        self.note("float control", self.fit(qareg.strip(model), steps, its.rate))
+        control = self.fit(qareg.strip(model), steps, its.rate)
+        self.note("float control", control)
+        self.teacher = control
         if its.channels:
             pruning = PruningSchedule(its.channels, structure="channels", layers=its.layers)
             self.fit(model, 1, its.rate, pruning)
             model = qareg.shrink(model)
             self.note("channels pruned, shrunk", model)
         if its.sparsity:
-            self.fit(model, 1, its.rate, PruningSchedule(its.sparsity))
+            shares = sparsities(model, its.sparsity)
+            self.fit(model, 1, its.rate, PruningSchedule(lambda layer: shares[layer.name] or None))
             self.note("weights pruned", model)
         kind = getattr(qareg.regularizers, its.regularizer)
         model = qareg.quantization_aware(model, kind(its.levels, zero_basin=True))
@@ -163,6 +170,27 @@ class Pipeline:
         self.note("shared by rate", model)
         self.note("tuned", self.fit(model, TUNING, its.rate / 10))
         return model
+
+
+def sparsities(model: keras.Model, share: float) -> dict[str, float]:
+    """The share of zeros by layer, `share` of all: larger kernels get more, as they have more to spare.
+
+    What stays is in proportion to the sum of a kernel's sides over their product (Evci et al., arXiv
+    1911.11134, "ERK"), but never more than all.
+    """
+    layers = [layer for layer in model.layers if qareg.layers.kernels(layer)]
+    shapes = [tuple(layer.kernel.shape) for layer in layers]
+    sizes = np.array([math.prod(shape) for shape in shapes])
+    wanted = np.array([sum(shape) for shape in shapes]) / sizes
+    left, whole = (1 - share) * sizes.sum(), np.zeros(len(layers), bool)
+    while True:
+        factor = (left - sizes[whole].sum()) / (wanted * sizes)[~whole].sum()
+        over = ~whole & (factor * wanted > 1)
+        if not over.any():
+            break
+        whole |= over
+    zeros = np.where(whole, 0.0, 1 - factor * wanted)
+    return {layer.name: float(part) for layer, part in zip(layers, zeros, strict=True)}
 
 
 def tabulate(rows: list[Row]) -> str:
