@@ -12,7 +12,7 @@ PIP := pip install --quiet --disable-pip-version-check --no-compile -c constrain
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo docs test test-torch test-slow check lint format study bench dist lock clean
+.PHONY: help demo docs test test-torch test-slow check quick lint format study bench dist lock clean
 
 # Lines `##@ Group` are headings; what follows `##` explains a target.
 help: ## this list
@@ -27,7 +27,9 @@ docs: $(VENV)/.docs ## the documentation as a site, build/site/index.html; runs 
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 ##@ Tests
-check: lint ## the inner loop, under a minute: lint, types, structure and numerics
+check: lint quick ## the inner loop, under a minute: lint, types, structure and numerics
+
+quick: $(INSTALLED) ## structure and numerics
 	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -n 2 --dist worksteal tests/test_structure.py tests/numerics -k 'not docstrings'
 
 lint: $(INSTALLED) ## style, format and types

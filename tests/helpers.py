@@ -21,6 +21,15 @@ ROOT = Path(__file__).parent.parent
 # Programs run in short on one backend, where they are quickest; on the others with the slow tests.
 slow_but_on_tensorflow = pytest.mark.slow if BACKEND != "tensorflow" else lambda test: test
 
+
+def fewer_elsewhere(values):
+    """Parameters of a test that computes nothing of a backend's own: all of them on TensorFlow; on the
+    others the first, and the rest with the slow tests."""
+    first, *rest = values
+    slow = [] if BACKEND == "tensorflow" else [pytest.mark.slow]
+    return [first, *(pytest.param(value, marks=slow) for value in rest)]
+
+
 tensorflow_only = pytest.mark.skipif(
     BACKEND != "tensorflow", reason="LiteRT export needs the TensorFlow backend"
 )

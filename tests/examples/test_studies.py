@@ -71,6 +71,7 @@ def write_pets(folder, count=8):
                 Image.fromarray(pixels).save(folder / f"pets-{part}" / kind / f"{i}.png")
 
 
+@slow_but_on_tensorflow
 # The slow network has normalization, dropout and more convolutions.
 @pytest.mark.parametrize("network", ["lenet", pytest.param("alexnet", marks=pytest.mark.slow)])
 def test_the_regularizer_experiment_runs_and_resumes(network, tmp_path):

@@ -10,7 +10,7 @@ from keras_qareg.export.archive.proof import plain_weights
 from keras_qareg.export.archive.reading import Archive
 from keras_qareg.export.litert.recognition import is_kernel, recognize
 from keras_qareg.numerics.codebook import Codebook
-from tests.helpers import BACKEND, error_of
+from tests.helpers import BACKEND, error_of, fewer_elsewhere
 
 tensorflow_only = pytest.mark.skipif(
     BACKEND != "tensorflow", reason="LiteRT export needs the TensorFlow backend"
@@ -98,7 +98,7 @@ def test_inputs_without_names_are_told_apart(tmp_path):
     )
 
 
-@pytest.mark.parametrize("kind", MADE)
+@pytest.mark.parametrize("kind", fewer_elsewhere(MADE))
 def test_an_archive_holds_what_the_model_computes_with(kind, tmp_path, monkeypatch):
     model = MADE[kind](network())
     stripped = qareg.strip(model)

@@ -90,7 +90,8 @@ MODELS = {
     "nested": nested,
     "resnet20": lambda: resnet(blocks=3),
 }
-SLOW = ["resnet", "resnet20"]  # what is in them is in "mobilenet" and "two_by_two" too
+# What is in them is in "nested", "mobilenet" and "two_by_two" too.
+SLOW = ["cnn", "resnet", "resnet20"]
 # Levels by any method, and on a grid; whether the file must equal Keras.
 FORMS = [
     ("codebook", "float32", True),
