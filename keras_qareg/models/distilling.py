@@ -65,6 +65,8 @@ class Distiller(keras.Model):
     Attributes:
         student: The model that is trained.
         teacher: The model that it learns from.
+        told: Whether targets are a tuple of those of the student, where it has some, and of a tuple of
+            what the teacher gives, which is then not called. Defaults to `False`.
         divergence: Metric, the mean divergence of the outputs, which is reported as `divergence`.
 
     Args: those of `distill`.
@@ -88,7 +90,7 @@ class Distiller(keras.Model):
         if not weight >= 0:
             raise ValueError(f"Expected `weight` to be 0 or more. Received: weight={weight!r}")
         _check_outputs(student, teacher)
-        self.student, self.weight = student, weight
+        self.student, self.weight, self.told = student, weight, False
         # Keras must not find the teacher: it would be saved, counted, and set by `trainable`.
         self._hidden = lambda: teacher
         kinds = kinds_of_outputs(teacher)
@@ -118,7 +120,9 @@ class Distiller(keras.Model):
         sample_weight: Any = None,
         training: bool = True,
     ) -> Any:
-        wanted = [ops.stop_gradient(t) for t in keras.tree.flatten(self.teacher(x, training=False))]
+        y, given = self._targets(y)
+        given = self.teacher(x, training=False) if given is None else given
+        wanted = [ops.stop_gradient(tensor) for tensor in keras.tree.flatten(given)]
         got = keras.tree.flatten(y_pred)
         weight = sample_weight if ops.is_tensor(sample_weight) else None
         parts = [
@@ -136,9 +140,16 @@ class Distiller(keras.Model):
         return total + added_losses(self)
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+        y, _ = self._targets(y)
         if y is None:  # metrics of labels have nothing to compare with
             return self.get_metrics_result()
         return super().compute_metrics(x, y, y_pred, sample_weight)
+
+    def _targets(self, y: Any) -> tuple[Any, Any]:
+        """The targets of the student, and what the teacher gives; `None` for what is not known."""
+        if not self.told:
+            return y, None
+        return (None, *y) if len(y) == 1 else tuple(y)
 
 
 def _check_outputs(student: keras.Model, teacher: keras.Model) -> None:

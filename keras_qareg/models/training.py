@@ -18,11 +18,17 @@ from keras_qareg.layers import QuantizationAware, Weights
 from keras_qareg.layers.keras_private import frozen, layers_inside
 from keras_qareg.models.compiling import compile_like
 from keras_qareg.models.configuring import LEVELS, Setting, resolve
-from keras_qareg.models.distilling import distill, losses_of_outputs, shares_of_outputs
+from keras_qareg.models.distilling import (
+    Distiller,
+    distill,
+    losses_of_outputs,
+    shares_of_outputs,
+)
 from keras_qareg.models.reading import every_kernel
 from keras_qareg.models.recalibrating import recalibrate
 from keras_qareg.models.selection import Layers, select, wrappers
 from keras_qareg.models.surroundings import only_behind
+from keras_qareg.models.teaching import known_outputs
 
 # Inputs without which the statistics of batch normalization are better left as they are, and about so
 # many, evenly taken, as are enough for them.
@@ -91,6 +97,8 @@ class Job:
     verbose: str | int
     # What judges each network, by its identity: compiled once.
     _judges: dict[int, Judge] = field(default_factory=dict, init=False, repr=False)
+    # What the teacher gives for the data, by their names, where that is computed once.
+    _taught: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         plain = type(self.teacher).compute_loss is keras.Model.compute_loss and not self._by_itself
@@ -172,6 +180,21 @@ class Job:
             trainer.compile(optimizer or "sgd")
         return trainer
 
+    def told(
+        self, trainer: keras.Model, arguments: dict[str, Any], data: Data, name: str
+    ) -> dict[str, Any]:
+        """Arguments of `fit` or `evaluate`; a distiller is told what the teacher gives, where known."""
+        if not isinstance(trainer, Distiller):
+            return arguments
+        if name not in self._taught:
+            self._taught[name] = known_outputs(self.teacher, data, self.batch_size)
+        outputs = self._taught[name]
+        if outputs is None:
+            return arguments
+        trainer.told = True
+        labels = arguments["y"]
+        return {**arguments, "y": (outputs,) if labels is None else (labels, outputs)}
+
     def judge(self, network: keras.Model) -> Judge:
         """What says, again and again, what a network is worth: results of `evaluate`, by name."""
         if id(network) not in self._judges:
@@ -187,6 +210,7 @@ class Job:
         else:
             trainer = self.trainer(network, None, labels)
         arguments = self.judged.evaluate_arguments(self.batch_size)
+        arguments = self.told(trainer, arguments, self.judged, "judged")
 
         def results() -> dict[str, float]:
             found = trainer.evaluate(**arguments, verbose=0, return_dict=True)
@@ -208,8 +232,9 @@ class Job:
         # Where no loss is at work, penalties alone would move the weights.
         with frozen(self.untrained(network)):
             trainer = self.trainer(network, optimizer, self.has_loss and self.data.has_targets)
+            arguments = self.data.fit_arguments(self.batch_size)
             trainer.fit(
-                **self.data.fit_arguments(self.batch_size),
+                **self.told(trainer, arguments, self.data, "trained on"),
                 epochs=epochs,
                 callbacks=[*callbacks, best],
                 verbose=self.verbose,
