@@ -48,6 +48,11 @@ SETTINGS = ("channels", "sparsity", "levels", "regularizer", "bit", "epochs", "b
 _MEASURED = 4_096  # images that batch normalization is measured on anew
 
 
+def is_of_digits(pixels: np.ndarray) -> bool:
+    """Whether images are gray, which are not turned over."""
+    return bool(pixels.shape[-1] == 1)
+
+
 class Batches(keras.utils.PyDataset):
     """Shuffled batches; photographs are turned over and moved, in each epoch otherwise."""
 
@@ -63,8 +68,8 @@ class Batches(keras.utils.PyDataset):
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         places = self.order[index * self.batch_size : (index + 1) * self.batch_size]
         pixels = self.data.images[places].astype("float32") * self.scale
-        whole = pixels.shape[-1] == 1  # digits
-        return pixels if whole else augmented(pixels, self.random), self.data.labels[places]
+        pixels = pixels if is_of_digits(pixels) else augmented(pixels, self.random)
+        return pixels, self.data.labels[places]
 
     def on_epoch_end(self) -> None:
         self.order = self.random.permutation(len(self.data.labels))
@@ -84,6 +89,7 @@ class Pipeline:
         if arguments.images:
             self.train = self.train.split(arguments.images / len(self.train.labels))[1]
         self.scale = 1.0 if arguments.model else 1.0 / self.train.largest
+        self.random = np.random.default_rng(arguments.seed)
         keras.utils.set_random_seed(arguments.seed)
 
     def fit(self, model: keras.Model, share: float, rate: float, *callbacks: Any) -> keras.Model:
@@ -166,7 +172,8 @@ class Pipeline:
         # In an archive, unlike in a .tflite, a step a channel would cost bytes.
         model = qareg.share_weights(model, its.levels, rate=rate, scale="kernel", **ways)
         some = evenly(self.train.images, _MEASURED).astype("float32") * self.scale
-        qareg.recalibrate(model, some)  # where there is batch normalization
+        # Where there is batch normalization: on images like those that it was trained on.
+        qareg.recalibrate(model, some if is_of_digits(some) else augmented(some, self.random))
         self.note("shared by rate", model)
         self.note("tuned", self.fit(model, TUNING, its.rate / 10))
         return model

@@ -159,9 +159,8 @@ class Plan:
                 "uniform": {levels: list(point) for levels, point in self.uniform.items()},
             },
         }
-        path.write_text(
-            yaml.safe_dump(content, sort_keys=False, width=100, default_flow_style=None)
-        )
+        text = yaml.safe_dump(content, sort_keys=False, width=100, default_flow_style=None)
+        settings.write(path, text)
         return path
 
     @classmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 import warnings
 
 import keras
@@ -31,6 +32,8 @@ class PruningSchedule(keras.callbacks.Callback):
     stays so as well, and counts: so training goes on as it was under `fit(initial_epoch=...)` and
     `keras.callbacks.BackupAndRestore`, and a schedule with `target_sparsity=0.0` keeps what was pruned
     elsewhere. Where several steps are one program (`steps_per_execution`), zeros are set at its end.
+    A warning says where training ended before `end`, or weights of before were restored. Pass callbacks
+    that set weights, `EarlyStopping(restore_best_weights=True)` and `SwapEMAWeights`, before this one.
 
     The zeros of a kernel are its mask; there is nothing else to keep. `quantization_aware` and
     `share_weights` give kernels of which a tenth or more is zero a level at 0, which holds them through
@@ -93,16 +96,12 @@ class PruningSchedule(keras.callbacks.Callback):
                 f"Expected `frequency` to be a positive integer or None. Received: {frequency!r}"
             )
         self.structure = check_structure(structure)
-        only = limit(self.structure)
-        if only is not None and target_sparsity not in (0, only):
-            raise ValueError(
-                f"Expected target_sparsity={only:g} with structure={structure!r}. "
-                f"Received: target_sparsity={target_sparsity!r}"
-            )
+        if isinstance(target_sparsity, numbers.Real):
+            target_sparsity = _limited(target_sparsity, self.structure)
         self.target_sparsity, self.begin, self.end = target_sparsity, begin, end
         self.frequency, self.layers, self.weights = frequency, layers, weights
         self._kernels: list[_Pruned] = []
-        self._epoch, self._at = 0, -1.0
+        self._epoch, self._at, self._progress = 0, -1.0, 0.0
 
     def __repr__(self) -> str:
         names = ("target_sparsity", "begin", "end", "frequency", "structure")
@@ -116,7 +115,7 @@ class PruningSchedule(keras.callbacks.Callback):
         }
 
     def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
-        self._at = -1.0
+        self._at, self._progress = -1.0, 0.0
         self._kernels = _to_prune(
             self.model, self.target_sparsity, self.structure, self.layers, self.weights
         )
@@ -140,7 +139,16 @@ class PruningSchedule(keras.callbacks.Callback):
         self._keep()
 
     def on_train_end(self, logs: dict[str, float] | None = None) -> None:
-        self._keep()  # an optimizer may have put averages in the place of weights
+        if getattr(getattr(self.model, "optimizer", None), "use_ema", False):
+            self._keep()  # the optimizer may have put averages in the place of weights
+        lost = [found.kernel.path for found in self._kernels if not found.is_pruned()]
+        if lost or self._progress < 1.0:
+            what = f"restored weights of before in {lost}" if lost else "ended before `end`"
+            warnings.warn(
+                f"Training {what}: kernels have fewer zeros than `target_sparsity`. Give "
+                "`EarlyStopping` a `start_from_epoch` behind the end of pruning.",
+                stacklevel=2,
+            )
 
     def _prune(self, now: int, total: int) -> None:
         """Prunes where it is time to, after so many steps, or epochs, of the training."""
@@ -151,9 +159,9 @@ class PruningSchedule(keras.callbacks.Callback):
         at = last if now >= last else first + (now - first) // every * every
         if at > self._at:
             self._at = at
-            progress = 1.0 if at >= last else (at - first) / (last - first)
+            self._progress = 1.0 if at >= last else (at - first) / (last - first)
             for found in self._kernels:
-                found.prune(polynomial(progress, found.target), self.structure)
+                found.prune(polynomial(self._progress, found.target), self.structure)
 
     def _keep(self) -> None:
         for found in self._kernels:
@@ -184,6 +192,10 @@ class _Pruned:
         weights = np.where(self._mask, ops.convert_to_numpy(self.kernel), 0.0)
         self._set(kept(weights, sparsity, structure, self._axes))
 
+    def is_pruned(self) -> bool:
+        """Whether the zeros are where the mask has them."""
+        return not ops.convert_to_numpy(self.kernel)[~self._mask].any()
+
     def _set(self, mask: np.ndarray) -> None:
         self._mask = mask
         axes = tuple(range(mask.ndim - self._axes))
@@ -205,7 +217,8 @@ def _to_prune(
     weights: Weights,
 ) -> list[_Pruned]:
     _check_layers(model)
-    chosen = [layer for layer in select(model, layers, weights) if layer.trainable]
+    every = select(model, layers, weights)
+    chosen = [layer for layer in every if layer.trainable]
     whole = structure == "channels"
     last = {id(layer) for layer in last_layers(model, chosen)} if whole else set()
     chosen = [layer for layer in chosen if id(layer) not in last]
@@ -216,6 +229,7 @@ def _to_prune(
         inner = inner_layer(layer)
         its = zip(kernels(layer, weights), given.kernel_values(layer), strict=True)
         for kernel, target in [pair for pair in its if pair[1] is not None]:
+            target = _limited(target, structure)
             able = not whole or type(inner) in FOLDED_INTO
             if able and fits(structure, tuple(kernel.shape), channel_axes(inner, kernel)):
                 others = _of_channels(inner, behind.get(id(layer))) if whole else []
@@ -223,9 +237,10 @@ def _to_prune(
             else:
                 unfit.append(f"'{kernel.path}' {tuple(kernel.shape)}")
     if not found:
+        still = "; all that they choose are frozen" if every and not chosen else ""
         raise ValueError(
             f"Expected a kernel to prune in model '{model.name}'. Received: layers={layers!r} and "
-            f"structure={structure!r}, which leave {unfit or 'none'}{no_kernel(model, weights)}"
+            f"structure={structure!r}, which leave {unfit or 'none'}{still}{no_kernel(model, weights)}"
         )
     if unfit:
         warnings.warn(
@@ -233,6 +248,19 @@ def _to_prune(
             stacklevel=3,
         )
     return found
+
+
+def _limited(target: float, structure: Structure) -> float:
+    """A share of zeros that a structure such as `"2:4"` can have; else raises a `ValueError`."""
+    only = limit(structure)
+    if only is None or not target:
+        return float(target)
+    if not math.isclose(target, only, rel_tol=1e-6):
+        raise ValueError(
+            f"Expected target_sparsity={only:g} with structure={structure!r}. "
+            f"Received: target_sparsity={target!r}"
+        )
+    return only
 
 
 def _check_layers(model: keras.Model) -> None:

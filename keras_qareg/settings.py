@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import difflib
+import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -73,6 +74,14 @@ def read(path: str | PurePath) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     return config if rated is None else {"levels": rated, **config}
+
+
+def write(path: Path, text: str) -> None:
+    """Writes a text file in one step: whole, or not at all."""
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}-") as folder:
+        draft = Path(folder) / path.name
+        draft.write_text(text, encoding="utf-8")
+        draft.replace(path)
 
 
 def _rated(path: Path, notes: Any) -> RatedLevels | None:

@@ -238,3 +238,83 @@ def test_layers_of_zeros_alone_train():
     model = compiled(qareg.quantization_aware(model, NearestSquared(4)))
     model.fit(np.eye(4), np.arange(4), verbose=0, callbacks=[PenaltySchedule(1, 1)])
     assert np.abs(ops.convert_to_numpy(model.get_layer("fc").layer.kernel)).max() > 0
+
+
+def fitted(*callbacks, optimizer="adam", epochs=6):
+    x = np.random.default_rng(0).normal(size=(64, 16)).astype("float32")
+    model = keras.Sequential([keras.Input((16,)), layers.Dense(24, "relu"), layers.Dense(4)])
+    model.compile(optimizer, "mse")
+    model.fit(x, x[:, :4], epochs=epochs, batch_size=16, verbose=0, callbacks=list(callbacks))
+    return model
+
+
+def share_of(model):
+    return float((ops.convert_to_numpy(model.layers[0].kernel) == 0).mean())
+
+
+def test_what_ends_before_the_zeros_are_there_is_told():
+    rising = {"monitor": "loss", "mode": "max"}  # the first epoch is the best
+    stops = keras.callbacks.EarlyStopping(**rising, patience=1)
+    with pytest.warns(UserWarning, match="Training ended before `end`: kernels have fewer zeros"):
+        fitted(PruningSchedule(0.8, end=1.0), stops)
+    restores = keras.callbacks.EarlyStopping(**rising, patience=20, restore_best_weights=True)
+    with pytest.warns(UserWarning, match="restored weights of before in .*`start_from_epoch`"):
+        assert share_of(fitted(restores, PruningSchedule(0.9))) < 0.9  # as they were restored
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        assert share_of(fitted(PruningSchedule(0.8))) == pytest.approx(0.8, abs=0.01)
+
+
+def test_averages_are_pruned_too(tmp_path):
+    adam = keras.optimizers.Adam(1e-2, use_ema=True, ema_momentum=0.9)
+    file = tmp_path / "model.keras"
+    swap = keras.callbacks.SwapEMAWeights(swap_on_epoch=True)
+    schedule, kept = PruningSchedule(0.8, end=0.25), keras.callbacks.ModelCheckpoint(file)
+    model = fitted(swap, schedule, kept, optimizer=adam, epochs=4)
+    for found in (model, keras.saving.load_model(file)):
+        assert share_of(found) == pytest.approx(0.8, abs=0.01)
+
+
+def test_thirds_and_settings_of_so_many_of_each_few():
+    model = keras.Sequential(
+        [keras.Input((24,)), layers.Dense(6, name="a"), layers.Dense(4, name="b")]
+    )
+    for target, structure in ((2 / 3, "1:3"), (np.float32(1 / 3), "2:3")):
+        model.compile("sgd", "mse")
+        model.fit(
+            np.ones((8, 24)),
+            np.ones((8, 4)),
+            verbose=0,
+            callbacks=[PruningSchedule(target, end=0.0, structure=structure, layers=["a"])],
+        )
+        assert share_of(model) == pytest.approx(2 / 3)  # what is zero stays so
+    schedule = PruningSchedule({"a": 0.5, "b": None}, structure="2:4")
+    message = error_of(
+        model.fit,
+        np.ones((8, 24)),
+        np.ones((8, 4)),
+        verbose=0,
+        callbacks=[PruningSchedule({"a": 0.4, "b": None}, structure="2:4")],
+    )
+    assert (
+        message
+        == "Expected target_sparsity=0.5 with structure='2:4'. Received: target_sparsity=0.4"
+    )
+    model.fit(np.ones((8, 24)), np.ones((8, 4)), verbose=0, callbacks=[schedule])
+    model.trainable = False
+    assert "all that they choose are frozen" in error_of(
+        model.fit, np.ones((8, 24)), np.ones((8, 4)), verbose=0, callbacks=[PruningSchedule(0.5)]
+    )
+
+
+def test_tables_without_a_zero_say_so(pruned):
+    for quantize in (
+        lambda: qareg.quantization_aware(pruned, Sine(2), table="even"),
+        lambda: qareg.quantization_aware(pruned, qareg.regularizers.DKM(4)),
+        lambda: qareg.share_weights(pruned, 2, table="even"),
+    ):
+        with pytest.warns(UserWarning, match="They are lost under"):
+            quantize()
+    assert "Expected three levels or more with zero_centroid=True and table='even'" in error_of(
+        qareg.share_weights, pruned, 2, table="even", zero_centroid=True
+    )

@@ -56,6 +56,7 @@ FLOORS = {
         ["steps"],
         ["sharing"],
         ["distilling"],
+        ["teaching"],
         ["training"],
         ["__init__"],
     ],

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from keras_qareg import settings
 from keras_qareg.cli.messages import CommandError
 from keras_qareg.cli.options import input_shapes
 from keras_qareg.cli.paths import check_output
@@ -129,10 +130,7 @@ def write_archive(model: Any, out: Path, check: Callable[[int, int], None]) -> t
 def write_json(content: dict[str, Any], path: Path) -> None:
     """Writes JSON in one step. Numbers that are none, which JSON does not have, become null."""
     text = json.dumps(_finite(content), indent=2, allow_nan=False)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}-") as folder:
-        draft = Path(folder) / path.name
-        draft.write_text(f"{text}\n", encoding="utf-8")
-        draft.replace(path)
+    settings.write(path, f"{text}\n")
 
 
 def _finite(value: Any) -> Any:

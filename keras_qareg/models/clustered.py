@@ -225,6 +225,8 @@ def _book(values: np.ndarray, axes: int, its: _Kernel) -> tuple[Codebook, bool]:
         centroids = clustering.with_zero(centroids)
     scaled = axes if wanted.scale == "channel" else 0
     if wanted.table == "even":
+        if zero and levels == 2:
+            _tell_of_lost_zeros(way.zero_centroid)
         book, zero = _on_grid(values, levels, scaled, centroids), False
     elif centroids is not None:
         book = _of_centroids(values, centroids, its.means, zero, wanted.table)
@@ -233,6 +235,20 @@ def _book(values: np.ndarray, axes: int, its: _Kernel) -> tuple[Codebook, bool]:
     if axes and centroids is None and way.method == "auto":
         book = balanced(values, book, axes)
     return book, zero
+
+
+def _tell_of_lost_zeros(zero_centroid: bool | str) -> None:
+    """Raises, or warns, where a kernel has zeros to keep and its table has none."""
+    if zero_centroid is True:
+        raise ValueError(
+            "Expected three levels or more with zero_centroid=True and table='even', whose two levels "
+            "are -1 and 1 times a step. Received: levels=2. Take table='int8'."
+        )
+    warnings.warn(
+        "A kernel has many zeros, as where it was pruned. They are lost under "
+        f"{regularizers.TWO_ON_A_GRID}. Others keep them.",
+        stacklevel=2,
+    )
 
 
 def _trained(layer: Layer, wanted: Wanted, way: Way) -> Sequence[np.ndarray | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import NamedTuple
 
 import keras
@@ -176,7 +177,18 @@ def _with_zero(its: _Wrap, layer: Layer, table: str, weights: Weights) -> _Wrap:
     found = any(
         many_zeros(ops.convert_to_numpy(kernel), levels) for kernel, levels in pairs if levels
     )
-    without = table == "even" and 2 in its.levels  # which has no zero
-    return (
-        its._replace(regularizer=its.regularizer.with_zero(True)) if found and not without else its
-    )
+    if not found:
+        return its
+    if its.regularizer.soft or (table == "even" and 2 in its.levels):
+        what = (
+            "DKM, whose weights are mixtures,"
+            if its.regularizer.soft
+            else regularizers.TWO_ON_A_GRID
+        )
+        warnings.warn(
+            f"Kernels of layer '{layer.name}' have many zeros, as where they were pruned. They are lost "
+            f"under {what}. Others keep them.",
+            stacklevel=5,
+        )
+        return its
+    return its._replace(regularizer=its.regularizer.with_zero(True))

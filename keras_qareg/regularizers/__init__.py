@@ -15,6 +15,7 @@ from typing import Any
 import keras
 
 from keras_qareg.choices import deserialized, find
+from keras_qareg.regularizers.base import TWO_ON_A_GRID as TWO_ON_A_GRID
 from keras_qareg.regularizers.base import QuantizationRegularizer
 from keras_qareg.regularizers.base import check_zero as check_zero
 from keras_qareg.regularizers.fixed import Cosine, Sine

@@ -87,6 +87,9 @@ class QuantizationRegularizer(Described, keras.regularizers.Regularizer):
         return config if self.zero_basin == "auto" else {**config, "zero_basin": self.zero_basin}
 
 
+TWO_ON_A_GRID = "table='even' with two levels, which are -1 and 1 times a step"
+
+
 def check_zero(regularizer: QuantizationRegularizer, table: str) -> None:
     """Raises a `ValueError` where a basin is to be 0, and a table has no zero."""
     if regularizer.zero_basin is True and table == "even" and regularizer.levels == 2:

@@ -15,6 +15,9 @@ from keras_qareg.numerics import clustering, penalties
 from keras_qareg.numerics.attention import soft_values
 from keras_qareg.regularizers.base import QuantizationRegularizer
 
+# The least width between centroids, relative to the largest of them.
+_NARROW = 1e-3
+
 
 class _LearnedBasins(QuantizationRegularizer):
     learned = True
@@ -135,8 +138,8 @@ class DKM(_LearnedBasins):
 
     In the paper centroids are means of the weights under the attention, iterated at each step; here
     they start from k-means and train, with their gradients through the attention. Its distance is not
-    squared, and its temperature does not fall. Use it in `layers.QuantizationAware` or
-    `quantization_aware`.
+    squared, and its temperature does not fall. Weights that were pruned do not stay 0. Use it in
+    `layers.QuantizationAware` or `quantization_aware`.
 
     Args:
         levels: Integer from 2 to 256. A step takes time in proportion. Defaults to 16.
@@ -182,6 +185,8 @@ class DKM(_LearnedBasins):
         first, last = self.temperature
         centroids = ops.convert_to_tensor(centroids)
         width = (ops.max(centroids) - ops.min(centroids)) / (centroids.shape[0] - 1)
+        # Of a constant kernel they are all the same; differences are then of rounding alone.
+        width = ops.maximum(width, _NARROW * ops.max(ops.abs(centroids)))
         progress = ops.power(ops.cast(share, "float32"), 1 / 6)
         fallen = first * ops.exp(math.log(last / first) * progress)
         return soft_values(weights, centroids, fallen * ops.square(width))

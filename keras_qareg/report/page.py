@@ -6,7 +6,6 @@ import base64
 import hashlib
 import math
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import Template
@@ -34,6 +33,7 @@ from keras_qareg.report.kernels import (
 from keras_qareg.report.markup import Markup, escaped, joined, name, number, tag
 from keras_qareg.report.parts import Line, facts, percent, section
 from keras_qareg.report.planned import plan_section
+from keras_qareg.settings import write
 from keras_qareg.summaries import Row, Summary, looked_at, summed
 
 _FOLDER = Path(__file__).parent
@@ -108,10 +108,7 @@ def html(
         beside = {"reference": reference, "export_report": export_report, "plan": plan}
         content = _of_file(Path(model), [key for key, value in beside.items() if value is not None])
     text = _framed(title, content)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}-") as folder:
-        draft = Path(folder) / path.name
-        draft.write_text(text, encoding="utf-8")
-        draft.replace(path)
+    write(path, text)
     return path
 
 

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from keras import layers
+from keras import layers, ops
 
 import keras_qareg as qareg
 from keras_qareg.layers import QuantizationAware
@@ -67,3 +67,17 @@ def test_bad_settings():
         "straight_through=False"
     )
     assert DKM(4, temperature=(1, 0.1)).with_levels(8).temperature == (1.0, 0.1)
+
+
+@pytest.mark.parametrize("constant", [0.3, 0.0, -2e-5])
+def test_constant_kernels_train(constant):
+    start = keras.initializers.Constant(constant)
+    plain = keras.Sequential(
+        [keras.Input((8,)), layers.Dense(6, "relu", kernel_initializer=start), layers.Dense(2)]
+    )
+    model = qareg.quantization_aware(plain, DKM(levels=4))
+    model.compile("adam", "mse")
+    x = np.random.default_rng(0).normal(size=(32, 8))
+    schedule = qareg.callbacks.PenaltySchedule(0)
+    model.fit(x, x[:, :2], epochs=3, verbose=0, callbacks=[schedule])
+    assert all(np.isfinite(ops.convert_to_numpy(weight)).all() for weight in model.weights)

@@ -240,3 +240,47 @@ def test_it_says_what_it_wants():
     model = keras.Sequential([layers.Dense(8, name="fc")], name="open")
     model(np.zeros((1, 4)))
     assert predict(qareg.shrink(model, np.zeros((2, 4))), np.zeros((1, 4))).shape == (1, 8)
+
+
+def test_inputs_are_as_large_as_their_normalization_has_seen():
+    inputs = keras.Input((2,))  # nanoseconds, and another number
+    x = layers.Dense(2, name="a")(layers.BatchNormalization(name="n")(inputs))
+    model = keras.Model(inputs, layers.Dense(1, name="b")(x))
+    zeros, ones = np.zeros(2), np.ones(2)
+    model.get_layer("n").set_weights([ones, zeros, zeros, np.array([1e32, 1.0])])
+    model.get_layer("a").set_weights([np.eye(2), zeros])
+    model.get_layer("b").set_weights([np.ones((2, 1)), np.zeros(1)])
+    assert qareg.shrink(model).get_layer("a").units == 2
+
+
+def test_masks_and_numbers_are_not_followed():
+    tokens = keras.Input((6,), dtype="int32")
+    x = layers.GlobalAveragePooling1D()(layers.Embedding(10, 8, mask_zero=True)(tokens))
+    masked = keras.Model(tokens, layers.Dense(2)(x))
+    assert widths(quietly(masked)) == widths(masked)
+    inputs = keras.Input((16,))
+    model = keras.Model(
+        inputs, layers.Dense(4)(layers.Dense(8, activation="relu", name="a")(inputs) + 1.0)
+    )
+    kill(model, "a", [0, 1])
+    with pytest.warns(UserWarning, match="2 channels of 'a'"):
+        small = qareg.shrink(model)
+    assert small.get_layer("a").units == 8
+    assert_same(model, small)
+
+
+def test_arrays_to_start_from_have_the_old_shape():
+    first = keras.initializers.Constant(np.arange(8.0))
+    model = keras.Sequential(
+        [
+            keras.Input((16,)),
+            layers.Dense(8, "relu", bias_initializer=first, name="a"),
+            layers.BatchNormalization(beta_initializer=first),
+            layers.Dense(4),
+        ]
+    )
+    kill(model, "a", [0, 1])
+    small = qareg.shrink(model)
+    assert small.get_layer("a").units == 6
+    assert_same(model, small)
+    assert keras.Sequential.from_config(small.get_config()).count_params() == small.count_params()

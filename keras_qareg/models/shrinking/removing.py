@@ -182,6 +182,7 @@ class _Plan:
                     made[name] = made[name].take(kept[counts], axis=axis)
         self.weights[id(call.operation)] = made
         config: dict[str, Any] = {name: len(out.kept) for name in rule.settings}
+        config |= dict.fromkeys(_arrays_to_start_from(call.operation), "zeros")
         if "target_shape" in config:
             shape = call.operation.target_shape
             config["target_shape"] = (*shape[:-1], min(shape[-1], len(out.kept)))
@@ -259,6 +260,13 @@ def _read_by_operations(graphs: list[keras.Model]) -> set[int]:
         for layer in layers_inside(graph)
         if any(id(weight) in read for weight in layer.weights)
     }
+
+
+def _arrays_to_start_from(layer: Layer) -> list[str]:
+    """The initializers of a layer that are arrays, which have the old shape; the weights are known."""
+    names = [name for name in config_of(layer) if name.endswith("_initializer")]
+    values = {name: getattr(getattr(layer, name, None), "value", 0.0) for name in names}
+    return [name for name, value in values.items() if np.ndim(value)]
 
 
 def _normalization_behind(calls: list[Call], call: Call) -> Layer | None:

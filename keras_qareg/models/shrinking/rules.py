@@ -105,6 +105,7 @@ def rule_of(node: Any) -> Rule | None:
         any(len(shape) < 2 or shape[-1] is None for shape in shapes)
         or len(node.outputs) != 1
         or len(tensors) != len(node.input_tensors)  # constants and weights among its arguments
+        or any(hasattr(x, "shape") for x in keras.tree.flatten(node.arguments.kwargs))  # a mask
         or not type(operation).__module__.startswith("keras.")
         or getattr(operation, "data_format", None) == "channels_first"
     ):
@@ -122,8 +123,8 @@ def _is_finite(does: Mixing | Keeping) -> bool:
 
 def _rule_of_operation(operation: Any, sizes: list[int], shapes: list[Any]) -> Rule | None:
     name = type(operation).__name__
-    if name == "Add":
-        return _joined(sizes, shapes)
+    if name == "Add":  # which may be of one tensor and a number
+        return _joined(sizes, shapes) if len(sizes) > 1 else None
     if name == "Concatenate":
         return _concatenated(operation.axis, sizes, shapes)
     return _same(sizes[0], operation.call) if name in _ACTIVATION_OPERATIONS else None

@@ -1,10 +1,11 @@
 """Which channels of a graph do nothing: followed from the inputs to the outputs, and back.
 
-Of each channel three numbers are known. Its *centre* and *reach*: with inputs between -1 and 1 it is
-within `reach` of `centre` everywhere. And its *gain*: if it moves by d, no output moves by more than
-`gain` d of what it can be moved by at all. `reach` times `gain` is the share that it may have in an
-output, whatever the scales of the weights between are; a channel whose share is nothing is a constant to
-the outputs. Reach and gain are bounds with a factor for each layer, and so kept as logarithms.
+Of each channel three numbers are known. Its *centre* and *reach*: with inputs between -1 and 1, or as
+far as a batch normalization of the inputs has seen, it is within `reach` of `centre` everywhere. And
+its *gain*: if it moves by d, no output moves by more than `gain` d of what it can be moved by at all.
+`reach` times `gain` is the share that it may have in an output, whatever the scales of the weights
+between are; a channel whose share is nothing is a constant to the outputs. Reach and gain are bounds
+with a factor for each layer, and so kept as logarithms.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ import keras
 import numpy as np
 
 from keras_qareg.layers.keras_private import nodes
-from keras_qareg.models.shrinking.rules import Mixing, Rule
+from keras_qareg.models.shrinking.rules import Mixing, Rule, weights_of
 
 _NEVER = -np.inf
+# Of inputs that are normalized, how many standard deviations they may be from their mean.
+_DEVIATIONS = 10.0
 
 
 @dataclass(eq=False)
@@ -94,7 +97,7 @@ def traced(graph: keras.Model, rule_of: Callable[[Any], Rule | None], least: flo
     Returns:
         The calls, each after those that its inputs come from.
     """
-    known = {id(tensor): Channels.unknown(tensor) for tensor in graph.inputs}
+    known = _given(graph)
     calls = []
     for node in nodes(graph):
         inputs = [known[id(tensor)] for tensor in node.input_tensors]
@@ -110,6 +113,19 @@ def traced(graph: keras.Model, rule_of: Callable[[Any], Rule | None], least: flo
         _mark(list(known.values()), float(np.log(least)))
     _settle(calls)
     return calls
+
+
+def _given(graph: keras.Model) -> dict[int, Channels]:
+    """The inputs of a graph: between -1 and 1, or as far as a normalization of them has seen."""
+    known = {id(tensor): Channels.unknown(tensor) for tensor in graph.inputs}
+    for node in nodes(graph):
+        given = known.get(id(node.input_tensors[0])) if node.input_tensors else None
+        if given is not None and isinstance(node.operation, keras.layers.BatchNormalization):
+            found = weights_of(node.operation)
+            seen = abs(found["moving_mean"]) + _DEVIATIONS * np.sqrt(found["moving_variance"])
+            if seen.shape == given.reach.shape:
+                given.reach = np.maximum(given.reach, _logarithm(seen))
+    return known
 
 
 def _logarithm(values: np.ndarray) -> np.ndarray:
