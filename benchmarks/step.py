@@ -29,6 +29,8 @@ from keras_qareg.report import table
 BATCH, LEVELS = 128, 16
 BASELINE, TFMOT = "plain", "TFMOT cluster_weights"
 SHARING, STRAIGHT = "share_weights", ", straight through"
+# What `compress` trains: the teacher is asked once for arrays, and in each step for other data.
+TAUGHT = {"compress, arrays": True, "compress, batches": False}
 
 
 def network(name: str) -> keras.Model:
@@ -48,6 +50,11 @@ def variants(name: str) -> dict[str, Callable[[], keras.Model]]:
             layer.place_centroids()
         return model
 
+    def taught(told: bool) -> keras.Model:
+        model = qareg.distill(regularized("Sine", True), network(name))
+        model.told = told
+        return model
+
     def with_l2() -> keras.Model:
         model = network(name)
         for kernel in qareg.layers.kernels(model):
@@ -62,6 +69,7 @@ def variants(name: str) -> dict[str, Callable[[], keras.Model]]:
     found["re-assignment"] = lambda: qareg.share_weights(
         network(name), LEVELS, trainable="assignments"
     )
+    found |= {label: lambda told=told: taught(told) for label, told in TAUGHT.items()}
     return {**found, "WNQ, 2 bits": lambda: qareg.wnq(network(name), bits=2)}
 
 
@@ -76,7 +84,9 @@ def stepper(model: keras.Model) -> Callable[[], Any]:
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.SGD(1e-3, momentum=0.9), loss)
     images, labels = batch()
-    return lambda: model.train_on_batch(images, labels)
+    told = getattr(model, "told", False)
+    targets = (labels, (model.teacher.predict(images, verbose=0),)) if told else labels
+    return lambda: model.train_on_batch(images, targets)
 
 
 def measure(name: str, rounds: int, only: list[str] | None = None) -> list[dict[str, Any]]:
