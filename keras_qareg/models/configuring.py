@@ -6,6 +6,7 @@ the user passed for it: a value, a dict, a function, a plan, or the path of a YA
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -131,6 +132,25 @@ def keeps_float(levels: Any) -> bool:
     of_file = found is not levels and isinstance(found, Mapping)
     planned = found if of_file else getattr(found, "levels", {})
     return bool(planned) and all(its in (None, "float") for its in planned.values())
+
+
+def warn_of_other_tables(levels: Any, **given: Any) -> None:
+    """Warns where a plan, or the file that levels are of, has another table, scale or group size."""
+    if settings.is_file(levels):
+        planned = settings.read(levels)
+    else:
+        planned = {name: getattr(levels, name) for name in given if hasattr(levels, name)}
+    others = [
+        f"{name}={planned[name]!r}"
+        for name, value in given.items()
+        if name in planned and planned[name] != value and not settings.is_file(value)
+    ]
+    if others:
+        warnings.warn(
+            f"`levels` were planned with {', '.join(others)}, and files have other bytes than planned "
+            f"without. Pass {', '.join(others)} too.",
+            stacklevel=4,
+        )
 
 
 class Resolved:

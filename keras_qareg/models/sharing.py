@@ -41,6 +41,7 @@ from keras_qareg.models.configuring import (
     keeps_float,
     planned_rates,
     resolve,
+    warn_of_other_tables,
 )
 from keras_qareg.models.selection import (
     Layers,
@@ -170,6 +171,7 @@ def share_weights(
     sizes = _levels(model, chosen, levels, weights, method)
     if not sizes:
         return _unshared(model, levels, f"layers={layers!r}", no_kernel(model, weights))
+    warn_of_other_tables(levels, table=table, scale=scale, group_size=group_size)
     way = Way(weights, method, zero_centroid)
     wanted = wanted_of(model, chosen, sizes, way, Tables(table, scale, group_size), rate)
     warn_of_overlooked(model, layers, weights)

@@ -236,6 +236,9 @@ def test_a_plan_as_a_file(plan, tmp_path):
         qareg.codebooks(qareg.share_weights(model, levels, table="even")) for levels in (file, plan)
     )
     assert list(by_file) == list(by_plan) == ["wide/kernel", "out/kernel"]
+    for levels in (file, plan):
+        with pytest.warns(UserWarning, match="planned with table='even', .* Pass table='even' too"):
+            qareg.share_weights(model, levels)
     assert [book.levels_used for book in by_file.values()] == [4, 16]
     assert str(plan).splitlines()[3].split()[:4] == ["narrow/kernel", "12,000", "float", "32.00"]
 
