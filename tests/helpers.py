@@ -23,11 +23,12 @@ slow_but_on_tensorflow = pytest.mark.slow if BACKEND != "tensorflow" else lambda
 
 
 def fewer_elsewhere(values):
-    """Parameters of a test that computes nothing of a backend's own: all of them on TensorFlow; on the
-    others the first, and the rest with the slow tests."""
+    """Parameters that mean much the same to a backend: all of them on TensorFlow; on the others the
+    first, and the rest with the slow tests."""
     first, *rest = values
     slow = [] if BACKEND == "tensorflow" else [pytest.mark.slow]
-    return [first, *(pytest.param(value, marks=slow) for value in rest)]
+    sets = (value if isinstance(value, tuple) else (value,) for value in rest)
+    return [first, *(pytest.param(*its, marks=slow) for its in sets)]
 
 
 tensorflow_only = pytest.mark.skipif(

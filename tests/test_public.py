@@ -15,7 +15,7 @@ from keras_qareg.callbacks import (
     PruningSchedule,
 )
 from keras_qareg.regularizers import Cosine, NearestExponential, NearestSquared, Sine
-from tests.helpers import BACKEND, small_cnn
+from tests.helpers import BACKEND, slow_but_on_tensorflow, small_cnn
 
 MODULES = [
     "callbacks",
@@ -119,6 +119,7 @@ def saved(tmp_path_factory):
 
 
 @pytest.mark.one_backend
+@slow_but_on_tensorflow
 @pytest.mark.parametrize(
     "imports",
     ["keras_qareg, keras", pytest.param("keras, keras_qareg", marks=pytest.mark.slow)],

@@ -16,6 +16,7 @@ from tests.helpers import (
     compiled,
     digits,
     error_of,
+    fewer_elsewhere,
     gradients,
     predict,
     small_cnn,
@@ -64,12 +65,9 @@ def check(books, levels, table, per_channel):
 @pytest.mark.parametrize(
     ("table", "scale"),
     [
-        *(
-            (table, scale)
-            for table in ("int8", "even", "float32")
-            for scale in ("kernel", "channel")
-        ),
         ("int8", "auto"),
+        *fewer_elsewhere((table, "channel") for table in ("even", "float32", "int8")),
+        *fewer_elsewhere((table, "kernel") for table in ("int8", "float32", "even")),
     ],
 )
 def test_values_stay_what_the_table_allows(table, scale, tmp_path):
