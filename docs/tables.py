@@ -47,7 +47,7 @@ PROGRAMS = {
     "wnq_error": "benchmarks.wnq_error:tabulate",
 }
 # Rows that no table has: bytes of files of networks that others have.
-UNTOLD = ("cifar_wnq_export", "cifar_wnq_lower_rate_export")
+UNTOLD = tuple(f"cifar_wnq{its}_export" for its in ("", "_all_images", "_lower_rate"))
 # What one may want, the call, its training, and whose rows have its bytes and accuracy: study and cell.
 _LITERT, _SMALLEST = "`export.litert(model, path, {})`", ', `"smallest"`'
 USES = (
