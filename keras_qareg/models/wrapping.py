@@ -180,11 +180,8 @@ def _with_zero(its: _Wrap, layer: Layer, table: str, weights: Weights) -> _Wrap:
     if not found:
         return its
     if its.regularizer.soft or (table == "even" and 2 in its.levels):
-        what = (
-            "DKM, whose weights are mixtures,"
-            if its.regularizer.soft
-            else regularizers.TWO_ON_A_GRID
-        )
+        mixed = f"{type(its.regularizer).__name__}, whose weights are mixtures"
+        what = mixed if its.regularizer.soft else regularizers.TWO_ON_A_GRID
         warnings.warn(
             f"Kernels of layer '{layer.name}' have many zeros, as where they were pruned. They are lost "
             f"under {what}. Others keep them.",
