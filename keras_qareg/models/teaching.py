@@ -53,7 +53,8 @@ def known_outputs(
 def _size(inputs: Any) -> tuple[int, int]:
     """How many examples, and how many bytes."""
     arrays = [array for array in keras.tree.flatten(inputs) if array is not None]
-    return len(arrays[0]), sum(array.nbytes for array in arrays)
+    # Texts are tensors, which do not tell.
+    return len(arrays[0]), sum(getattr(array, "nbytes", 0) for array in arrays)
 
 
 def _mixes(teacher: keras.Model, some: Any, outputs: list[np.ndarray]) -> bool:
