@@ -35,7 +35,7 @@ from benchmarks import results
 from benchmarks.compress import bytes_of
 from benchmarks.tfmot_accuracy import STARTS, Order
 from benchmarks.timing import interleaved, ratios
-from examples.data import Images, evenly, load
+from examples.data import Images, augmented, evenly, load
 from examples.study import Row, Study, written
 from examples.training import accuracy, digits_network
 from examples.training import fit as fit_digits
@@ -182,7 +182,10 @@ def trained(
     task.fit(model, given.epochs - tuning, given.rate, batches, schedule)
     shared = qareg.share_weights(model, verbose=0)
     if any(isinstance(layer, keras.layers.BatchNormalization) for layer in shared.layers):
-        qareg.recalibrate(shared, evenly(task.train[0], 4096))
+        # On images like those that it is trained on.
+        some = evenly(task.train[0], 4096)
+        random = np.random.default_rng(given.seed)
+        qareg.recalibrate(shared, augmented(some, random, 1 / 16) if task.augment else some)
     if tuning:
         task.fit(shared, tuning, given.rate / 10, batches)
     return shared

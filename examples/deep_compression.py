@@ -10,10 +10,10 @@ After Han, Mao, Dally, "Deep Compression" (ICLR 2016), with the parts of this pa
 2. single weights are pruned in training, down to `--sparsity` of zeros;
 3. the network trains under a regularizer, with a level at 0 that pruned weights stay at;
 4. weights are shared by rate and distortion, and what is left is tuned;
-5. the archive codes the indices, of which most are those of the zero.
+5. the archive codes the indices, of which most are those of the zero; it folds batch normalization.
 
 The float control trains on from the same weights for as many epochs, and teaches all that come after it,
-beside the labels (`distill`). Accuracies are of the test images.
+beside the labels (`distill`). Accuracies are of the test images, in the last row those of the file.
 A model of a file sees pixels from 0 to 255, as MLPerf Tiny's ResNet8 does, others from 0 to 1.
 """
 
@@ -44,7 +44,9 @@ from keras_qareg.report import table
 Row = dict[str, Any]
 # Of the epochs of a training: those of the float network before, and of tuning after.
 FLOAT, TUNING = 2.0, 0.25
-SETTINGS = ("channels", "sparsity", "levels", "regularizer", "bit", "epochs", "batch_size", "seed")
+SETTINGS = (
+    "channels", "sparsity", "levels", "regularizer", "bit", "epochs", "batch_size", "shift", "seed",
+)  # fmt: skip
 _MEASURED = 4_096  # images that batch normalization is measured on anew
 
 
@@ -56,9 +58,9 @@ def is_of_digits(pixels: np.ndarray) -> bool:
 class Batches(keras.utils.PyDataset):
     """Shuffled batches; photographs are turned over and moved, in each epoch otherwise."""
 
-    def __init__(self, data: Images, scale: float, seed: int, batch_size: int):
+    def __init__(self, data: Images, scale: float, seed: int, batch_size: int, shift: float):
         super().__init__()
-        self.data, self.scale, self.batch_size = data, scale, batch_size
+        self.data, self.scale, self.batch_size, self.shift = data, scale, batch_size, shift
         self.random = np.random.default_rng(seed)
         self.on_epoch_end()
 
@@ -68,7 +70,7 @@ class Batches(keras.utils.PyDataset):
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         places = self.order[index * self.batch_size : (index + 1) * self.batch_size]
         pixels = self.data.images[places].astype("float32") * self.scale
-        pixels = pixels if is_of_digits(pixels) else augmented(pixels, self.random)
+        pixels = pixels if is_of_digits(pixels) else augmented(pixels, self.random, self.shift)
         return pixels, self.data.labels[places]
 
     def on_epoch_end(self) -> None:
@@ -95,7 +97,7 @@ class Pipeline:
     def fit(self, model: keras.Model, share: float, rate: float, *callbacks: Any) -> keras.Model:
         """Trains for a share of the epochs, with a rate that falls by a cosine."""
         its, epochs = self.arguments, max(1, round(share * self.arguments.epochs))
-        batches = Batches(self.train, self.scale, its.seed, its.batch_size)
+        batches = Batches(self.train, self.scale, its.seed, its.batch_size, its.shift)
         decay = keras.optimizers.schedules.CosineDecay(rate, epochs * len(batches))
         softmax = getattr(model.layers[-1], "activation", None) is keras.activations.softmax
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=not softmax)
@@ -110,14 +112,13 @@ class Pipeline:
         scores = model.predict(pixels, batch_size=500, verbose=0)
         return 100.0 * float(np.mean(scores.argmax(axis=-1) == self.test.labels))
 
-    def note(self, step: str, model: keras.Model) -> None:
-        """Adds what the network is now to the rows, and prints it."""
+    def note(self, step: str, model: keras.Model, file: Path | None = None) -> None:
+        """Adds what the network is now to the rows, and prints it: of its file, or one made for this."""
         plain = qareg.strip(model)
         kernels = [ops.convert_to_numpy(w) for w in plain.weights if w.name.endswith("kernel")]
         zeros = sum(int((kernel == 0).sum()) for kernel in kernels)
         with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / "model.qareg"
-            qareg.export.save_archive(model, file)
+            file = file or qareg.export.save_archive(model, Path(folder) / "model.qareg")
             size = file.stat().st_size
         row = {
             "step": step,
@@ -173,10 +174,15 @@ class Pipeline:
         model = qareg.share_weights(model, its.levels, rate=rate, scale="kernel", **ways)
         some = evenly(self.train.images, _MEASURED).astype("float32") * self.scale
         # Where there is batch normalization: on images like those that it was trained on.
-        qareg.recalibrate(model, some if is_of_digits(some) else augmented(some, self.random))
+        qareg.recalibrate(model, some if is_of_digits(some) else augmented(some, self.random, its.shift))
         self.note("shared by rate", model)
         self.note("tuned", self.fit(model, TUNING, its.rate / 10))
         return model
+
+    def write(self, model: keras.Model, path: Path) -> None:
+        """The archive for inference: what is beside the kernels folded, and in half precision."""
+        qareg.export.save_archive(model, path, fold=True, float_dtype="float16")
+        self.note("file", qareg.export.load_archive(path), path)
 
 
 def sparsities(model: keras.Model, share: float) -> dict[str, float]:
@@ -235,6 +241,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=15, help="of each training (15)")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--shift", type=float, default=1 / 8, help="photographs move by so much")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("output"), help="default: output")
     arguments = parser.parse_args()
@@ -249,7 +256,7 @@ def main() -> None:
     model = pipeline.run()
     arguments.out.mkdir(parents=True, exist_ok=True)
     name = arguments.out / f"deep_compression_{arguments.name}"
-    qareg.export.save_archive(model, name.with_suffix(".qareg"))
+    pipeline.write(model, name.with_suffix(".qareg"))
     settings = {key: getattr(arguments, key) for key in SETTINGS} | circumstances()
     lines = [json.dumps({**row, **settings}) for row in pipeline.rows]
     name.with_suffix(".jsonl").write_text("\n".join(lines) + "\n")
