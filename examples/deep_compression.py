@@ -174,7 +174,9 @@ class Pipeline:
         model = qareg.share_weights(model, its.levels, rate=rate, scale="kernel", **ways)
         some = evenly(self.train.images, _MEASURED).astype("float32") * self.scale
         # Where there is batch normalization: on images like those that it was trained on.
-        qareg.recalibrate(model, some if is_of_digits(some) else augmented(some, self.random, its.shift))
+        qareg.recalibrate(
+            model, some if is_of_digits(some) else augmented(some, self.random, its.shift)
+        )
         self.note("shared by rate", model)
         self.note("tuned", self.fit(model, TUNING, its.rate / 10))
         return model
