@@ -10,7 +10,7 @@ from keras import layers, ops
 
 import keras_qareg as qareg
 from keras_qareg import quantizers
-from keras_qareg.numerics import penalties
+from keras_qareg.numerics import assignment, penalties
 from keras_qareg.numerics.codebook import Codebook, lookup
 from keras_qareg.numerics.compiled import custom_gradient
 from keras_qareg.quantizers import ActivationQuantizer, WeightNormalizationQuantizer
@@ -104,10 +104,10 @@ def test_nearest_is_passed_straight_through(centroids):
     force = RNG.normal(size=WEIGHTS.shape).astype("float32")
 
     def loss(weights, centroids):
-        return ops.sum(ops.multiply(force, penalties.nearest(weights, centroids)))
+        return ops.sum(ops.multiply(force, assignment.nearest(weights, centroids)))
 
     expected = Codebook.nearest(WEIGHTS, centroids).weights
-    np.testing.assert_array_equal(*arrays(penalties.nearest(WEIGHTS, centroids)), expected)
+    np.testing.assert_array_equal(*arrays(assignment.nearest(WEIGHTS, centroids)), expected)
     value, (of_weights, of_centroids) = gradients(loss, WEIGHTS, centroids)
     np.testing.assert_allclose(value, (force * expected).sum(dtype="float64"), **EXACT)
     np.testing.assert_array_equal(of_weights, force)

@@ -14,7 +14,7 @@ from keras import ops
 from keras_qareg import regularizers
 from keras_qareg.choices import check_choice
 from keras_qareg.layers.kernel_wrapper import KernelWrapper, without_gradient_at_zero
-from keras_qareg.numerics import clustering, penalties
+from keras_qareg.numerics import assignment, clustering
 from keras_qareg.numerics.codebook import Codebook
 from keras_qareg.numerics.compiled import cond
 from keras_qareg.numerics.tables import TABLES, evenly_spaced, rounded_freely
@@ -295,7 +295,7 @@ def _itself(latent: Any) -> Any:
 
 def _nearest(latent: Any, levels: Any) -> Any:
     """The kernel with each weight in the place of its level."""
-    return ops.cast(penalties.nearest(latent, levels), latent.dtype)
+    return ops.cast(assignment.nearest(latent, levels), latent.dtype)
 
 
 class _KernelPenalty:

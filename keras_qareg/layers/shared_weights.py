@@ -13,12 +13,12 @@ from keras import ops
 from keras_qareg.choices import check_choice, check_count
 from keras_qareg.layers.keras_private import layers_inside
 from keras_qareg.layers.kernel_wrapper import KernelWrapper, channel_axes
+from keras_qareg.numerics.assignment import nearest_places, stand_ins
 from keras_qareg.numerics.clustering import check_levels
 from keras_qareg.numerics.codebook import Codebook, lookup
 from keras_qareg.numerics.compiled import cond
 from keras_qareg.numerics.grids import grid_codes
 from keras_qareg.numerics.groups import Channels
-from keras_qareg.numerics.penalties import nearest_places, stand_ins
 from keras_qareg.numerics.tables import (
     LARGEST_CODE,
     TABLES,

@@ -26,10 +26,15 @@ from typing import NamedTuple
 import numpy as np
 from keras import ops
 
-from keras_qareg.numerics.compiled import Tensor, constant, segment_sums, take
+from keras_qareg.numerics.compiled import (
+    COMPARED_LEVELS,
+    Tensor,
+    compared,
+    constant,
+    segment_sums,
+    take,
+)
 
-# Above this many levels, bisection is cheaper than one comparison a level.
-_COMPARED_LEVELS = 16
 # Added to the normal equations: leaves what the values do not determine as it is.
 _RIDGE = 1e-6
 # Where a new basis starts, in units of the root mean square of the values, by its bits: first levels
@@ -85,14 +90,10 @@ def nearest(flat: Tensor, midpoints: Tensor, values: Tensor) -> Tensor:
 
     At a tie it is the lower level. Beyond 16 levels there must be one channel.
     """
-    count = midpoints.shape[0] + 1
-    if count > _COMPARED_LEVELS:
+    if values.shape[0] > COMPARED_LEVELS:
         index = ops.searchsorted(midpoints[:, 0], flat[:, 0], side="left")
         return take(values[:, 0], index)[:, None]
-    found = ops.broadcast_to(values[0], ops.shape(flat))
-    for j in range(1, count):
-        found = ops.where(flat > midpoints[j - 1], values[j], found)
-    return found
+    return compared(flat, midpoints, values)
 
 
 def best_change(
@@ -287,7 +288,7 @@ def _members(flat: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
     size = ops.shape(flat)[0]
     # Sums of errors, not of values, which would lose their last digits in the difference.
     errors = flat - nearest(flat, midpoints, grid.levels)
-    if levels > _COMPARED_LEVELS:
+    if levels > COMPARED_LEVELS:
         index = ops.searchsorted(midpoints[:, 0], flat[:, 0], side="left")
         ones = ops.ones_like(index, dtype="int32")
         counts = segment_sums(ones, index, levels)[:, None]

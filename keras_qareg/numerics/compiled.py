@@ -21,6 +21,8 @@ from keras import ops
 Tensor = Any
 # Elements that are worked on at a time: what lies between the operations stays in the cache.
 CHUNK = 1 << 17
+# Up to so many levels, XLA compares with each in less time than it takes to search.
+COMPARED_LEVELS = 16
 
 
 def on_torch() -> bool:
@@ -179,6 +181,26 @@ def known(tensor: Any) -> np.ndarray | None:
     return np.asarray(ops.convert_to_numpy(tensor)) if concrete else None
 
 
+def compared(values: Any, midpoints: Any, table: Any) -> Any:
+    """Of a table, what stands at the number of midpoints that a value is above.
+
+    It compares with each midpoint: up to `COMPARED_LEVELS` of them that takes XLA less time than a
+    search, or a look-up of what a search found.
+
+    Args:
+        values: Tensor of any shape.
+        midpoints: Ascending tensor `(count,)`, or one whose other axes are the last ones of the values.
+        table: Tensor or array of `count + 1`, with the same other axes.
+
+    Returns:
+        A tensor in the shape of the values and the dtype of the table.
+    """
+    found = ops.broadcast_to(table[0], ops.shape(values))
+    for j in range(midpoints.shape[0]):
+        found = ops.where(values > midpoints[j], table[j + 1], found)
+    return found
+
+
 def take(table: Any, places: Any) -> Any:
     """`table[places]` of a vector, for places within it: `keras.ops.take`, in one pass on PyTorch."""
     if not on_torch():
@@ -211,9 +233,13 @@ def segment_sums(values: Any, places: Any, count: int) -> Any:
 
 @functools.lru_cache
 def _segment_sums(count: int) -> Callable[..., Any]:
-    if on_torch():
-        return lambda values, places: values.new_zeros(count).index_add(0, places, values)
-    return compiled(functools.partial(ops.segment_sum, num_segments=count))
+    def summed(values: Any, places: Any) -> Any:
+        places = ops.cast(places, "int32")
+        if on_torch():
+            return values.new_zeros(count).index_add(0, places, values)
+        return ops.segment_sum(values, places, num_segments=count)
+
+    return compiled(summed)
 
 
 def in_chunks(

@@ -1,19 +1,15 @@
 """Penalties: what weights pay, all together, for being away from their closest basins.
 
 Every penalty takes the weights and the basins and returns one number, the sum over the weights, in
-float32; `nearest` returns the basins themselves. Value and gradients are computed together, in about
-the time of a few passes over the weights, whatever the number of basins, and nothing larger than the
-gradient itself stays in memory.
+float32. Value and gradients are computed together, in about the time of a few passes over the weights,
+whatever the number of basins, and nothing larger than the gradient itself stays in memory
+(`python -m benchmarks.penalty` has ratios to Keras's L2).
 
-How, and why (ratios to Keras's L2, value and gradient, of ten million weights on two cores; by
-`python -m benchmarks.penalty`): a search among sorted midpoints takes a pass of memory for each
-bisection. Instead the range is cut into thousands of bins of equal width. A bin has at most one midpoint
-between neighbours in it, so a look-up gives the two candidates, and one comparison the nearest. Should
-centroids be so near one another that a bin has two midpoints, the search is done after all. Gradients
-of centroids are sums over members: weights are summed by bin and side, then the bins by centroid. All
-of it runs by XLA in chunks of the weights, so that what lies between the operations stays in the cache;
-TensorFlow does not compile on CPUs unless told to. Basins that are evenly spaced need no look-up: sine
-and cosine of an offset within half a turn are polynomials, which XLA computes at the speed of memory.
+How the nearest centroid is found is in `assignment`. Gradients of centroids are sums over members; where
+a look-up finds them, weights are summed by bin and side, then the bins by centroid. All of it runs by
+XLA in chunks of the weights, so that what lies between the operations stays in the cache; TensorFlow
+does not compile on CPUs unless told to. Basins that are evenly spaced need no look-up: sine and cosine
+of an offset within half a turn are polynomials, which XLA computes at the speed of memory.
 
 Sources: Malchiodi, Ferraretto, Frasca, "Quantization-Aware Regularizers for Deep Neural Networks
 Compression" (arXiv 2602.03614).
@@ -26,12 +22,23 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
+import numpy as np
 from keras import ops
 
+from keras_qareg.numerics.assignment import (
+    BINS,
+    NARROWEST,
+    Cells,
+    are_few,
+    cells_of,
+    float_tensor,
+    in_order,
+)
 from keras_qareg.numerics.compiled import (
     Tensor,
+    compared,
     compiled,
     custom_gradient,
     in_chunks,
@@ -42,10 +49,6 @@ from keras_qareg.numerics.compiled import (
 )
 
 OUTSIDE = ("linear", "periodic")
-# Cells of the look-up.
-_BINS = 4096
-# What basins must be apart, all together, to be told apart.
-_NARROWEST = 1e-30
 # Taylor series in the square of an angle up to pi/2: to 6e-8 and 7e-9.
 _SINE = [(-1) ** n / math.factorial(2 * n + 1) for n in range(6)]
 _COSINE = [(-1) ** n / math.factorial(2 * n) for n in range(7)]
@@ -120,72 +123,6 @@ def nearest_exponential(weights: Tensor, centroids: Tensor, sharpness: float = 1
     return _differentiable(_nearest("exponential", float(sharpness)), weights, centroids)
 
 
-def nearest(weights: Tensor, centroids: Tensor) -> Tensor:
-    """The nearest centroid of each weight, passed straight through.
-
-    Args:
-        weights: Tensor of any shape.
-        centroids: Tensor of shape `(levels,)`, in any order, equal values allowed.
-
-    Returns:
-        A float32 tensor in the shape of the weights (at a tie, the lower of two centroids). Weights get
-        its gradient as if they were it, and each centroid the sum over its members.
-
-    Example:
-
-    >>> ops.convert_to_numpy(nearest([0.1, 0.7, 3.0], [1.0, 0.0])).tolist()
-    [0.0, 1.0, 1.0]
-    """
-
-    def quantize(weights: Tensor, centroids: Tensor) -> Tensor:
-        values, places, ranks = _nearest_values()(weights, centroids)
-
-        def grad(upstream: Tensor) -> Tensor:
-            sums = segment_sums(upstream, places, centroids.shape[0])
-            return upstream, ops.take(sums, ranks)
-
-        return values, grad
-
-    return custom_gradient(quantize)(_tensor(weights), _tensor(centroids))
-
-
-def nearest_places(weights: Tensor, centroids: Tensor) -> Tensor:
-    """Which centroid is the nearest of each weight; it has no gradient.
-
-    Args:
-        weights: Tensor of any shape.
-        centroids: Tensor of shape `(levels,)`, at most 256, in any order, equal values allowed.
-
-    Returns:
-        A uint8 tensor in the shape of the weights (at a tie, the lower of two centroids).
-
-    Example:
-
-    >>> ops.convert_to_numpy(nearest_places([0.1, 0.7, 3.0], [1.0, 0.0])).tolist()
-    [1, 0, 0]
-    """
-    weights, centroids = (ops.stop_gradient(_tensor(x)) for x in (weights, centroids))
-    _, places, ranks = _nearest_values()(weights, centroids)
-    return ops.cast(take(ops.argsort(ranks), places), "uint8")
-
-
-def stand_ins(weights: Tensor, values: Tensor) -> Tensor:
-    """Values in the place of weights: these get the same gradient, as if they were the values.
-
-    Args:
-        weights: Tensor.
-        values: Tensor of the same shape and dtype.
-
-    Returns:
-        The values.
-    """
-
-    def exchange(weights: Tensor, values: Tensor) -> Any:
-        return ops.copy(values), lambda upstream: (upstream, upstream)
-
-    return custom_gradient(exchange)(weights, values)
-
-
 def _differentiable(function: Callable[..., Any], *inputs: Tensor) -> Tensor:
     """The first result of a function; the others are its gradients, of the first inputs or of all."""
 
@@ -194,12 +131,7 @@ def _differentiable(function: Callable[..., Any], *inputs: Tensor) -> Tensor:
         none = [None] * (len(inputs) - len(slopes))
         return value, lambda upstream: (*(upstream * slope for slope in slopes), *none)
 
-    return custom_gradient(penalize)(*(_tensor(x) for x in inputs))
-
-
-def _tensor(x: Tensor) -> Tensor:
-    """A float32 tensor of its own: `custom_gradient` does not reach a variable that it is given."""
-    return ops.cast(ops.convert_to_tensor(x), "float32")
+    return custom_gradient(penalize)(*(float_tensor(x) for x in inputs))
 
 
 @functools.lru_cache
@@ -208,7 +140,7 @@ def _evenly_spaced(levels: int, outside: str) -> Callable[..., Any]:
 
     def penalty(weights: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         # A range of no width is one basin, with the slope of a range of unit width.
-        wide = high - low > _NARROWEST
+        wide = high - low > NARROWEST
         scale = (levels - 1) / ops.where(wide, high - low, ops.ones_like(high))
         last = ops.where(wide, levels - 1.0, 0.0)
 
@@ -262,67 +194,31 @@ def _pay(kind: str, sharpness: float, distance: Tensor) -> tuple[Tensor, Tensor]
     return 1.0 - decay, sharpness * decay * ops.sign(distance)
 
 
-class _Cells(NamedTuple):
-    """Centroids in ascending order, and which of them may be the nearest in each bin of their range."""
-
-    order: Tensor
-    ascending: Tensor
-    midpoints: Tensor
-    bin_of: Callable[[Tensor], Tensor]
-    # The centroids below the first and above the last midpoint of each bin.
-    below: Tensor
-    above: Tensor
-
-    @property
-    def tell_apart(self) -> Tensor:
-        """Whether no bin has more than one midpoint, so that one comparison decides."""
-        return ops.max(self.above - self.below) <= 1
-
-
-def _cells(centroids: Tensor) -> _Cells:
-    order = ops.argsort(centroids)
-    ascending = ops.take(centroids, order)
-    midpoints = 0.5 * ascending[:-1] + 0.5 * ascending[1:]
-    bin_of = _binning(ascending)
-    bins, of_midpoints = ops.arange(_BINS, dtype="int32"), bin_of(midpoints)
-    below = ops.searchsorted(of_midpoints, bins, side="left")
-    above = ops.searchsorted(of_midpoints, bins, side="right")
-    return _Cells(order, ascending, midpoints, bin_of, below, above)
-
-
-@functools.lru_cache
-def _nearest_values() -> Callable[..., Any]:
-    def values(weights: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The nearest centroid of each weight, its place in ascending order, and the places of all."""
-        cells = _cells(centroids)
-        lower, upper = take(cells.ascending, cells.below), take(cells.ascending, cells.above)
-        midpoints = 0.5 * lower + 0.5 * upper
-
-        def look_up(part: Tensor) -> Tensor:
-            bins = cells.bin_of(part)
-            below, above = take(cells.below, bins), take(cells.above, bins)
-            return ops.where(part > take(midpoints, bins), above, below), ()
-
-        def search(part: Tensor) -> Tensor:
-            return ops.searchsorted(cells.midpoints, part, side="left"), ()
-
-        places = quick_or_sure(
-            cells.tell_apart,
-            lambda: in_chunks(look_up, weights, fused=True)[0],
-            lambda: in_chunks(search, weights, fused=True)[0],
-        )
-        return take(cells.ascending, places), places, ops.argsort(cells.order)
-
-    return compiled(values)
-
-
 def _nearest_penalty(
     pay: Tensor, weights: Tensor, centroids: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The total penalty, and its gradients by weights and centroids."""
-    cells, levels = _cells(centroids), centroids.shape[0]
+    if are_few(centroids):
+        levels = centroids.shape[0]
+        order, ascending, midpoints = in_order(centroids)
+
+        def compare(part: Tensor) -> tuple[Tensor, Tensor]:
+            nearest = compared(part, midpoints, ascending)
+            return part - nearest, compared(part, midpoints, np.arange(levels, dtype="int32"))
+
+        value, slopes, members = _summed(weights, compare, pay, levels)
+    else:
+        cells = cells_of(centroids)
+        order = cells.order
+        value, slopes, members = _summed_by_cells(pay, weights, cells)
+    return value, slopes, -ops.take(members, ops.argsort(order))
+
+
+def _summed_by_cells(pay: Tensor, weights: Tensor, cells: Cells) -> tuple[Tensor, Tensor, Tensor]:
+    """As `_summed`, by a look-up in bins, or by search."""
     lower, upper = take(cells.ascending, cells.below), take(cells.ascending, cells.above)
     owners = ops.reshape(ops.stack([cells.below, cells.above], axis=1), (-1,))
+    levels = cells.ascending.shape[0]
 
     def look_up(part: Tensor) -> tuple[Tensor, Tensor]:
         place = cells.bin_of(part)
@@ -335,15 +231,13 @@ def _nearest_penalty(
         return part - take(cells.ascending, index), index
 
     def looked_up() -> tuple[Tensor, Tensor, Tensor]:
-        value, slopes, sums = _summed(weights, look_up, pay, 2 * _BINS)
+        value, slopes, sums = _summed(weights, look_up, pay, 2 * BINS)
         return value, slopes, segment_sums(sums, owners, levels)
 
-    value, slopes, members = quick_or_sure(
-        cells.tell_apart,
-        looked_up,
-        lambda: _summed(weights, search, pay, levels),
+    found: tuple[Tensor, Tensor, Tensor] = quick_or_sure(
+        cells.tell_apart, looked_up, lambda: _summed(weights, search, pay, levels)
     )
-    return value, slopes, -ops.take(members, ops.argsort(cells.order))
+    return found
 
 
 def _summed(
@@ -361,11 +255,3 @@ def _summed(
 
     slopes, (value, sums) = in_chunks(part_of, weights, sums=((), (places,)))
     return value, slopes, sums
-
-
-def _binning(ascending: Tensor) -> Callable[[Tensor], Tensor]:
-    """A function that never falls, from values to bins."""
-    low, width = ascending[0], ascending[-1] - ascending[0]
-    # Bins so narrow that their number in a unit overflows are not told apart.
-    per_unit = _BINS / ops.where(width > _NARROWEST, width, ops.ones_like(width))
-    return lambda x: ops.cast(ops.clip((x - low) * per_unit, 0.0, _BINS - 1.0), "int32")

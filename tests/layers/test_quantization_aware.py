@@ -11,7 +11,7 @@ from keras import layers, ops
 import keras_qareg as qareg
 from keras_qareg.layers import QuantizationAware
 from keras_qareg.models.selection import wrappers
-from keras_qareg.numerics import penalties
+from keras_qareg.numerics import assignment
 from keras_qareg.numerics.codebook import Codebook
 from keras_qareg.regularizers import NearestExponential, NearestSquared, Sine
 from tests.helpers import BACKEND, arrays, compiled, digits, gradients, predict, small_cnn, snapshot
@@ -34,12 +34,12 @@ CENTROIDS = hnp.arrays("float32", st.sampled_from([2, 5]), elements=EIGHTHS)
 def test_each_weight_takes_its_nearest_centroid(weights, centroids, graph):
     slopes = np.arange(40, dtype="float32")
     _, (of_weights, of_centroids) = gradients(
-        lambda w, c: ops.sum(ops.multiply(penalties.nearest(w, c), slopes)),
+        lambda w, c: ops.sum(ops.multiply(assignment.nearest(w, c), slopes)),
         weights,
         centroids,
         graph=graph,
     )
-    found = ops.convert_to_numpy(penalties.nearest(weights, centroids))
+    found = ops.convert_to_numpy(assignment.nearest(weights, centroids))
     book = Codebook.nearest(weights, centroids)
     np.testing.assert_array_equal(found, book.weights)
     np.testing.assert_array_equal(of_weights, slopes)
@@ -51,7 +51,7 @@ def test_each_weight_takes_its_nearest_centroid(weights, centroids, graph):
 def test_a_large_kernel_keeps_its_shape():
     weights = RNG.normal(size=(3, 70_001, 2)).astype("float32")
     centroids = np.sort(RNG.normal(size=256)).astype("float32")
-    found = ops.convert_to_numpy(penalties.nearest(weights, centroids))
+    found = ops.convert_to_numpy(assignment.nearest(weights, centroids))
     np.testing.assert_array_equal(found, Codebook.nearest(weights, centroids).weights)
 
 
