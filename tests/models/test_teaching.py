@@ -90,13 +90,16 @@ def test_nor_those_of_batches_or_weighted_nor_too_large_ones(monkeypatch):
 TARGETS = {"kind": Y, "size": RNG.normal(size=(70, 2)).astype("float32")}
 CASES = {
     "inputs alone": (net, X),
-    "labels": (net, (X, Y)),
     "two outputs": (two_headed, (X, TARGETS)),
+    "labels": (net, (X, Y)),
     "two outputs, inputs alone": (two_headed, X),
 }
+SLOW = ("labels", "two outputs, inputs alone")
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=pytest.mark.slow if case in SLOW else ()) for case in CASES]
+)
 def test_training_is_the_same_as_with_the_teacher_in_each_step(case, monkeypatch):
     make, given = CASES[case]
 
