@@ -3,15 +3,11 @@
 import keras
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 from keras import layers, ops
 
 import keras_qareg as qareg
 from keras_qareg.layers import QuantizationAware
 from keras_qareg.models.selection import wrappers
-from keras_qareg.numerics import assignment
 from keras_qareg.numerics.codebook import Codebook
 from keras_qareg.regularizers import NearestExponential, NearestSquared, Sine
 from tests.helpers import BACKEND, arrays, compiled, digits, gradients, predict, small_cnn, snapshot
@@ -19,40 +15,6 @@ from tests.kinds import MODELS, assert_same_outputs
 from tests.layers.test_layers import KINDS, Block, conformance_test, inputs_of
 
 RNG = np.random.default_rng(0)
-# Eighths: there are ties among them, and nothing so small that a processor takes it for zero.
-EIGHTHS = st.integers(-999, 999).map(lambda count: count / 8)
-WEIGHTS = hnp.arrays("float32", 40, elements=EIGHTHS)
-CENTROIDS = hnp.arrays("float32", st.sampled_from([2, 5]), elements=EIGHTHS)
-
-
-@settings(max_examples=40, deadline=None)
-@given(WEIGHTS, CENTROIDS, st.booleans())
-@example(np.linspace(-1, 1, 40, dtype="float32"), np.array([1.0, 1.0], "float32"), True)
-@example(
-    np.linspace(-1, 1, 40, dtype="float32"), np.array([0, 1e-7, 2e-7, 0.5, 1], "float32"), True
-)
-def test_each_weight_takes_its_nearest_centroid(weights, centroids, graph):
-    slopes = np.arange(40, dtype="float32")
-    _, (of_weights, of_centroids) = gradients(
-        lambda w, c: ops.sum(ops.multiply(assignment.nearest(w, c), slopes)),
-        weights,
-        centroids,
-        graph=graph,
-    )
-    found = ops.convert_to_numpy(assignment.nearest(weights, centroids))
-    book = Codebook.nearest(weights, centroids)
-    np.testing.assert_array_equal(found, book.weights)
-    np.testing.assert_array_equal(of_weights, slopes)
-    # Of equal centroids, any may have the members.
-    for value in np.unique(centroids):
-        assert of_centroids[centroids == value].sum() == slopes[book.weights == value].sum()
-
-
-def test_a_large_kernel_keeps_its_shape():
-    weights = RNG.normal(size=(3, 70_001, 2)).astype("float32")
-    centroids = np.sort(RNG.normal(size=256)).astype("float32")
-    found = ops.convert_to_numpy(assignment.nearest(weights, centroids))
-    np.testing.assert_array_equal(found, Codebook.nearest(weights, centroids).weights)
 
 
 def test_it_conforms_to_keras():

@@ -205,10 +205,12 @@ SPREAD = np.linspace(-0.4, 0.5, 43, dtype="float32")
 
 
 @pytest.mark.parametrize(
-    "centroids", [SPREAD, CLOSE, SPREAD[::-1]], ids=["bins", "search", "turned"]
+    "centroids",
+    [SPREAD, CLOSE, SPREAD[::-1], SPREAD[::-3]],
+    ids=["bins", "search", "turned", "compared"],
 )
 def test_large_kernels_are_penalized_chunk_by_chunk(centroids):
-    """Compiled, with a rest, by look-up and, where centroids crowd into a bin, by search."""
+    """Compiled, with a rest, by look-up, by search where centroids crowd into a bin, or each by each."""
     w = RNG.laplace(scale=0.05, size=2 * CHUNK + 85).astype("float32").reshape(-1, 1)
     value, (by_w, by_c) = gradients(penalties.nearest_squared, w, centroids, graph=True)
     ascending = np.sort(centroids)
