@@ -45,9 +45,11 @@ Row = dict[str, Any]
 # Of the epochs of a training: those of the float network before, and of tuning after.
 FLOAT, TUNING = 2.0, 0.25
 SETTINGS = (
-    "channels", "sparsity", "levels", "regularizer", "bit", "epochs", "batch_size", "shift", "seed",
+    "channels", "sparsity", "levels", "small_levels", "regularizer", "bit", "epochs", "batch_size",
+    "shift", "seed",
 )  # fmt: skip
 _MEASURED = 4_096  # images that batch normalization is measured on anew
+_SMALL = 5_000  # kernels of fewer weights have levels of their own
 
 
 def is_of_digits(pixels: np.ndarray) -> bool:
@@ -160,7 +162,12 @@ class Pipeline:
             self.fit(model, 1, its.rate, PruningSchedule(lambda layer: shares[layer.name] or None))
             self.note("weights pruned", model)
         kind = getattr(qareg.regularizers, its.regularizer)
-        model = qareg.quantization_aware(model, kind(its.levels, zero_basin=True))
+
+        def levels(layer: Any) -> int:
+            return int(its.small_levels if math.prod(layer.kernel.shape) < _SMALL else its.levels)
+
+        regularizer = kind(its.levels, zero_basin=True)
+        model = qareg.quantization_aware(model, regularizer, levels=levels)
         self.fit(model, 1, its.rate, PenaltySchedule(warmup_epochs=0, power=12))
         self.note(f"trained, {its.levels} levels", model)
 
@@ -171,7 +178,7 @@ class Pipeline:
 
         ways = {"method": "rate-distortion", "trainable": "centroids+rest", "verbose": 0}
         # In an archive, unlike in a .tflite, a step a channel would cost bytes.
-        model = qareg.share_weights(model, its.levels, rate=rate, scale="kernel", **ways)
+        model = qareg.share_weights(model, levels, rate=rate, scale="kernel", **ways)
         some = evenly(self.train.images, _MEASURED).astype("float32") * self.scale
         # Where there is batch normalization: on images like those that it was trained on.
         qareg.recalibrate(
@@ -238,6 +245,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--layers", default="all", help="whose channels: all, conv or dense")
     parser.add_argument("--sparsity", type=float, default=0.8, help="share of zeros after that")
     parser.add_argument("--levels", type=int, default=8)
+    parser.add_argument("--small-levels", type=int, help="of small kernels; default: as many")
     parser.add_argument("--regularizer", default="Sine", help="default: Sine")
     parser.add_argument("--bit", type=float, default=0.02, help="what a bit may cost (0.02)")
     parser.add_argument("--epochs", type=int, default=15, help="of each training (15)")
@@ -248,6 +256,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("output"), help="default: output")
     arguments = parser.parse_args()
     arguments.name = arguments.model.stem if arguments.model else arguments.network or "digits"
+    arguments.small_levels = arguments.small_levels or arguments.levels
     arguments.dataset = "digits" if arguments.name == "digits" else "cifar10"
     return arguments
 
