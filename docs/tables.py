@@ -46,8 +46,12 @@ PROGRAMS = {
     "wnq_digits": "examples.wnq_digits:tabulate",
     "wnq_error": "benchmarks.wnq_error:tabulate",
 }
-# Rows that no table has: bytes of files of networks that others have.
-UNTOLD = tuple(f"cifar_wnq{its}_export" for its in ("", "_all_images", "_lower_rate"))
+# Rows that no table has: bytes of files of networks that others have; runs of before.
+_BEFORE = ("three_levels", "five_levels", "channels")
+UNTOLD = (
+    *(f"cifar_wnq{its}_export" for its in ("", "_all_images", "_lower_rate")),
+    *(f"deep_compression_resnet8_{its}" for its in _BEFORE),
+)
 # What one may want, the call, its training, and whose rows have its bytes and accuracy: study and cell.
 _LITERT, _SMALLEST = "`export.litert(model, path, {})`", ', `"smallest"`'
 USES = (
