@@ -17,12 +17,11 @@ from typing import Any
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
-import numpy as np
 
 import keras_qareg as qareg
 from benchmarks import results
 from benchmarks.compress import Batches, accuracy, add_options, bytes_of, distilled, run
-from examples.data import Images, augmented, load
+from examples.data import Images, load
 from examples.study import Row, mean_and_deviation, written
 from keras_qareg.models.selection import wrappers
 from keras_qareg.report import table
@@ -82,9 +81,8 @@ FORMS = ("smallest", "archive")
 def made(model: keras.Model, levels: int, its: Recipe, data: Images, given: Any) -> keras.Model:
     """The small network of a recipe."""
     tuning = max(1, round(given.epochs / 10)) if its.tune else 0
-    order = np.random.default_rng(0).permutation(len(data.images))[:SAMPLES]
     # Batch normalization is measured on images like those that it is trained on.
-    some = augmented(data.images[order].astype("float32"), np.random.default_rng(0), 1 / 16)
+    (some,) = Batches(data, labels=False, seed=0, batch_size=SAMPLES)[0]
 
     def train(network: keras.Model, rate: float, epochs: int, *callbacks: Any) -> None:
         batches = Batches(data, labels=its.labels, seed=given.seed)

@@ -52,9 +52,9 @@ _MEASURED = 4_096  # images that batch normalization is measured on anew
 _SMALL = 5_000  # kernels of fewer weights have levels of their own
 
 
-def is_of_digits(pixels: np.ndarray) -> bool:
-    """Whether images are gray, which are not turned over."""
-    return bool(pixels.shape[-1] == 1)
+def varied(pixels: np.ndarray, random: np.random.Generator, shift: float) -> np.ndarray:
+    """What a network trains on: photographs turned over and moved; gray digits as they are."""
+    return pixels if pixels.shape[-1] == 1 else augmented(pixels, random, shift)
 
 
 class Batches(keras.utils.PyDataset):
@@ -72,8 +72,7 @@ class Batches(keras.utils.PyDataset):
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         places = self.order[index * self.batch_size : (index + 1) * self.batch_size]
         pixels = self.data.images[places].astype("float32") * self.scale
-        pixels = pixels if is_of_digits(pixels) else augmented(pixels, self.random, self.shift)
-        return pixels, self.data.labels[places]
+        return varied(pixels, self.random, self.shift), self.data.labels[places]
 
     def on_epoch_end(self) -> None:
         self.order = self.random.permutation(len(self.data.labels))
@@ -181,9 +180,7 @@ class Pipeline:
         model = qareg.share_weights(model, levels, rate=rate, scale="kernel", **ways)
         some = evenly(self.train.images, _MEASURED).astype("float32") * self.scale
         # Where there is batch normalization: on images like those that it was trained on.
-        qareg.recalibrate(
-            model, some if is_of_digits(some) else augmented(some, self.random, its.shift)
-        )
+        qareg.recalibrate(model, varied(some, self.random, its.shift))
         self.note("shared by rate", model)
         self.note("tuned", self.fit(model, TUNING, its.rate / 10))
         return model

@@ -98,9 +98,13 @@ def test_penalties_of_many_weights(kind):
     np.testing.assert_allclose(slopes[1], of_basins, rtol=1e-5, atol=3.0)
 
 
-@pytest.mark.parametrize("centroids", [CENTROIDS, np.array([0.1, 0.1, 0.1 + 1e-7, 9.0], "float32")])
+CLOSE = np.array([0.1, 0.1, 0.1 + 1e-7, 9.0], "float32")
+MANY = np.concatenate([CLOSE, np.linspace(-1, 1, 16)]).astype("float32")
+
+
+@pytest.mark.parametrize("centroids", [CENTROIDS, CLOSE, MANY])
 def test_nearest_is_passed_straight_through(centroids):
-    """The second table has midpoints so near one another that a search is needed."""
+    """The last tables have midpoints too near for a look-up: where each is not compared, a search."""
     force = RNG.normal(size=WEIGHTS.shape).astype("float32")
 
     def loss(weights, centroids):

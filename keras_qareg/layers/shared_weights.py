@@ -241,8 +241,7 @@ class SharedWeights(KernelWrapper):
     def _shared_kernel(self, place: int) -> Any:
         indices, (table, sizes) = self.indices[place], self._factors_of(place)
         if self.table == "even":
-            values = ops.take(table, ops.cast(indices, "int32"))
-            return values * self._of_channels(place, sizes)
+            return lookup(table, indices) * self._of_channels(place, sizes)
         if sizes is not None and tuple(sizes.shape) in ((1,), tuple(table.shape[1:])):
             table, sizes = table * sizes, None  # so many products as levels, not as weights
         if len(table.shape) > 1:

@@ -16,6 +16,8 @@ RNG = np.random.default_rng(0)
 # Eighths: there are ties among them, and nothing so small that a processor takes it for zero.
 EIGHTHS = st.integers(-999, 999).map(lambda count: count / 8)
 WEIGHTS = hnp.arrays("float32", 40, elements=EIGHTHS)
+# Too many to compare with each, and two midpoints in one bin.
+CROWDED = np.concatenate([[1e-7, 2e-7], np.linspace(-1, 1, 18)]).astype("float32")
 CENTROIDS = hnp.arrays("float32", st.sampled_from([2, 5, 20]), elements=EIGHTHS)
 
 
@@ -25,6 +27,7 @@ CENTROIDS = hnp.arrays("float32", st.sampled_from([2, 5, 20]), elements=EIGHTHS)
 @example(
     np.linspace(-1, 1, 40, dtype="float32"), np.array([0, 1e-7, 2e-7, 0.5, 1], "float32"), True
 )
+@example(np.linspace(-1, 1, 40, dtype="float32"), CROWDED, True)
 def test_each_weight_takes_its_nearest_centroid(weights, centroids, graph):
     slopes = np.arange(40, dtype="float32")
     _, (of_weights, of_centroids) = gradients(
