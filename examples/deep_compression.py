@@ -38,6 +38,7 @@ from examples.architectures import NETWORKS
 from examples.data import Images, augmented, evenly, load
 from examples.study import circumstances
 from examples.training import digits_network
+from keras_qareg.allocation.sensitivity import Probe
 from keras_qareg.callbacks import PenaltySchedule, PruningSchedule
 from keras_qareg.report import table
 
@@ -45,11 +46,10 @@ Row = dict[str, Any]
 # Of the epochs of a training: those of the float network before, and of tuning after.
 FLOAT, TUNING = 2.0, 0.25
 SETTINGS = (
-    "channels", "sparsity", "levels", "small_levels", "regularizer", "bit", "epochs", "batch_size",
-    "shift", "seed",
+    "channels", "sparsity", "levels", "small", "small_levels", "regularizer", "bit", "epochs",
+    "batch_size", "shift", "seed",
 )  # fmt: skip
-_MEASURED = 4_096  # images that batch normalization is measured on anew
-_SMALL = 5_000  # kernels of fewer weights have levels of their own
+_MEASURED = 4_096  # images that harm and batch normalization are measured on
 
 
 def varied(pixels: np.ndarray, random: np.random.Generator, shift: float) -> np.ndarray:
@@ -92,6 +92,7 @@ class Pipeline:
         if arguments.images:
             self.train = self.train.split(arguments.images / len(self.train.labels))[1]
         self.scale = 1.0 if arguments.model else 1.0 / self.train.largest
+        self.some = evenly(self.train.images, _MEASURED).astype("float32") * self.scale
         self.random = np.random.default_rng(arguments.seed)
         keras.utils.set_random_seed(arguments.seed)
 
@@ -157,13 +158,15 @@ class Pipeline:
             model = qareg.shrink(model)
             self.note("channels pruned, shrunk", model)
         if its.sparsity:
-            shares = sparsities(model, its.sparsity)
+            shares = sparsities(model, its.sparsity, self.some)
             self.fit(model, 1, its.rate, PruningSchedule(lambda layer: shares[layer.name] or None))
             self.note("weights pruned", model)
         kind = getattr(qareg.regularizers, its.regularizer)
 
         def levels(layer: Any) -> int:
-            return int(its.small_levels if math.prod(layer.kernel.shape) < _SMALL else its.levels)
+            return int(
+                its.small_levels if math.prod(layer.kernel.shape) < its.small else its.levels
+            )
 
         regularizer = kind(its.levels, zero_basin=True)
         model = qareg.quantization_aware(model, regularizer, levels=levels)
@@ -178,9 +181,8 @@ class Pipeline:
         ways = {"method": "rate-distortion", "trainable": "centroids+rest", "verbose": 0}
         # In an archive, unlike in a .tflite, a step a channel would cost bytes.
         model = qareg.share_weights(model, levels, rate=rate, scale="kernel", **ways)
-        some = evenly(self.train.images, _MEASURED).astype("float32") * self.scale
         # Where there is batch normalization: on images like those that it was trained on.
-        qareg.recalibrate(model, varied(some, self.random, its.shift))
+        qareg.recalibrate(model, varied(self.some, self.random, its.shift))
         self.note("shared by rate", model)
         self.note("tuned", self.fit(model, TUNING, its.rate / 10))
         return model
@@ -191,25 +193,22 @@ class Pipeline:
         self.note("file", qareg.export.load_archive(path), path)
 
 
-def sparsities(model: keras.Model, share: float) -> dict[str, float]:
-    """The share of zeros by layer, `share` of all: larger kernels get more, as they have more to spare.
+def sparsities(model: keras.Model, share: float, pixels: np.ndarray) -> dict[str, float]:
+    """The share of zeros by layer, `share` of all: those weights go whose loss harms least.
 
-    What stays is in proportion to the sum of a kernel's sides over their product (Evci et al., arXiv
-    1911.11134, "ERK"), but never more than all.
+    The harm of a weight is its square, times what each squared weight of its kernel is worth: the
+    divergence of the outputs where the least ones of this kernel alone are zero, `share` of them.
     """
-    layers = [layer for layer in model.layers if qareg.layers.kernels(layer)]
-    shapes = [tuple(layer.kernel.shape) for layer in layers]
-    sizes = np.array([math.prod(shape) for shape in shapes])
-    wanted = np.array([sum(shape) for shape in shapes]) / sizes
-    left, whole = (1 - share) * sizes.sum(), np.zeros(len(layers), bool)
-    while True:
-        factor = (left - sizes[whole].sum()) / (wanted * sizes)[~whole].sum()
-        over = ~whole & (factor * wanted > 1)
-        if not over.any():
-            break
-        whole |= over
-    zeros = np.where(whole, 0.0, 1 - factor * wanted)
-    return {layer.name: float(part) for layer, part in zip(layers, zeros, strict=True)}
+    plain = qareg.strip(model)
+    kernels = {x.name: x.kernel for x in plain.layers if qareg.layers.kernels(x)}
+    probe = Probe(plain, kernels, pixels)
+    harms = {}
+    for name, kernel in probe.weights.items():
+        gone = np.abs(kernel) <= np.quantile(np.abs(kernel), share)
+        loss, energy = probe.loss({name: np.where(gone, 0.0, kernel)}), np.square(kernel[gone]).sum()
+        harms[name] = np.square(kernel) * loss / (energy or 1.0)  # nothing is lost where all are zero
+    line = np.quantile(np.concatenate([harm.ravel() for harm in harms.values()]), share)
+    return {name: float((harm <= line).mean()) for name, harm in harms.items()}
 
 
 def tabulate(rows: list[Row]) -> str:
@@ -243,6 +242,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--sparsity", type=float, default=0.8, help="share of zeros after that")
     parser.add_argument("--levels", type=int, default=8)
     parser.add_argument("--small-levels", type=int, help="of small kernels; default: as many")
+    parser.add_argument("--small", type=int, default=5_000, help="weights from which one is large")
     parser.add_argument("--regularizer", default="Sine", help="default: Sine")
     parser.add_argument("--bit", type=float, default=0.02, help="what a bit may cost (0.02)")
     parser.add_argument("--epochs", type=int, default=15, help="of each training (15)")

@@ -124,9 +124,13 @@ class Network:
         before = self.probe.weights[self.kernels[place].path].astype("float64")
         return float(np.square(before - book.weights).sum())
 
+    def harm(self, books: Mapping[str, Codebook]) -> float:
+        """The measured divergence with such kernels."""
+        return self.probe.loss(_weights(books))
+
     def loss(self, levels: Levels) -> float:
         """The measured divergence with so many levels of each kernel."""
-        return self.probe.loss(self.books(levels))
+        return self.harm(self.books(levels))
 
     def uniform(self, levels: int) -> list[int | None]:
         """So many levels for each kernel, or as many as it can have."""
@@ -157,10 +161,15 @@ class Network:
     def written(self, books: Mapping[str, Codebook], write: Callable[..., Any]) -> Any:
         """What `write` makes of the plain model with such kernels."""
         try:
-            self.probe.put(books)
+            self.probe.put(_weights(books))
             return write(self.probe.model, books)
         finally:
             self.probe.restore()
+
+
+def _weights(books: Mapping[str, Codebook]) -> dict[str, np.ndarray]:
+    """What kernels become, by path."""
+    return {path: book.weights for path, book in books.items()}
 
 
 def _set(

@@ -82,7 +82,7 @@ class RateSearch:
     def loss(self, rates: Choice) -> float:
         """The measured divergence."""
         if rates not in self._losses:
-            self._losses[rates] = self.network.probe.loss(self.books(rates))
+            self._losses[rates] = self.network.harm(self.books(rates))
             self._done()
         return self._losses[rates]
 
@@ -157,7 +157,7 @@ class RateSearch:
         for place, kernel in enumerate(self.network.kernels):
             harm = self.sensitivities[place] * self.network.error(place, books[kernel.path])
             others = {path: book for path, book in books.items() if path != kernel.path}
-            among = max(whole - self.network.probe.loss(others), 0.0)
+            among = max(whole - self.network.harm(others), 0.0)
             self._done()
             if harm > 0:
                 scale = np.clip(among / harm, 1 / _MOST_SCALE, _MOST_SCALE)

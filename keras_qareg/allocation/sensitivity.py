@@ -13,7 +13,6 @@ from keras.layers import BatchNormalization
 from keras_qareg.data import read
 from keras_qareg.layers.keras_private import layers_inside, normalizing_by_batches
 from keras_qareg.models.distilling import kinds_of_outputs
-from keras_qareg.numerics.codebook import Codebook
 from keras_qareg.numerics.divergence import add_up, divergence
 
 # Inputs that are looked at, and so many at a time, whose statistics normalize them.
@@ -49,11 +48,11 @@ class Probe:
         self._reference: list[np.ndarray] | None = None
         self._kinds: list[str] = []
 
-    def loss(self, books: Mapping[str, Codebook | None]) -> float:
+    def loss(self, weights: Mapping[str, np.ndarray]) -> float:
         """The divergence of the outputs from the float model's, with other kernels in their places.
 
         Args:
-            books: What some kernels become, by path; `None` leaves one as it is.
+            weights: What some kernels become, by path.
 
         Returns:
             A float: the mean over the outputs of the model, of what `numerics.divergence` says.
@@ -68,7 +67,7 @@ class Probe:
                 for kind, output in zip(kinds, self._reference, strict=True)
             ]
         try:
-            self.put(books)
+            self.put(weights)
             outputs = self._outputs()
         finally:
             self.restore()
@@ -77,11 +76,10 @@ class Probe:
         ]
         return float(np.mean(found))
 
-    def put(self, books: Mapping[str, Codebook | None]) -> None:
-        """Gives kernels the values of codebooks."""
-        for path, book in books.items():
-            if book is not None:
-                self.kernels[path].assign(book.weights)
+    def put(self, weights: Mapping[str, np.ndarray]) -> None:
+        """Gives kernels other values, by path."""
+        for path, values in weights.items():
+            self.kernels[path].assign(values)
 
     def restore(self) -> None:
         """Makes the network what it was."""
