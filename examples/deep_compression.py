@@ -206,7 +206,7 @@ def sparsities(model: keras.Model, share: float, pixels: np.ndarray) -> dict[str
     for name, kernel in probe.weights.items():
         gone = np.abs(kernel) <= np.quantile(np.abs(kernel), share)
         loss = probe.loss({name: np.where(gone, 0.0, kernel)})
-        energy = np.square(kernel[gone]).sum() or 1.0  # where they are zero already, nothing is lost
+        energy = np.square(kernel[gone]).sum() or 1.0  # 0 where they are zero already
         harms[name] = np.square(kernel) * loss / energy
     line = np.quantile(np.concatenate([harm.ravel() for harm in harms.values()]), share)
     return {name: float((harm <= line).mean()) for name, harm in harms.items()}
