@@ -226,7 +226,8 @@ def _book(values: np.ndarray, axes: int, its: _Kernel) -> tuple[Codebook, bool]:
     scaled = axes if wanted.scale == "channel" else 0
     if wanted.table == "even":
         if zero and levels == 2:
-            _tell_of_lost_zeros(way.zero_centroid)
+            regularizers.check_zero("zero_centroid", way.zero_centroid, levels, wanted.table)
+            _warn_of_lost_zeros()
         book, zero = _on_grid(values, levels, scaled, centroids), False
     elif centroids is not None:
         book = _of_centroids(values, centroids, its.means, zero, wanted.table)
@@ -237,13 +238,7 @@ def _book(values: np.ndarray, axes: int, its: _Kernel) -> tuple[Codebook, bool]:
     return book, zero
 
 
-def _tell_of_lost_zeros(zero_centroid: bool | str) -> None:
-    """Raises, or warns, where a kernel has zeros to keep and its table has none."""
-    if zero_centroid is True:
-        raise ValueError(
-            "Expected three levels or more with zero_centroid=True and table='even', whose two levels "
-            "are -1 and 1 times a step. Received: levels=2. Take table='int8'."
-        )
+def _warn_of_lost_zeros() -> None:
     warnings.warn(
         "A kernel has many zeros, as where it was pruned. They are lost under "
         f"{regularizers.TWO_ON_A_GRID}. Others keep them.",

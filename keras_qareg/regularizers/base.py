@@ -90,10 +90,10 @@ class QuantizationRegularizer(Described, keras.regularizers.Regularizer):
 TWO_ON_A_GRID = "table='even' with two levels, which are -1 and 1 times a step"
 
 
-def check_zero(regularizer: QuantizationRegularizer, table: str) -> None:
-    """Raises a `ValueError` where a basin is to be 0, and a table has no zero."""
-    if regularizer.zero_basin is True and table == "even" and regularizer.levels == 2:
+def check_zero(argument: str, wanted: bool | str, levels: int | None, table: str) -> None:
+    """Raises a `ValueError` where an argument asks for a value of 0, and a table has none."""
+    if wanted is True and table == "even" and levels == 2:
         raise ValueError(
-            "Expected three levels or more with zero_basin=True and table='even', whose two levels are "
+            f"Expected three levels or more with {argument}=True and table='even', whose two levels are "
             "-1 and 1 times a step. Received: levels=2. Take table='int8'."
         )
