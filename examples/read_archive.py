@@ -6,11 +6,11 @@ Prints what is in the file. Of the package it takes the dictionary for manifests
 `effort="best"` are refused. It is slow: one symbol after the other.
 """
 
+import argparse
 import bisect
 import json
 import math
 import re
-import sys
 from hashlib import blake2b
 from importlib.resources import files
 from io import BytesIO
@@ -201,7 +201,9 @@ def read(content: bytes) -> tuple[dict[str, Any], list[tuple[str, np.ndarray]]]:
 
 
 def main() -> None:
-    manifest, tensors = read(Path(sys.argv[1]).read_bytes())
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("file", type=Path, help="a .qareg archive")
+    manifest, tensors = read(parser.parse_args().file.read_bytes())
     print(json.dumps(manifest["config"]))
     for name, values in tensors:
         print(name, values.dtype, values.shape, *values.reshape(-1)[:4])

@@ -10,6 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 from keras import ops
+from keras.layers import BatchNormalization
 
 from keras_qareg.layers import FreezableBatchNormalization, QuantizationAware
 from keras_qareg.layers.keras_private import layers_inside
@@ -239,7 +240,8 @@ class FreezeBatchNormalization(keras.callbacks.Callback):
             unknown, the epoch before counts.
 
     Raises:
-        ValueError: If an argument is out of its range, or the model has no layer that can be frozen.
+        ValueError: If an argument is out of its range, or the model has batch normalization that cannot
+            be frozen. Without any, there is nothing to do.
 
     Example:
 
@@ -266,11 +268,12 @@ class FreezeBatchNormalization(keras.callbacks.Callback):
         return f"FreezeBatchNormalization(after={self.after}, steps={self.steps})"
 
     def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
-        if not self._freezable():
+        normalizations = [x for x in layers_inside(self.model) if isinstance(x, BatchNormalization)]
+        if normalizations and not self._freezable():
             raise ValueError(
                 "Expected a model with batch normalization that can be frozen for "
-                f"FreezeBatchNormalization. Received: model '{self.model.name}' without any. Make it "
-                "with keras_qareg.quantize_activations(model, data)."
+                f"FreezeBatchNormalization. Received: model '{self.model.name}' with plain ones. Make "
+                "it with keras_qareg.quantize_activations(model, data)."
             )
         states = {
             tuple(float(ops.convert_to_numpy(x)) > 0 for x in (layer.counted, layer.frozen))

@@ -124,8 +124,7 @@ def compress(
         method: `"sine"` and `"cosine"` train under a penalty with evenly spaced levels,
             `"nearest_squared"` and `"nearest_exponential"` with learned ones; `"dkm"` with mixtures of
             learned ones (`regularizers.DKM`); `"wnq"` learns 2, 4, 8 or 16 levels a channel;
-            `"kmeans"` shares weights at once and tunes the centroids alone.
-            `"auto"` (default) is `"sine"`.
+            `"kmeans"` shares weights and tunes the centroids alone; `"auto"` (default) is `"sine"`.
         distillation: Float from 0 up, the factor of the divergence from the float model beside the loss
             of labels; 0: labels alone. Defaults to 1.
         temperature: What logits are divided by before probabilities are compared. Defaults to 2.
@@ -181,6 +180,8 @@ def compress(
     found = compressed(model, data, validation_data, options)
     if found.stages and verbose != 0:
         print(found)
+        if found.plan:
+            print(f"Planned for {found.plan.bytes:,} bytes of {found.plan.writer}.")
     return strip(found.model)
 
 

@@ -99,6 +99,13 @@ class Plan:
         rates = {row.path: row.rate for row in self.rows if row.rate is not None}
         return MappingProxyType(rates)
 
+    @property
+    def writer(self) -> str:
+        """The call that writes a file of the planned form."""
+        if self.weights == "archive":
+            return "export.save_archive(model, path)"
+        return f"export.litert(model, path, {self.weights!r})"
+
     def __str__(self) -> str:
         rated = bool(self.rates)
         lines = []

@@ -30,7 +30,8 @@ class Row:
         shape: Its shape.
         levels: Distinct values that it has (the channel with most, where each has its own), or None
             where it is not quantized.
-        per_channel: Whether each output channel has values of its own.
+        group_size: How many output channels have values of their own together: 1 where each has, `None`
+            where all have the same.
         on_grid: Whether the values are whole multiples of a step, which integer formats hold exactly.
         entropy: Bits a weight that an entropy coder needs; 32 where it is not quantized.
         relative_error: `||w - w_q||^2 / ||w||^2` against the weights before quantization; None where
@@ -46,7 +47,7 @@ class Row:
     path: str
     shape: tuple[int, ...]
     levels: int | None
-    per_channel: bool
+    group_size: int | None
     on_grid: bool
     entropy: float
     relative_error: float | None
@@ -54,11 +55,19 @@ class Row:
     packed_bytes: int
     entropy_bytes: int
 
+    @property
+    def counted_levels(self) -> str:
+        """The levels, and of what they are."""
+        if self.group_size is None:
+            return str(self.levels)
+        group = "channel" if self.group_size == 1 else f"group of {self.group_size}"
+        return f"{self.levels} a {group}"
+
     def cells(self) -> tuple[str, ...]:
         """The row as texts, for the table."""
         levels, grid = "-", "-"
         if self.levels is not None:
-            levels = f"{self.levels} a channel" if self.per_channel else str(self.levels)
+            levels = self.counted_levels
             grid = "yes" if self.on_grid else "no"
         return (
             self.path,
@@ -272,11 +281,11 @@ def _row(
 ) -> Row:
     size = math.prod(shape)
     if book is None:
-        return Row(path, shape, None, False, False, 32.0, None, *[FLOAT_BYTES * size] * 3)
+        return Row(path, shape, None, None, False, 32.0, None, *[FLOAT_BYTES * size] * 3)
     levels = book.levels_used
-    per_channel = book.centroids.ndim > 1
+    groups = book.group_size if book.centroids.ndim > 1 else None
     table_bytes, on_grid = book.table_bytes, book.grid is not None
-    if not per_channel:  # the values that some weight has
+    if groups is None:  # the values that some weight has
         table_bytes = FLOAT_BYTES * levels
         table_bytes = min(table_bytes, levels + FLOAT_BYTES) if on_grid else table_bytes
     bits = math.ceil(math.log2(levels)) if levels > 1 else 0
@@ -284,7 +293,7 @@ def _row(
         path,
         shape,
         levels,
-        per_channel,
+        groups,
         on_grid,
         book.entropy,
         None if before is None else book.relative_error(before),

@@ -189,12 +189,15 @@ def test_trained_kernels_are_fitted_into_an_archive(task):
 
 @pytest.mark.one_backend
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="LiteRT export needs the TensorFlow backend")
-def test_a_tflite_stays_in_its_budget(task, tmp_path):
+def test_a_tflite_stays_in_its_budget_and_the_form_is_said(task, tmp_path, capsys):
     model, x, _ = task
-    done = compressed(model, x, options=Options(target_bytes=4800, epochs=1, verbose=0))
-    plain = qareg.strip(done.model)
-    report = qareg.export.litert(plain, tmp_path / "m.tflite", done.plan.weights)
+    small = qareg.compress(model, x, target_bytes=4800, epochs=1, verbose=2)
+    report = qareg.export.litert(small, tmp_path / "m.tflite", "smallest")
     assert report.bytes <= 4800
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert re.fullmatch(
+        r"Planned for 4,\d+ bytes of export.litert\(model, path, 'smallest'\)\.", line
+    )
 
 
 @pytest.mark.one_backend

@@ -74,13 +74,13 @@ def test_summary_says_what_is_known_of_errors_channels_and_grids():
     errors = [row.relative_error for row in report.summary(shared).rows]
     assert all(0.01 < error < 0.3 for error in errors)
     for row in report.summary(stripped).rows:
-        assert (row.levels, row.per_channel, row.on_grid) == (4, True, True)
+        assert (row.levels, row.group_size, row.on_grid) == (4, 1, True)
         assert row.cells()[2:4] == ("4 a channel", "yes") and row.cells()[5] == "-"
     for summary in (report.summary(shared, model), report.summary(stripped, model)):
         assert [row.relative_error for row in summary.rows] == pytest.approx(errors, rel=1e-5)
         assert summary.rows[1].cells()[3] == "yes"
     off = report.summary(qareg.share_weights(model, levels=4, table="float32")).rows[1]
-    assert (off.per_channel, off.on_grid, off.cells()[2:4]) == (False, False, ("4", "no"))
+    assert (off.group_size, off.on_grid, off.cells()[2:4]) == (None, False, ("4", "no"))
 
 
 class Mixer(keras.layers.Layer):

@@ -153,7 +153,7 @@ class _Work:
             return TOO_MUCH
         file = self._write(done.model, conversion)
         self._record({**found, "file": file})
-        say(_last_line(file, done.stages, verdict))
+        say(_last_line(file, done.stages, verdict, self.judged is not None))
         return 0
 
     def _say(self, text: Any) -> None:
@@ -265,15 +265,21 @@ class _Work:
             )
 
 
-def _last_line(file: dict[str, Any], stages: Any, verdict: Verdict | None) -> str:
+def _last_line(
+    file: dict[str, Any], stages: Any, verdict: Verdict | None, judged_apart: bool
+) -> str:
+    """What was written and what it is worth, on other examples than it trained on or not."""
     worth = "" if verdict is None else str(verdict)
     if not worth and stages:
         before, after = stages[0].results, stages[-1].results
         names = [name for name in after if name.endswith(("accuracy", "divergence"))]
         worth = ", ".join(
-            f"{n} {after[n]:.4f}" + (f" (float: {before[n]:.4f})" if n != "divergence" else "")
+            f"{n} {after[n]:.4f}"
+            if n.endswith("divergence")
+            else f"{n} {100 * after[n]:.2f} % (float: {100 * before[n]:.2f} %)"
             for n in names
         )
+        worth += "" if judged_apart else ", on training examples"
     return f"{file['path']}: {file['bytes']:,} bytes, {file['form']}{worth and f'; {worth}'}"
 
 

@@ -160,7 +160,7 @@ def _add_training(compress: argparse.ArgumentParser) -> None:
     compress.add_argument(
         "--learning-rate",
         type=number("--learning-rate", "above 0", lambda rate: rate > 0),
-        help="of Adam, at the start (0.001)",
+        help="of Adam, at the start (0.001 for 4 levels, 0.0003 for 16, and between)",
     )
     compress.add_argument(
         "--seed", type=integer("--seed", 0), help="of random numbers, for the same result again"

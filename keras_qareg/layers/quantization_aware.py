@@ -20,10 +20,17 @@ from keras_qareg.numerics.compiled import cond
 from keras_qareg.numerics.tables import TABLES, evenly_spaced, rounded_freely
 
 _UNSCHEDULED = (
-    "QuantizationAware layers are trained without a schedule: the penalty has its full strength from "
-    "the first step, with centroids that were not placed for it, which costs accuracy. Pass "
+    "QuantizationAware layers are trained without a schedule: {}. Pass "
     "`callbacks=[keras_qareg.callbacks.PenaltySchedule()]` to `fit`, or call `place_centroids()` on "
     "each layer."
+)
+_FULL_STRENGTH = (
+    "the penalty has its full strength from the first step, with centroids that were not placed for "
+    "it, which costs accuracy"
+)
+_NOT_PLACED = (
+    "they compute with their float kernels, as their centroids were not placed, and learn nothing of "
+    "few values"
 )
 
 
@@ -39,7 +46,8 @@ class QuantizationAware(KernelWrapper):
     raises the strength.
 
     With `DKM` there is no penalty: in training the layer computes with mixtures of the centroids, of
-    which a higher `strength` makes harder ones, and in inference with the nearest centroids.
+    which a higher `strength` makes harder ones, and in inference with the nearest centroids; with float
+    kernels before centroids are placed.
 
     Args:
         layer: Any Keras layer that has kernels: dense, convolutional (transposed, depthwise and
@@ -153,7 +161,8 @@ class QuantizationAware(KernelWrapper):
         # Keras says False where it evaluates; a training loop that says nothing trains.
         self._in_training = training is not False
         if training and not self.scheduled and self.regularizer.strength > 0:
-            warnings.warn(_UNSCHEDULED, stacklevel=2)
+            what = _NOT_PLACED if self.regularizer.soft else _FULL_STRENGTH
+            warnings.warn(_UNSCHEDULED.format(what), stacklevel=2)
         if not self.straight_through and not self.keeps_zeros:
             return self.layer(*args, **kwargs)
         soft = bool(training) and self.regularizer.soft

@@ -61,8 +61,7 @@ def kernel_line(kernel: Looked, elsewhere: Elsewhere, planned: bool, place: str)
         place: What links to it are to.
     """
     row = kernel.row
-    channel = " a channel" if row.per_channel else ""
-    levels = Cell(DASH if row.levels is None else f"{row.levels}{channel}", row.levels)
+    levels = Cell(DASH if row.levels is None else row.counted_levels, row.levels)
     cells = [
         word(row.path),
         Cell(_shape(row), _weights(row)),
@@ -124,12 +123,11 @@ def _more(kernel: Looked, elsewhere: Elsewhere) -> Markup:
 
 
 def _facts(row: Row, elsewhere: Elsewhere) -> list[tuple[str, Any]]:
-    channel = " in each channel" if row.per_channel else ""
     planned, form = elsewhere
     known: list[tuple[str, Any]] = [
         ("shape", _shape(row)),
         ("weights", f"{_weights(row):,}"),
-        ("levels", "float" if row.levels is None else f"{row.levels}{channel}"),
+        ("levels", "float" if row.levels is None else row.counted_levels),
         ("whole multiples of a step", None if row.levels is None else _yes(row.on_grid)),
         ("entropy", f"{row.entropy:.2f} bits a weight"),
         (

@@ -57,6 +57,15 @@ def test_the_schedule_makes_it_hard(tmp_path):
     np.testing.assert_allclose(predict(plain, images), predict(model, images), atol=1e-5)
 
 
+def test_training_without_a_schedule_is_told():
+    images, labels = digits(32)
+    model = compiled(qareg.quantization_aware(small_cnn(), DKM(4)))
+    with pytest.warns(
+        UserWarning, match="without a schedule: they compute with their float kernels"
+    ):
+        model.fit(images, labels, verbose=0)
+
+
 def test_bad_settings():
     assert error_of(DKM, 4, temperature=(0.1, 0.5)) == (
         "Expected `temperature` to be a pair of finite numbers (first, last) with 0 < last <= first. "

@@ -141,7 +141,8 @@ def test_bad_arguments():
     assert error_of(FreezeBatchNormalization, steps=0) == (
         "Expected `steps` to be a positive integer. Received: steps=0"
     )
-    model = keras.Sequential([keras.Input((3,)), layers.Dense(1)], name="plain")
+    inside = [layers.Dense(1), layers.BatchNormalization()]
+    model = keras.Sequential([keras.Input((3,)), *inside], name="plain")
     model.compile("sgd", "mse")
     said = error_of(
         model.fit,
@@ -152,6 +153,6 @@ def test_bad_arguments():
     )
     assert said == (
         "Expected a model with batch normalization that can be frozen for FreezeBatchNormalization. "
-        "Received: model 'plain' without any. Make it with "
+        "Received: model 'plain' with plain ones. Make it with "
         "keras_qareg.quantize_activations(model, data)."
     )

@@ -83,6 +83,8 @@ def test_groups_stay_in_tuning_and_in_files(table, scale, trainable, tmp_path):
     settings = {"table": table, "scale": scale, "trainable": trainable, "group_size": SIZE}
     shared = compiled(qareg.share_weights(net(), 4, **settings))
     before = by_layer(shared)
+    said = "4 a channel" if scale == "channel" else f"4 a group of {SIZE}"
+    assert said in str(qareg.report.summary(shared))
     shared.fit(images, labels, epochs=2, verbose=0)
     after = by_layer(shared)
     for name, book in after.items():
