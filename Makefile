@@ -53,7 +53,7 @@ study: $(INSTALLED) ## the tables of digits, three seeds each
 	$(BIN)/python examples/digits.py --seeds 3 --levels 2 4 8 --out results
 	$(BIN)/python examples/wnq_digits.py --seeds 3 --layers inner all --start scratch float --out results
 
-bench: $(INSTALLED) ## all benchmarks, of sizes, speed and defaults: an hour or more
+bench: $(INSTALLED) ## the benchmarks that need no data: sizes, speed, defaults; an hour or more
 	$(BIN)/python -m benchmarks.recipe --out results
 	$(BIN)/python -m benchmarks.wnq_error --out results
 	$(BIN)/python -m benchmarks.wnq_step --out results

@@ -102,7 +102,7 @@ class Ours:
         """What makes each `.tflite`."""
         found = {
             "full int8": partial(self.file, self.model, "int8"),
-            "int8 weights": partial(self.file_of, 256, "auto"),
+            "256 levels": partial(self.file_of, 256, "auto"),
             "float16": partial(self.file, self.model, "float16"),
             "float32": partial(self.file, self.model, "float32"),
         }

@@ -30,7 +30,7 @@ _METHOD, _LEVELS = "sine", 16
 _JUDGED, _PLANNED = 2048, 512
 # The share of the epochs that tune centroids at the end, and of the learning rate.
 _TUNING_EPOCHS, _TUNING_RATE = 0.1, 0.1
-# How late the penalty rises: large layers settle last. The temperature of soft kernels falls evenly.
+# How late the penalty rises: large layers settle last. Soft kernels harden evenly.
 _POWER, _SOFT_POWER = 12.0, 6.0
 
 
@@ -119,8 +119,7 @@ def compress(
         epochs: Positive integer. A tenth, one at least, tunes centroids at the end. Defaults to 10.
         batch_size: Examples a step, where `x` is arrays. Defaults to 64.
         optimizer: A Keras optimizer for training. By default Adam, whose rate falls by a cosine.
-        learning_rate: Of that Adam, at the start. Tuning starts with a tenth. `None` (default): 1e-3 for
-            4 levels, 3e-4 for 16, and between them between.
+        learning_rate: Its first; tuning has a tenth. `None` (default): from 1e-3 (4 levels) to 3e-4 (16).
         method: `"sine"` and `"cosine"` train under a penalty with evenly spaced levels,
             `"nearest_squared"` and `"nearest_exponential"` with learned ones; `"dkm"` with mixtures of
             learned ones (`regularizers.DKM`); `"wnq"` learns 2, 4, 8 or 16 levels a channel;
