@@ -119,7 +119,7 @@ def compress(
         epochs: Positive integer. A tenth, one at least, tunes centroids at the end. Defaults to 10.
         batch_size: Examples a step, where `x` is arrays. Defaults to 64.
         optimizer: A Keras optimizer for training. By default Adam, whose rate falls by a cosine.
-        learning_rate: Its first; tuning has a tenth. `None` (default): from 1e-3 (4 levels) to 3e-4 (16).
+        learning_rate: Its first; tuning has a tenth. `None` (default): 1e-3 (4 levels) to 3e-4 (16).
         method: `"sine"` and `"cosine"` train under a penalty with evenly spaced levels,
             `"nearest_squared"` and `"nearest_exponential"` with learned ones; `"dkm"` with mixtures of
             learned ones (`regularizers.DKM`); `"wnq"` learns 2, 4, 8 or 16 levels a channel;
