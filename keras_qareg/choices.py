@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, SupportsIndex
 
 import keras
+import numpy as np
 
 
 def deserialized(config: dict[str, Any], kinds: dict[str, type]) -> Any:
@@ -21,6 +22,15 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     """Raises a `ValueError` unless `value` is one of `choices`."""
     if value not in choices:
         raise ValueError(f"Expected `{name}` to be one of {choices}. Received: {name}={value!r}")
+
+
+def check_switch(name: str, value: Any) -> bool | str:
+    """`True`, `False` or `"auto"`; raises a `ValueError` unless `value` is one of them."""
+    if isinstance(value, bool | np.bool_):
+        return bool(value)
+    if isinstance(value, str) and value == "auto":
+        return value
+    raise ValueError(f"Expected `{name}` to be True, False or 'auto'. Received: {value!r}")
 
 
 def check_bits(name: str, bits: SupportsIndex, most: int, least: int = 1) -> int:

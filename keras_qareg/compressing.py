@@ -16,6 +16,7 @@ from keras_qareg.choices import check_choice, check_count
 from keras_qareg.data import Data, read
 from keras_qareg.layers import QuantizationAware, Weights
 from keras_qareg.models import quantization_aware, share_weights, strip, wnq
+from keras_qareg.models.accounting import states_kept
 from keras_qareg.models.configuring import Setting, keeps_float
 from keras_qareg.models.distilling import TEMPERATURE
 from keras_qareg.models.selection import Layers, check_built, wrappers
@@ -100,14 +101,11 @@ def compress(
 
     Args:
         model: A built, trained model. It stays as it is.
-        x: What to train on: inputs, or data in any other form that `fit` takes, with targets in it or
-            without. `None`: weights are shared, and nothing is trained.
+        x: What to train on, in any form that `fit` takes. `None`: weights are shared, without training.
         y: Targets of the inputs, as `fit` takes them. `None` (default): there are none.
-        validation_data: What to choose epochs by, and to report on, in the forms of `x`, with targets
-            or without. By default up to 2,048 of the training examples.
+        validation_data: What to choose epochs by, in the forms of `x`. By default up to 2,048 of those.
         data: Instead of `x`, `y` and `sample_weight`: all in one, as in `allocate` and `recalibrate`.
-        levels: Integer from 2 to 256, values a kernel, or a setting, as in `share_weights`; a `Plan` is
-            one. Defaults to 16 where there is no budget.
+        levels: Integer from 2 to 256, a setting as in `share_weights`, or a `Plan`. Defaults to 16.
         target_bytes: Positive integer: the most bytes of the file; instead of `levels`.
         target_ratio: The same as a share of the float32 file's bytes, from 0 to 1.
         form: The form of file that the budget is for: `weights` of `allocate`. Defaults to `"auto"`.
@@ -179,8 +177,8 @@ def compress(
     found = compressed(model, data, validation_data, options)
     if found.stages and verbose != 0:
         print(found)
-        if found.plan:
-            print(f"Planned for {found.plan.bytes:,} bytes of {found.plan.writer}.")
+    if found.plan and verbose != 0:
+        print(f"Planned for {found.plan.bytes:,} bytes of {found.plan.writer}.")
     return strip(found.model)
 
 
@@ -210,6 +208,7 @@ class Options:
     verbose: str | int = "auto"
 
 
+@states_kept
 def compressed(
     model: keras.Model, data: Any, validation_data: Any = None, options: Options | None = None
 ) -> Compressed:
@@ -270,8 +269,8 @@ def _check(options: Options, data: Any) -> None:
     if options.method == "wnq" and budgets[1:] != [None, None]:
         raise ValueError("Expected `levels`, not a budget, with method='wnq'.")
     if options.group_size is not None and data is not None and options.method != "kmeans":
-        received = f"others train one table a kernel. Received: method={options.method!r}"
-        raise ValueError(f"Expected method='kmeans' with `group_size`: {received}")
+        why = f"others train one table a kernel. Received: method={options.method!r}"
+        raise ValueError(f"Expected method='kmeans' with `group_size`: {why}")
 
 
 def planned(model: keras.Model, data: Any, options: Options) -> Plan | None:
@@ -394,7 +393,6 @@ def _after_training(
 
 def _bits(levels: Any) -> Any:
     if levels not in (2, 4, 8, 16):
-        raise ValueError(
-            f"Expected `levels` of 2, 4, 8 or 16 with method='wnq'. Received: levels={levels!r}"
-        )
+        expected = "Expected `levels` of 2, 4, 8 or 16 with method='wnq'."
+        raise ValueError(f"{expected} Received: levels={levels!r}")
     return int(levels).bit_length() - 1

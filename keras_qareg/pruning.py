@@ -11,11 +11,18 @@ import numpy as np
 from keras import ops
 from keras.layers import Layer
 
-from keras_qareg.layers import IntegerKernels, QuantizationAware, Weights, channel_axes, kernels
-from keras_qareg.layers.keras_private import layers_inside
+from keras_qareg.layers import (
+    QUANTIZED,
+    IntegerKernels,
+    QuantizationAware,
+    Weights,
+    channel_axes,
+    kernels,
+)
+from keras_qareg.layers.keras_private import is_graph, layers_inside
 from keras_qareg.models.accounting import inner_layer
 from keras_qareg.models.configuring import TARGET_SPARSITY, Setting, resolve
-from keras_qareg.models.selection import Layers, no_kernel, quantized_layers, select
+from keras_qareg.models.selection import Layers, no_kernel, select
 from keras_qareg.models.surroundings import FOLDED_INTO, last_layers, layers_before_normalizations
 from keras_qareg.numerics.sparsity import Structure, check_structure, fits, kept, limit, polynomial
 
@@ -37,7 +44,9 @@ class PruningSchedule(keras.callbacks.Callback):
 
     The zeros of a kernel are its mask; there is nothing else to keep. `quantization_aware` and
     `share_weights` give kernels of which a tenth or more is zero a level at 0, which holds them through
-    training, tuning and files. A plain model that trains on without a schedule loses them.
+    training, tuning and files. A plain model that trains on without a schedule loses them, and so does
+    any under an optimizer that mixes the gradients of weights (Muon): train on with
+    `PruningSchedule(0.0)`.
 
     Args:
         target_sparsity: From 0 to below 1, the share of zeros of each kernel at the end. May be a
@@ -184,8 +193,12 @@ class _Pruned:
         self.kernel, self.target, self.others = kernel, target, others
         self._axes = channel_axes(layer, kernel)
         mask = ops.convert_to_numpy(kernel) != 0
-        # A kernel of zeros alone was never trained.
-        self._set(mask if mask.any() else np.ones_like(mask))
+        if not mask.any():  # a kernel of zeros alone was never trained
+            mask = np.ones_like(mask)
+        # Channels that are a constant other than 0 stay so.
+        live = [ops.convert_to_numpy(other).reshape(-1) != 0 for other in others]
+        self._constant = ~self._by_channel(mask) & np.any(live, axis=0)
+        self._set(mask)
 
     def prune(self, sparsity: float, structure: Structure) -> None:
         """Finds what stays of the kernel as it is."""
@@ -198,9 +211,12 @@ class _Pruned:
 
     def _set(self, mask: np.ndarray) -> None:
         self._mask = mask
-        axes = tuple(range(mask.ndim - self._axes))
-        live = mask.any(axis=axes).reshape(-1) if self.others else None
+        live = self._by_channel(mask) | self._constant if self.others else None
         self._tensors = [ops.convert_to_tensor(m) for m in (mask, live) if m is not None]
+
+    def _by_channel(self, mask: np.ndarray) -> np.ndarray:
+        """Which output channels have a weight that stays."""
+        return mask.any(axis=tuple(range(mask.ndim - self._axes))).reshape(-1)
 
     def keep(self) -> None:
         """Sets zeros where the mask has them."""
@@ -216,11 +232,13 @@ def _to_prune(
     layers: Layers,
     weights: Weights,
 ) -> list[_Pruned]:
-    _check_layers(model)
     every = select(model, layers, weights)
-    chosen = [layer for layer in every if layer.trainable]
+    chosen = [x for x in every if x.trainable and any(k.trainable for k in kernels(x, weights))]
     whole = structure == "channels"
-    last = {id(layer) for layer in last_layers(model, chosen)} if whole else set()
+    last = _last(model, layers, weights) if whole else set()
+    still = "; all that they choose are frozen" if every and not chosen else ""
+    if chosen and last.issuperset(map(id, chosen)):
+        still = "; all that they choose are last layers, which stay whole"
     chosen = [layer for layer in chosen if id(layer) not in last]
     given = resolve(TARGET_SPARSITY, target_sparsity, model, chosen, weights=weights)
     behind = _normalizations(model) if whole else {}
@@ -228,16 +246,18 @@ def _to_prune(
     for layer in chosen:
         inner = inner_layer(layer)
         its = zip(kernels(layer, weights), given.kernel_values(layer), strict=True)
-        for kernel, target in [pair for pair in its if pair[1] is not None]:
+        pairs = [(k, target) for k, target in its if target is not None and k.trainable]
+        if not _computes_with_zeros(layer, any(target for _, target in pairs)):
+            continue
+        for kernel, target in pairs:
             target = _limited(target, structure)
             able = not whole or type(inner) in FOLDED_INTO
-            if able and fits(structure, tuple(kernel.shape), channel_axes(inner, kernel)):
+            if able and fits(structure, tuple(kernel.shape), _output_axes(inner, kernel)):
                 others = _of_channels(inner, behind.get(id(layer))) if whole else []
                 found.append(_Pruned(inner, kernel, target, others))
             else:
                 unfit.append(f"'{kernel.path}' {tuple(kernel.shape)}")
     if not found:
-        still = "; all that they choose are frozen" if every and not chosen else ""
         raise ValueError(
             f"Expected a kernel to prune in model '{model.name}'. Received: layers={layers!r} and "
             f"structure={structure!r}, which leave {unfit or 'none'}{still}{no_kernel(model, weights)}"
@@ -248,6 +268,44 @@ def _to_prune(
             stacklevel=3,
         )
     return found
+
+
+def _last(model: keras.Model, layers: Layers, weights: Weights) -> set[int]:
+    """The identities of the layers that make outputs of a model.
+
+    Raises:
+        ValueError: If these are unknown, and `layers` does not say which are no such.
+    """
+    found = {id(layer) for layer in last_layers(model, select(model, weights=weights))}
+    if not is_graph(model):
+        if not isinstance(layers, str):
+            return set()
+        raise ValueError(
+            "Expected `layers` to be names or a function, without those that make outputs, to prune "
+            f"channels of a model whose graph is unknown. Received: layers={layers!r} for "
+            f"'{model.name}' of type {type(model).__name__}"
+        )
+    for part in layers_inside(model):
+        inside = {id(layer) for layer in layers_inside(part)}
+        if isinstance(part, keras.Model) and not is_graph(part) and inside & found:
+            found |= inside
+    return found
+
+
+def _output_axes(layer: Layer, kernel: keras.Variable) -> int:
+    """How many of the last axes of a kernel count outputs; 0 where none of inputs is before them.
+
+    Of the kernels of `EinsumDense`, which attention layers are made of, the equation says so.
+    """
+    for part in layers_inside(layer):
+        if isinstance(part, keras.layers.EinsumDense) and part.kernel is kernel:
+            given, _, made = part.equation.replace("...", "").partition("->")
+            inputs, _, labels = given.partition(",")
+            outer = [label in made and label not in inputs for label in labels]
+            count = len(outer) if all(outer) else outer[::-1].index(False)
+            summed = count < len(labels) and labels[-count - 1] not in made
+            return count if summed else 0
+    return channel_axes(layer, kernel)
 
 
 def _limited(target: float, structure: Structure) -> float:
@@ -263,21 +321,22 @@ def _limited(target: float, structure: Structure) -> float:
     return only
 
 
-def _check_layers(model: keras.Model) -> None:
-    """Raises a `ValueError` where layers of this package would not compute with zeros."""
-    for layer in quantized_layers(model):
-        if isinstance(layer, QuantizationAware) and layer.keeps_zeros:
-            continue
-        if not isinstance(layer, IntegerKernels):
-            wanted = (
-                "a regularizer with zero_basin=True"
-                if isinstance(layer, QuantizationAware)
-                else "a plain layer"
-            )
-            raise ValueError(
-                f"Expected {wanted}, to prune layer '{layer.name}'. Received: {type(layer).__name__}, "
-                "which computes with other values than 0. Prune first, then quantize or share."
-            )
+def _computes_with_zeros(layer: Layer, is_pruned: bool) -> bool:
+    """Whether a layer computes with the zeros of its kernels; an error where it is to have more."""
+    if not isinstance(layer, QUANTIZED) or isinstance(layer, IntegerKernels):
+        return True
+    trains = isinstance(layer, QuantizationAware) or getattr(layer, "reassign_every", None)
+    if trains and layer.keeps_zeros:
+        return True
+    if is_pruned:
+        wanted = "a plain layer"
+        if isinstance(layer, QuantizationAware):
+            wanted = "a regularizer with zero_basin=True"
+        raise ValueError(
+            f"Expected {wanted}, to prune layer '{layer.name}'. Received: {type(layer).__name__}, "
+            "which computes with other values than 0. Prune first, then quantize or share."
+        )
+    return False
 
 
 def _normalizations(model: keras.Model) -> dict[int, Layer]:

@@ -281,3 +281,14 @@ def test_what_is_refused(task, arguments, message):
     model, x, _ = task
     with pytest.raises(ValueError, match="^" + re.escape(message)):
         qareg.compress(model, **{"x": x, "verbose": 0, **arguments})
+
+
+def test_states_of_the_model_stay():
+    inputs = keras.Input(batch_shape=(4, 5, 8))
+    layer = layers.LSTM(6, stateful=True)
+    model, x = keras.Model(inputs, layer(inputs)), np.ones((4, 5, 8), "float32")
+    model(x)
+    before = [ops.convert_to_numpy(state).copy() for state in layer.states]
+    qareg.compress(model, x, levels=4, epochs=1, batch_size=4, verbose=0)
+    for state, array in zip(layer.states, before, strict=True):
+        np.testing.assert_array_equal(ops.convert_to_numpy(state), array)

@@ -57,7 +57,7 @@ class Network:
         layers: Layers,
         given: Tables,
     ):
-        check_sharing(model, "auto", None, "centroids", "auto")
+        check_sharing(model, "auto", None, "centroids")
         chosen, plain = select(model, layers), strip(model)
         paths = kernel_paths(plain)
         # Of each kernel: the user's layer, its place there, and its twin in the plain model.

@@ -70,6 +70,18 @@ def set_trainable_alone(layer: Layer, value: bool) -> None:
     layer._trainable = value
 
 
+def freeze(layer: Layer) -> None:
+    """Freezes a layer with all that is inside, which may have been made after it was frozen itself.
+
+    `layer.trainable = False` does nothing where that is so, as TensorFlow leaves out assignments of the
+    same value.
+    """
+    for part in layers_inside(layer):
+        set_trainable_alone(part, False)
+    for weight in layer.weights:
+        weight.trainable = False
+
+
 @contextlib.contextmanager
 def frozen(layers: list[Layer]) -> Iterator[None]:
     """Layers that do not train meanwhile; each layer and weight inside is then as it was."""
@@ -169,6 +181,28 @@ def compile_arguments(model: keras.Model) -> dict[str, Any]:
         "steps_per_execution": model.steps_per_execution,
         "auto_scale_loss": scaled,
     }
+
+
+def optimizer_like(optimizer: Any) -> Any:
+    """A new optimizer of the same settings, with what its configuration leaves out.
+
+    Those are what `exclude_from_weight_decay` was told, kept in `_exclude_from_weight_decay_pattern`
+    and, as keys of weights, which a copy has not, in `_exclude_from_weight_decay`.
+
+    Raises:
+        ValueError: If single weights were excluded.
+    """
+    made = type(optimizer).from_config(optimizer.get_config())
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    if getattr(inner, "_exclude_from_weight_decay", None):
+        raise ValueError(
+            "weights were excluded from weight decay by `var_list`; `var_names` is copied"
+        )
+    pattern = getattr(inner, "_exclude_from_weight_decay_pattern", None)
+    if pattern is not None:
+        names = pattern.pattern.split("|")
+        getattr(made, "inner_optimizer", made).exclude_from_weight_decay(var_names=names)
+    return made
 
 
 def added_losses(model: keras.Model) -> Any:

@@ -133,6 +133,9 @@ class KernelWrapper(keras.layers.Wrapper):
     See also: https://keras-qareg.github.io/keras-qareg/models.html#kernels-of-other-names
     """
 
+    # Whether weights that are exactly 0 stay so, as their gradient is 0 too.
+    keeps_zeros = False
+
     def __init__(
         self,
         layer: keras.layers.Layer,
@@ -205,6 +208,8 @@ class KernelWrapper(keras.layers.Wrapper):
                 "A kernel is a weight whose name ends in 'kernel' or 'embeddings', unless "
                 "`kernel_names` says other names."
             )
+        if not self.layer.trainable:
+            keras_private.freeze(self.layer)  # with the layers that it made in `build`
         for part in keras_private.layers_inside(self.layer):
             vars(part)["quantize"] = partial(_refuse_to_quantize, self)
         self.built = True
@@ -222,6 +227,18 @@ class KernelWrapper(keras.layers.Wrapper):
             shape = shape(kernel) if callable(shape) else shape
             variables.append(self.add_weight(**{**kwargs, "name": label, "shape": shape}))
         return variables
+
+    def _latent(self, kernel: Any) -> Any:
+        """A kernel as a tensor, through which no gradient goes to weights that stay 0."""
+        latent = ops.convert_to_tensor(kernel)
+        return without_gradient_at_zero(latent) if self.keeps_zeros else latent
+
+    def _keep_zeros_under_regularizers(self) -> None:
+        """Lets regularizers of kernels see what gradients go through: some have one at 0."""
+        for kernel in self.kernels:
+            own = kernel.regularizer
+            if own is not None:
+                kernel.regularizer = lambda kernel, own=own: own(self._latent(kernel))
 
     def _check_count(self, levels: Any) -> None:
         """Raises a `ValueError` where several levels are not one for each kernel."""

@@ -13,7 +13,7 @@ from keras import ops
 
 from keras_qareg import regularizers
 from keras_qareg.choices import check_choice
-from keras_qareg.layers.kernel_wrapper import KernelWrapper, without_gradient_at_zero
+from keras_qareg.layers.kernel_wrapper import KernelWrapper
 from keras_qareg.numerics import assignment, clustering
 from keras_qareg.numerics.codebook import Codebook
 from keras_qareg.numerics.compiled import cond
@@ -163,8 +163,10 @@ class QuantizationAware(KernelWrapper):
         if training and not self.scheduled and self.regularizer.strength > 0:
             what = _NOT_PLACED if self.regularizer.soft else _FULL_STRENGTH
             warnings.warn(_UNSCHEDULED.format(what), stacklevel=2)
-        if not self.straight_through and not self.keeps_zeros:
-            return self.layer(*args, **kwargs)
+        if not self.straight_through:
+            if not self.keeps_zeros:
+                return self.layer(*args, **kwargs)
+            return self._call_with(self.used_kernels(), *args, **kwargs)
         soft = bool(training) and self.regularizer.soft
         used = self._with_levels(self._soft if soft else _nearest)
         return self._call_with(used, *args, **kwargs)
@@ -190,14 +192,9 @@ class QuantizationAware(KernelWrapper):
         return ops.cast(self.regularizer.soft_values(latent, levels, share), latent.dtype)
 
     @property
-    def keeps_zeros(self) -> bool:
+    def keeps_zeros(self) -> bool:  # type: ignore[override]
         """Whether a level is 0, and weights that are exactly 0 stay so, as their gradient is 0 too."""
         return self.regularizer.zero_basin is True
-
-    def _latent(self, kernel: Any) -> Any:
-        """A kernel as a tensor, through which no gradient goes to weights that stay 0."""
-        latent = ops.convert_to_tensor(kernel)
-        return without_gradient_at_zero(latent) if self.keeps_zeros else latent
 
     def _centred(self, centroids: Any) -> Any:
         """Learned centroids, of which the nearest to 0 is 0 where one has to be."""
@@ -321,7 +318,9 @@ class _KernelPenalty:
 
     def __call__(self, kernel: Any) -> Any:
         loss = (
-            ops.zeros((), "float32") if self.own is None else ops.cast(self.own(kernel), "float32")
+            ops.zeros((), "float32")
+            if self.own is None
+            else ops.cast(self.own(self.wrapper._latent(kernel)), "float32")
         )
         if self.wrapper._in_training:
             loss = loss + self.wrapper._penalty(self.place, kernel)

@@ -119,14 +119,15 @@ class SharedWeights(KernelWrapper):
         self.levels = sizes if len(set(sizes)) > 1 else sizes[0]
         check_choice("table", table, TABLES)
         check_choice("scale", scale, ("kernel", "channel"))
-        self.table, self.table_scale = table, scale
-        self.zero_centroid, self.remembers = zero_centroid, True
+        self.table, self.table_scale, self.remembers = table, scale, True
+        self.zero_centroid = self.keeps_zeros = bool(zero_centroid)
 
     def build(self, input_shape: Any = None) -> None:
         super().build(input_shape)
         self._check_count(self.levels)
         for kernel in self.held_kernels:
             kernel.trainable = False
+        self._keep_zeros_under_regularizers()
         even, add = self.table == "even", self._add_per_kernel
         floats: dict[str, Any] = {"initializer": "zeros", "dtype": "float32"}
         shape = self._sizes_shape if even else self._table_shape
@@ -195,7 +196,7 @@ class SharedWeights(KernelWrapper):
         shared = [self._shared_kernel(place) for place in range(len(self.kernels))]
         if self.reassign_every is None:
             return shared
-        kernels = [ops.convert_to_tensor(kernel) for kernel in self.kernels]
+        kernels = [self._latent(kernel) for kernel in self.kernels]
         pairs = zip(kernels, shared, strict=True)
         return [stand_ins(latent, ops.cast(values, latent.dtype)) for latent, values in pairs]
 

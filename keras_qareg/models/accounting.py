@@ -6,10 +6,11 @@ anew, or cut a tie is an error and never a result.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import tempfile
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar, cast
 
 import keras
 import numpy as np
@@ -21,6 +22,7 @@ from keras_qareg.layers.keras_private import (
     attributes,
     children,
     flattened,
+    freeze,
     is_graph,
     layers_inside,
     replace_arguments,
@@ -32,6 +34,7 @@ from keras_qareg.layers.keras_private import (
 _SIMPLE = bool | int | float | str | np.ndarray | np.generic
 # What is copied in other ways.
 _OF_MODELS = Layer | keras.Variable | keras.KerasTensor
+Function = TypeVar("Function", bound=Callable[..., Any])
 # A weight or state of the model, and what it became.
 Counterparts = list[tuple[keras.Variable, keras.Variable]]
 
@@ -142,12 +145,30 @@ def states_of(layer: Layer) -> list[keras.Variable]:
     return [state for identity, state in found.items() if identity not in weights]
 
 
+def states_kept(function: Function) -> Function:
+    """A function of a model that leaves the states of its recurrent layers as they are."""
+
+    @functools.wraps(function)
+    def kept(model: keras.Model, *args: Any, **kwargs: Any) -> Any:
+        inside = layers_inside(model) if isinstance(model, Layer) else []
+        states = [(state, ops.copy(state)) for layer in inside for state in states_of(layer)]
+        try:
+            return function(model, *args, **kwargs)
+        finally:
+            for state, before in states:
+                state.assign(before)
+
+    return cast(Function, kept)
+
+
 def _copy_flags(
     parts: list[tuple[Layer, Layer]], counterparts: Counterparts, held: list[keras.Variable]
 ) -> None:
     """What was set on parts and weights themselves: whether they train, and their constraints."""
     old, new = parts[0]
     as_it_was = old.trainable == new.trainable  # not where a transform freezes all but centroids
+    if not (as_it_was or new.trainable):
+        freeze(new)  # with the layers that it made in `build`
     for a, b in parts[1:]:
         if as_it_was and a.trainable != b.trainable:
             b.trainable = a.trainable

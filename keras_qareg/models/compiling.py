@@ -8,7 +8,7 @@ from typing import Any
 
 import keras
 
-from keras_qareg.layers.keras_private import compile_arguments
+from keras_qareg.layers.keras_private import compile_arguments, optimizer_like
 
 
 def compile_like(copied: keras.Model, model: keras.Model, **changes: Any) -> None:
@@ -28,7 +28,7 @@ def compile_like(copied: keras.Model, model: keras.Model, **changes: Any) -> Non
         _check_signature(type(copied), arguments)
         optimizer = arguments.pop("optimizer")
         if "optimizer" not in changes:
-            optimizer = type(optimizer).from_config(optimizer.get_config())
+            optimizer = optimizer_like(optimizer)
         copied.compile(
             optimizer,
             **{name: keras.tree.map_structure(_copied, value) for name, value in arguments.items()},

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import keras
 from keras.layers import Layer
 
-from keras_qareg.choices import check_choice
+from keras_qareg.choices import check_choice, check_switch
 from keras_qareg.layers import (
     EXTENDED,
     KEPT_CONSTRAINTS,
@@ -166,7 +166,8 @@ def share_weights(
     """
     if method == "auto" and planned_rates(levels):
         method, rate = _BY_RATE, planned_rates(levels)
-    check_sharing(model, method, rate, trainable, zero_centroid)
+    check_sharing(model, method, rate, trainable)
+    zero_centroid = check_switch("zero_centroid", zero_centroid)
     chosen = select(model, layers, weights)
     sizes = _levels(model, chosen, levels, weights, method)
     if not sizes:
@@ -226,14 +227,9 @@ def check_sharing(
     method: str,
     rate: Setting[float] | None,
     trainable: str,
-    zero_centroid: bool | str,
 ) -> None:
     """Raises a `ValueError` where arguments of `share_weights` are out of their range."""
     check_built(model)
-    if zero_centroid not in (True, False, "auto"):
-        raise ValueError(
-            f"Expected `zero_centroid` to be True, False or 'auto'. Received: {zero_centroid!r}"
-        )
     check_float(model)
     check_choice("method", method, METHODS)
     if (rate is not None) != (method == _BY_RATE):

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 from numpy.typing import ArrayLike
 
-from keras_qareg.choices import Described
+from keras_qareg.choices import Described, check_switch
 from keras_qareg.numerics import clustering
 
 
@@ -37,11 +37,7 @@ class QuantizationRegularizer(Described, keras.regularizers.Regularizer):
         self, levels: int = 16, *, strength: float | None = None, zero_basin: bool | str = "auto"
     ):
         self.levels = clustering.check_levels(levels)
-        if zero_basin not in (True, False, "auto"):
-            raise ValueError(
-                f"Expected `zero_basin` to be True, False or 'auto'. Received: {zero_basin!r}"
-            )
-        self.zero_basin = zero_basin
+        self.zero_basin = check_switch("zero_basin", zero_basin)
         if strength is None:
             strength = self.default_strength
         if not np.isfinite(strength) or strength < 0:

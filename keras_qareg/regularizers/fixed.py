@@ -28,7 +28,7 @@ class _FixedBasins(QuantizationRegularizer):
         super().__init__(levels, strength=strength, zero_basin=zero_basin)
         check_choice("table", table, TABLES)
         self.table = table
-        check_zero("zero_basin", zero_basin, levels, table)
+        check_zero("zero_basin", self.zero_basin, levels, table)
         self.weight_range = check_pair(
             "weight_range",
             weight_range,

@@ -119,3 +119,19 @@ def test_compress_keeps_loss_weights():
         np.unique(ops.convert_to_numpy(small.get_layer("q").kernel)),
         qareg.codebooks(qareg.share_weights(model, levels=4))["q/kernel"].centroids,
     )
+
+
+def test_what_is_left_out_of_weight_decay_stays_so():
+    model = two_heads()
+    optimizer = keras.optimizers.AdamW(0.01, weight_decay=0.5)
+    optimizer.exclude_from_weight_decay(var_names=["bias", "kernel"])
+    model.compile(optimizer, "mse")
+    copied = qareg.strip(model)
+    (before,) = (ops.convert_to_numpy(copied.layers[1].kernel).copy(),)
+    copied.fit(0 * X, {name: 0 * y for name, y in Y.items()}, verbose=0)
+    np.testing.assert_array_equal(ops.convert_to_numpy(copied.layers[1].kernel), before)
+    optimizer = keras.optimizers.AdamW(0.01)
+    optimizer.exclude_from_weight_decay(var_list=[model.layers[1].bias])
+    model.compile(optimizer, "mse")
+    with pytest.warns(UserWarning, match="excluded from weight decay by `var_list`"):
+        assert not qareg.strip(model).compiled

@@ -162,3 +162,37 @@ def test_a_changed_model_that_its_class_could_not_load_is_not_saved(kind, tmp_pa
     other.load_weights(tmp_path / "model.weights.h5")
     np.testing.assert_array_equal(predict(other, INPUTS), predict(shared, INPUTS))
     np.testing.assert_array_equal(predict(qareg.strip(shared), INPUTS), predict(shared, INPUTS))
+
+
+def attention():
+    inputs = keras.Input((5, 8))
+    found = layers.MultiHeadAttention(2, 3, name="attention")
+    return keras.Model(inputs, layers.Dense(2)(found(inputs, inputs)))
+
+
+def recurrent():
+    inputs = keras.Input((3, 6, 6, 2))
+    return keras.Model(inputs, layers.Dense(4)(layers.Flatten()(layers.ConvLSTM2D(3, 2)(inputs))))
+
+
+@pytest.mark.parametrize("make", [attention, recurrent])
+def test_layers_that_are_made_by_build_are_frozen_with_those_that_make_them(make, tmp_path):
+    shared = qareg.share_weights(make(), 4)
+    assert {v.path.split("/")[-1].split("_")[-1] for v in shared.trainable_variables} <= {
+        *("centroids", "sizes"),
+    }
+    shared.save(tmp_path / "shared.keras")
+    again = keras.saving.load_model(tmp_path / "shared.keras")
+    assert len(again.trainable_variables) == len(shared.trainable_variables)
+    model = make()
+    model.layers[1].trainable = False
+    for transform in (
+        lambda model: qareg.share_weights(model, 4, trainable="assignments"),
+        lambda model: qareg.quantization_aware(model, NearestSquared(4)),
+    ):
+        frozen = transform(model)
+        assert not frozen.layers[1].layer.trainable_variables
+        frozen.save(tmp_path / "frozen.keras")
+        again = keras.saving.load_model(tmp_path / "frozen.keras")
+        assert len(again.trainable_variables) == len(frozen.trainable_variables)
+        assert not again.layers[1].layer.trainable_variables

@@ -284,3 +284,27 @@ def test_arrays_to_start_from_have_the_old_shape():
     assert small.get_layer("a").units == 6
     assert_same(model, small)
     assert keras.Sequential.from_config(small.get_config()).count_params() == small.count_params()
+
+
+def test_what_training_makes_of_constants_and_adapted_layers_stays():
+    model = randomize(
+        keras.Sequential(
+            [
+                keras.Input((6,)),
+                layers.Dense(5, "relu", name="a"),
+                layers.Dropout(0.5),
+                layers.Dense(3),
+            ]
+        )
+    )
+    kill(model, "a", [0, 1, 2])
+    # Of the first two, which are constants, dropout makes others.
+    model.get_layer("a").bias.assign(np.array([1, 1, -1, 0, 0], "float32"))
+    assert qareg.shrink(model).get_layer("a").units == 4
+    model = randomize(
+        keras.Sequential([keras.Input((6,)), layers.Dense(5, name="a"), layers.Dense(3)])
+    )
+    kill(model, "a", [0, 1])
+    model.get_layer("a").enable_lora(2)
+    model.get_layer("a").lora_kernel_b.assign(np.ones((2, 5), "float32"))
+    assert qareg.shrink(model).get_layer("a").units == 5

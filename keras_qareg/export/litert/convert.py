@@ -34,6 +34,7 @@ from keras_qareg.export.litert.signature import Signature
 from keras_qareg.export.litert.vela import ACCELERATORS, compiled
 from keras_qareg.export.litert.writer import compacted
 from keras_qareg.models import kernel_codebooks, quantizes_inputs, unquantized
+from keras_qareg.models.accounting import states_kept
 from keras_qareg.models.selection import check_built, check_choice
 from keras_qareg.numerics.codebook import Codebook
 
@@ -44,6 +45,7 @@ _INTEGER = ("int8", "tflm")
 CALIBRATION_SAMPLES = 200
 
 
+@states_kept
 def litert(
     model: keras.Model,
     path: str | os.PathLike[str],

@@ -19,6 +19,7 @@ from keras.layers import Layer
 
 from keras_qareg.export.litert.precision import STEPS, in_float32, widest_step
 from keras_qareg.layers.keras_private import layers_inside
+from keras_qareg.models.accounting import states_of
 
 # The sizes that are tried, one after the other, for axes that are open in the model.
 OPEN_SIZES = (32, 64, 128, 256, 512, 16, 8, 4, 2, 1)
@@ -330,7 +331,9 @@ def _fixed(spec: keras.InputSpec, shape: Any) -> keras.InputSpec:
 
 def _states(layer: Layer) -> list[keras.Variable]:
     """What a layer remembers from one call to the next."""
-    return layer.non_trainable_variables if getattr(layer, "stateful", False) else []
+    if not getattr(layer, "stateful", False):
+        return []
+    return [*layer.non_trainable_variables, *states_of(layer)]
 
 
 def _check_numbers(

@@ -29,12 +29,16 @@ _ACTIVATION_OPERATIONS = (
     *("Sigmoid", "Softplus", "Softsign", "HardSigmoid", "HardSilu", "HardTanh"),
 )
 _SAME = (
-    *("Dropout", "GaussianDropout", "GaussianNoise", "ActivityRegularization", "Identity"),
-    *(f"{kind}{n}D" for kind in ("SpatialDropout", "UpSampling", "Cropping") for n in (1, 2, 3)),
+    *("ActivityRegularization", "Identity"),
+    *(f"{kind}{n}D" for kind in ("UpSampling", "Cropping") for n in (1, 2, 3)),
     *(f"{kind}Pooling{n}D" for kind in ("Max", "Average") for n in (1, 2, 3)),
     *(f"Global{kind}Pooling{n}D" for kind in ("Max", "Average") for n in (1, 2, 3)),
 )
-_PADDING = tuple(f"ZeroPadding{n}D" for n in (1, 2, 3))
+# What puts zeros beside constants: in training, dropout does.
+_PADDING = (
+    *(f"{kind}{n}D" for kind in ("ZeroPadding", "SpatialDropout") for n in (1, 2, 3)),
+    *("Dropout", "GaussianDropout"),
+)
 
 Function = Callable[[np.ndarray], np.ndarray]
 
@@ -108,6 +112,7 @@ def rule_of(node: Any) -> Rule | None:
         or any(hasattr(x, "shape") for x in keras.tree.flatten(node.arguments.kwargs))  # a mask
         or not type(operation).__module__.startswith("keras.")
         or getattr(operation, "data_format", None) == "channels_first"
+        or getattr(operation, "lora_enabled", False)
     ):
         return None
     sizes = [shape[-1] for shape in shapes[:-1]]
@@ -236,8 +241,6 @@ def _mixing(
 
 
 def _of_dense(layer: Any, channels: int) -> Rule | None:
-    if layer.weights[0].name != "kernel":
-        return None  # with low-rank adaptation, say
     kernel = weights_of(layer)["kernel"].astype("float64")[None]
     return _mixing(layer, kernel, abs(kernel), False, {"kernel": ("in", "out")})
 
@@ -247,7 +250,7 @@ def _pads(layer: Any) -> bool:
 
 
 def _of_convolution(layer: Any, channels: int) -> Rule | None:
-    if layer.groups != 1 or layer.weights[0].name != "kernel":
+    if layer.groups != 1:
         return None
     kernel = weights_of(layer)["kernel"].astype("float64")
     axes = {"kernel": (*(None,) * (kernel.ndim - 2), "in", "out")}
