@@ -61,15 +61,18 @@ class PruningSchedule(keras.callbacks.Callback):
         structure: What is pruned together. `"weights"` (default): each for itself. `(rows, columns)`:
             blocks of so many inputs and outputs, by their mean magnitude. `"2:4"`: of each four inputs
             of an output two stay (or others, as `"1:4"`), for which `target_sparsity` must be what that
-            makes. `"channels"`: whole output channels of dense layers, convolutions and depthwise ones,
-            with their biases, and the scales and offsets of batch normalization behind; `shrink` then
-            removes them. The last layers stay whole.
+            makes; kernels whose inputs are not just before their outputs, as of most heads of
+            attention, are left. `"channels"`: whole output channels of dense layers, convolutions and
+            depthwise ones, with their biases, and the scales and offsets of batch normalization behind;
+            `shrink` then removes them. The last layers stay whole; where the graph of a model is
+            unknown, `layers` has to say which are others.
         layers: Which layers, as in `quantization_aware`.
         weights: Which weights are kernels, as in `quantization_aware`.
 
     Raises:
         ValueError: If an argument is out of its range; or, in `fit`, if no kernel is left to prune,
-            or a layer holds its kernels at values that 0 is not among.
+            a layer that is to have zeros holds its kernels at values that 0 is not among, or channels
+            are to go and nothing says which layers make outputs.
 
     Example:
 
@@ -96,11 +99,13 @@ class PruningSchedule(keras.callbacks.Callback):
         weights: Weights = None,
     ):
         super().__init__()
-        if not 0 <= begin <= end <= 1:
+        numbers_given = all(isinstance(x, numbers.Real) for x in (begin, end))
+        if not (numbers_given and 0 <= begin <= end <= 1):
             raise ValueError(
                 f"Expected 0 <= begin <= end <= 1. Received: begin={begin!r}, end={end!r}"
             )
-        if frequency is not None and (not isinstance(frequency, int) or frequency < 1):
+        whole = isinstance(frequency, int) and not isinstance(frequency, bool)
+        if frequency is not None and not (whole and frequency > 0):
             raise ValueError(
                 f"Expected `frequency` to be a positive integer or None. Received: {frequency!r}"
             )

@@ -206,6 +206,11 @@ def test_zeros_that_would_be_lost_are_an_error():
         ),
         ({"begin": 0.6}, "Expected 0 <= begin <= end <= 1. Received: begin=0.6, end=0.5"),
         ({"frequency": 0}, "Expected `frequency` to be a positive integer or None. Received: 0"),
+        ({"begin": "a"}, "Expected 0 <= begin <= end <= 1. Received: begin='a', end=0.5"),
+        (
+            {"layers": 3},
+            "Expected `layers` to be 'all', 'conv', 'dense', names of layers, or a fun",
+        ),
     ):
         assert error_of(lambda s: _fit(model, s), wrong).startswith(said)
     with pytest.raises(ValueError, match="zero_basin=True and table='even'"):

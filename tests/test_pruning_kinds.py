@@ -142,6 +142,15 @@ def test_channels_of_outputs_stay():
     assert "all that they choose are last layers, which stay whole" in said
 
 
+@pytest.mark.one_backend
+def test_one_block_alone_cannot_go():
+    model = keras.Sequential([keras.Input((16,)), layers.Dense(4)])
+    model.compile("adam", "mse")
+    schedule = PruningSchedule(0.5, structure=(100, 100))
+    said = error_of(model.fit, X, Y, verbose=0, callbacks=[schedule])
+    assert said.startswith("Expected a kernel to prune in model 'sequential")
+
+
 def test_named_layers_are_not_last_for_being_the_last_named():
     model = keras.Sequential([keras.Input((16,)), layers.Dense(8, name="a"), layers.Dense(4)])
     fit(model, PruningSchedule(0.5, structure="channels", layers=["a"]))

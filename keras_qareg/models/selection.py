@@ -79,7 +79,12 @@ def select(
         check_choice("layers", layers, ("all", "conv", "dense"))
         kinds = {"all": Layer, "conv": _CONVOLUTIONS, "dense": _DENSE}[layers]
         return [layer for layer in candidates if isinstance(inside_wrappers(layer)[-1], kinds)]
-    names = list(layers)
+    names = list(layers) if isinstance(layers, Iterable) else [layers]
+    if not all(isinstance(name, str) for name in names):
+        raise ValueError(
+            "Expected `layers` to be 'all', 'conv', 'dense', names of layers, or a function of a layer. "
+            f"Received: layers={layers!r}"
+        )
     known = [layer.name for layer in candidates]
     unknown = [name for name in names if name not in known]
     if unknown:

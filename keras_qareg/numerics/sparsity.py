@@ -5,6 +5,7 @@ See also: https://keras-qareg.github.io/keras-qareg/method.html#pruning
 
 from __future__ import annotations
 
+import math
 import re
 from typing import TypeAlias
 
@@ -62,8 +63,12 @@ def fits(structure: Structure, shape: tuple[int, ...], channel_axes: int) -> boo
         return True
     if structure == "channels":
         return 0 < channel_axes < len(shape)
+    if channel_axes != 1 or len(shape) < 2:
+        return False
     pair = _of_each(structure)
-    return channel_axes == 1 and len(shape) > 1 and (pair is None or shape[-2] % pair[1] == 0)
+    if pair is not None:
+        return shape[-2] % pair[1] == 0
+    return shape[-2] > structure[0] or shape[-1] > structure[1] or math.prod(shape[:-2]) > 1  # type: ignore[operator]
 
 
 def polynomial(progress: float, target: float) -> float:

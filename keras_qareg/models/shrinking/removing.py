@@ -40,7 +40,8 @@ def shrink(model: keras.Model, data: Any = None) -> keras.Model:
     outputs of the model and of models inside it, which are made smaller each for itself; channels that
     are not on the last axis; grouped convolutions; layers that are called several times. A constant
     that is not 0 stays where a convolution pads its inputs with zeros, because there it makes a pattern
-    at the borders. A warning says what stayed for such reasons.
+    at the borders, and before dropout, because in training that makes others of it. A warning says what
+    stayed for such reasons.
 
     Args:
         model: A built, plain model. It stays as it is. Shrink before weights are shared or trained under
