@@ -283,6 +283,7 @@ def test_what_is_refused(task, arguments, message):
         qareg.compress(model, **{"x": x, "verbose": 0, **arguments})
 
 
+@pytest.mark.skipif(BACKEND == "torch", reason="Keras trains no stateful layers there")
 def test_states_of_the_model_stay():
     inputs = keras.Input(batch_shape=(4, 5, 8))
     layer = layers.LSTM(6, stateful=True)
