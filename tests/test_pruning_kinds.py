@@ -84,6 +84,7 @@ def test_zeros_stay_without_straight_through_and_the_layer_computes_with_float_k
     assert not left(trained)[gone].any() and np.unique(left(trained)).size > 8
 
 
+@pytest.mark.one_backend
 def test_frozen_kernels_inside_of_layers_that_train_are_not_pruned():
     inputs = keras.Input((5, 8))
     attention = layers.MultiHeadAttention(2, 4)
@@ -95,6 +96,7 @@ def test_frozen_kernels_inside_of_layers_that_train_are_not_pruned():
     assert (arrays(attention.key_dense.kernel)[0] == 0).mean() == 0.5
 
 
+@pytest.mark.one_backend
 def test_so_many_of_each_few_are_of_inputs_not_of_heads():
     inputs = keras.Input((5, 8))
     attention = layers.MultiHeadAttention(4, 4)
@@ -118,6 +120,7 @@ class Subclassed(keras.Model):
         return self.head(self.body(x))
 
 
+@pytest.mark.one_backend
 def test_channels_of_outputs_stay():
     model = Subclassed()
     model(X)
@@ -151,6 +154,7 @@ def test_one_block_alone_cannot_go():
     assert said.startswith("Expected a kernel to prune in model 'sequential")
 
 
+@pytest.mark.one_backend
 def test_named_layers_are_not_last_for_being_the_last_named():
     model = keras.Sequential([keras.Input((16,)), layers.Dense(8, name="a"), layers.Dense(4)])
     fit(model, PruningSchedule(0.5, structure="channels", layers=["a"]))
