@@ -19,7 +19,7 @@ from keras_qareg.layers import (
     channel_axes,
     kernels,
 )
-from keras_qareg.layers.keras_private import is_graph, layers_inside
+from keras_qareg.layers.keras_private import children, is_graph, layers_inside
 from keras_qareg.models.accounting import inner_layer
 from keras_qareg.models.configuring import TARGET_SPARSITY, Setting, resolve
 from keras_qareg.models.selection import Layers, no_kernel, select
@@ -240,7 +240,7 @@ def _to_prune(
     every = select(model, layers, weights)
     chosen = [x for x in every if x.trainable and any(k.trainable for k in kernels(x, weights))]
     whole = structure == "channels"
-    last = _last(model, layers, weights) if whole else set()
+    last = _last(model, chosen, layers, weights) if whole else set()
     still = "; all that they choose are frozen" if every and not chosen else ""
     if chosen and last.issuperset(map(id, chosen)):
         still = "; all that they choose are last layers, which stay whole"
@@ -275,13 +275,13 @@ def _to_prune(
     return found
 
 
-def _last(model: keras.Model, layers: Layers, weights: Weights) -> set[int]:
+def _last(model: keras.Model, chosen: list[Layer], layers: Layers, weights: Weights) -> set[int]:
     """The identities of the layers that make outputs of a model.
 
     Raises:
         ValueError: If these are unknown, and `layers` does not say which are no such.
     """
-    found = {id(layer) for layer in last_layers(model, select(model, weights=weights))}
+    model = _with_all(model, chosen)
     if not is_graph(model):
         if not isinstance(layers, str):
             return set()
@@ -290,11 +290,21 @@ def _last(model: keras.Model, layers: Layers, weights: Weights) -> set[int]:
             f"channels of a model whose graph is unknown. Received: layers={layers!r} for "
             f"'{model.name}' of type {type(model).__name__}"
         )
+    found = {id(layer) for layer in last_layers(model, select(model, weights=weights))}
     for part in layers_inside(model):
         inside = {id(layer) for layer in layers_inside(part)}
         if isinstance(part, keras.Model) and not is_graph(part) and inside & found:
             found |= inside
     return found
+
+
+def _with_all(model: keras.Model, layers: list[Layer]) -> keras.Model:
+    """The model that some layers are of, where another has it inside, as one that trains it has."""
+    for part in [] if is_graph(model) else children(model):
+        inside = {id(layer) for layer in layers_inside(part)}
+        if isinstance(part, keras.Model) and layers and inside.issuperset(map(id, layers)):
+            return _with_all(part, layers)
+    return model
 
 
 def _output_axes(layer: Layer, kernel: keras.Variable) -> int:

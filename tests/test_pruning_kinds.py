@@ -155,6 +155,16 @@ def test_one_block_alone_cannot_go():
 
 
 @pytest.mark.one_backend
+def test_a_model_that_trains_another_has_its_outputs():
+    model = keras.Sequential([keras.Input((16,)), layers.Dense(8, name="a"), layers.Dense(4)])
+    trainer = qareg.distill(model, keras.models.clone_model(model))
+    trainer.compile("adam")
+    trainer.fit(X, epochs=1, verbose=0, callbacks=[PruningSchedule(0.5, structure="channels")])
+    assert (arrays(model.get_layer("a").kernel)[0] != 0).any(axis=0).sum() == 4
+    assert (arrays(model.layers[-1].kernel)[0] != 0).any(axis=0).all()
+
+
+@pytest.mark.one_backend
 def test_named_layers_are_not_last_for_being_the_last_named():
     model = keras.Sequential([keras.Input((16,)), layers.Dense(8, name="a"), layers.Dense(4)])
     fit(model, PruningSchedule(0.5, structure="channels", layers=["a"]))
