@@ -47,7 +47,7 @@ PROGRAMS = {
     "wnq_error": "benchmarks.wnq_error:tabulate",
 }
 # Rows that no table has: bytes of files of networks that others have; runs of before.
-_BEFORE = ("three_levels", "five_levels", "channels")
+_BEFORE = ("ten_epochs", "three_levels", "five_levels", "channels")
 UNTOLD = (
     *(f"cifar_wnq{its}_export" for its in ("", "_all_images", "_lower_rate")),
     *(f"deep_compression_resnet8_{its}" for its in _BEFORE),

@@ -240,7 +240,7 @@ def _to_prune(
     every = select(model, layers, weights)
     chosen = [x for x in every if x.trainable and any(k.trainable for k in kernels(x, weights))]
     whole = structure == "channels"
-    last = _last(model, chosen, layers, weights) if whole else set()
+    last = _last(model, chosen, layers, weights) if whole and chosen else set()
     still = "; all that they choose are frozen" if every and not chosen else ""
     if chosen and last.issuperset(map(id, chosen)):
         still = "; all that they choose are last layers, which stay whole"
