@@ -283,9 +283,10 @@ def _row(
     if book is None:
         return Row(path, shape, None, None, False, 32.0, None, *[FLOAT_BYTES * size] * 3)
     levels = book.levels_used
-    groups = book.group_size if book.centroids.ndim > 1 else None
+    one = book.centroids.ndim == 1
+    groups = None if one or book.group_size == book.tables.shape[1] else book.group_size
     table_bytes, on_grid = book.table_bytes, book.grid is not None
-    if groups is None:  # the values that some weight has
+    if one:  # the values that some weight has
         table_bytes = FLOAT_BYTES * levels
         table_bytes = min(table_bytes, levels + FLOAT_BYTES) if on_grid else table_bytes
     bits = math.ceil(math.log2(levels)) if levels > 1 else 0

@@ -52,9 +52,9 @@ def test_compress_keeps_the_grids(saved, run):
     status, printed, errors = run(*words, "--data", saved / "data.npz", "--epochs", 1)
     assert (status, errors) == (0, "") and "at most 16 levels a kernel" in printed
     for cells in rows(printed).values():
-        # Nine weights a channel in the convolution: fewer values than are allowed.
-        assert int(cells[1]) <= 16 and cells[2:5] == ["a", "channel", "yes"]
-        assert 0 < float(cells[6]) < 0.05
+        # Nine weights a channel in the convolution: fewer values than are allowed, the same in all.
+        assert int(cells[1]) <= 16 and cells[2:-5] in (["a", "channel"], [])
+        assert cells[-5] == "yes" and 0 < float(cells[-3]) < 0.05
     assert sum(printed.count(f": {form}, ") for form in ("int8", "int4")) >= 2
     assert printed.count("exact") == 3
 
