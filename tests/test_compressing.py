@@ -284,12 +284,14 @@ def test_what_is_refused(task, arguments, message):
 
 
 @pytest.mark.skipif(BACKEND == "torch", reason="Keras trains no stateful layers there")
-def test_states_of_the_model_stay():
+def test_states_of_the_model_stay(tmp_path):
     inputs = keras.Input(batch_shape=(4, 5, 8))
     layer = layers.LSTM(6, stateful=True)
     model, x = keras.Model(inputs, layer(inputs)), np.ones((4, 5, 8), "float32")
     model(x)
     before = [ops.convert_to_numpy(state).copy() for state in layer.states]
     qareg.compress(model, x, levels=4, epochs=1, batch_size=4, verbose=0)
+    if BACKEND == "tensorflow":
+        qareg.export.litert(model, tmp_path / "m.tflite", "float32")
     for state, array in zip(layer.states, before, strict=True):
         np.testing.assert_array_equal(ops.convert_to_numpy(state), array)
