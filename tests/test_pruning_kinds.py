@@ -40,8 +40,7 @@ def mixing():
     return keras.optimizers.Muon(0.02)
 
 
-@pytest.mark.parametrize("group_size", [None, 4])
-@pytest.mark.parametrize("table", ["int8", "float32"])
+@pytest.mark.parametrize(("table", "group_size"), [("int8", None), ("float32", 4)])
 def test_zeros_stay_where_weights_go_to_other_values(table, group_size):
     model, gone = half_zero()
     model.layers[0].kernel_regularizer = keras.regularizers.OrthogonalRegularizer(1.0)
