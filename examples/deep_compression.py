@@ -49,7 +49,7 @@ SETTINGS = (
     "channels", "sparsity", "levels", "small", "small_levels", "regularizer", "bit", "epochs",
     "batch_size", "shift", "seed",
 )  # fmt: skip
-_MEASURED = 4_096  # images that harm and batch normalization are measured on
+_MEASURED = 4_096  # images that batch normalization is measured on; harm takes some of them
 
 
 def varied(pixels: np.ndarray, random: np.random.Generator, shift: float) -> np.ndarray:
@@ -243,7 +243,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--sparsity", type=float, default=0.8, help="share of zeros after that")
     parser.add_argument("--levels", type=int, default=8)
     parser.add_argument("--small-levels", type=int, help="of small kernels; default: as many")
-    parser.add_argument("--small", type=int, default=5_000, help="weights from which one is large")
+    parser.add_argument("--small", type=int, default=5_000, help="fewer weights are small (5000)")
     parser.add_argument("--regularizer", default="Sine", help="default: Sine")
     parser.add_argument("--bit", type=float, default=0.02, help="what a bit may cost (0.02)")
     parser.add_argument("--epochs", type=int, default=15, help="of each training (15)")

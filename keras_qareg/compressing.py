@@ -103,7 +103,8 @@ def compress(
         model: A built, trained model. It stays as it is.
         x: What to train on, in any form that `fit` takes. `None`: weights are shared, without training.
         y: Targets of the inputs, as `fit` takes them. `None` (default): there are none.
-        validation_data: What to choose epochs by, in the forms of `x`. By default up to 2,048 of those.
+        validation_data: What to choose epochs by, and to report on, in the forms of `x`, with targets
+            or without. By default up to 2,048 of the training examples.
         data: Instead of `x`, `y` and `sample_weight`: all in one, as in `allocate` and `recalibrate`.
         levels: Integer from 2 to 256, a setting as in `share_weights`, or a `Plan`. Defaults to 16.
         target_bytes: Positive integer: the most bytes of the file; instead of `levels`.
@@ -117,7 +118,8 @@ def compress(
         epochs: Positive integer. A tenth, one at least, tunes centroids at the end. Defaults to 10.
         batch_size: Examples a step, where `x` is arrays. Defaults to 64.
         optimizer: A Keras optimizer for training. By default Adam, whose rate falls by a cosine.
-        learning_rate: Its first; tuning has a tenth. `None` (default): 1e-3 (4 levels) to 3e-4 (16).
+        learning_rate: Of that Adam, at the start. Tuning starts with a tenth. `None` (default): 1e-3 for
+            4 levels, 3e-4 for 16, and between them between.
         method: `"sine"` and `"cosine"` train under a penalty with evenly spaced levels,
             `"nearest_squared"` and `"nearest_exponential"` with learned ones; `"dkm"` with mixtures of
             learned ones (`regularizers.DKM`); `"wnq"` learns 2, 4, 8 or 16 levels a channel;

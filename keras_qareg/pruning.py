@@ -292,17 +292,17 @@ def _last(model: keras.Model, chosen: list[Layer], layers: Layers, weights: Weig
         )
     found = {id(layer) for layer in last_layers(model, select(model, weights=weights))}
     for part in layers_inside(model):
-        inside = {id(layer) for layer in layers_inside(part)}
-        if isinstance(part, keras.Model) and not is_graph(part) and inside & found:
-            found |= inside
+        if isinstance(part, keras.Model) and not is_graph(part):
+            inside = {id(layer) for layer in layers_inside(part)}
+            found |= inside if inside & found else set()
     return found
 
 
 def _with_all(model: keras.Model, layers: list[Layer]) -> keras.Model:
     """The model that some layers are of, where another has it inside, as one that trains it has."""
-    for part in [] if is_graph(model) else children(model):
-        inside = {id(layer) for layer in layers_inside(part)}
-        if isinstance(part, keras.Model) and layers and inside.issuperset(map(id, layers)):
+    inside = [] if is_graph(model) else children(model)
+    for part in [part for part in inside if isinstance(part, keras.Model)]:
+        if {id(layer) for layer in layers_inside(part)}.issuperset(map(id, layers)):
             return _with_all(part, layers)
     return model
 

@@ -90,7 +90,7 @@ def frozen(layers: list[Layer]) -> Iterator[None]:
     weights = [(weight, weight.trainable) for layer in layers for weight in layer.variables]
     try:
         for layer in layers:
-            layer.trainable = False
+            freeze(layer)
         yield
     finally:
         for part, value in before:

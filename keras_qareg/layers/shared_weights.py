@@ -109,18 +109,18 @@ class SharedWeights(KernelWrapper):
         **kwargs: Any,
     ):
         super().__init__(layer, **kwargs)
-        if reassign_every is not None:
-            check_count("reassign_every", reassign_every)
-        if group_size is not None:
-            check_count("group_size", group_size)
+        for name, size in (("reassign_every", reassign_every), ("group_size", group_size)):
+            if size is not None:
+                check_count(name, size)
         self.group_size, self.reassign_every = group_size, reassign_every
         sizes = [check_levels(n) for n in (levels if isinstance(levels, Sequence) else [levels])]
-        # One number where all are the same.
         self.levels = sizes if len(set(sizes)) > 1 else sizes[0]
         check_choice("table", table, TABLES)
         check_choice("scale", scale, ("kernel", "channel"))
         self.table, self.table_scale, self.remembers = table, scale, True
-        self.zero_centroid = self.keeps_zeros = bool(zero_centroid)
+        self.zero_centroid = bool(zero_centroid)
+
+    keeps_zeros = property(lambda self: self.zero_centroid)
 
     def build(self, input_shape: Any = None) -> None:
         super().build(input_shape)
@@ -139,8 +139,8 @@ class SharedWeights(KernelWrapper):
             shape = self._sizes_shape
             self.centroid_sizes = add("centroid_sizes", shape=shape, trainable=True, **floats)
         if self.table == "int8":
-            shape = self._units_shape
-            self.centroid_units = add("centroid_units", shape=shape, trainable=False, **floats)
+            floats["shape"] = self._units_shape
+            self.centroid_units = add("centroid_units", trainable=False, **floats)
         self._keep_constraints()
         whole: dict[str, Any] = {"initializer": "zeros", "trainable": False}
         whole["aggregation"] = "only_first_replica"  # all replicas find the same

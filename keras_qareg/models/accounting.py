@@ -6,10 +6,11 @@ anew, or cut a tie is an error and never a result.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar, cast
 
 import keras
@@ -145,18 +146,31 @@ def states_of(layer: Layer) -> list[keras.Variable]:
     return [state for identity, state in found.items() if identity not in weights]
 
 
+def remembered(layer: Layer) -> list[keras.Variable]:
+    """What a layer remembers from one call to the next."""
+    own = layer.non_trainable_variables if getattr(layer, "stateful", False) else []
+    return [*own, *states_of(layer)]
+
+
+@contextlib.contextmanager
+def keeping_states(model: Any) -> Iterator[None]:
+    """Leaves what the layers of a model remember as it is."""
+    inside = layers_inside(model) if isinstance(model, Layer) else []
+    kept = [(state, ops.copy(state)) for layer in inside for state in remembered(layer)]
+    try:
+        yield
+    finally:
+        for state, before in kept:
+            state.assign(before)
+
+
 def states_kept(function: Function) -> Function:
-    """A function of a model that leaves the states of its recurrent layers as they are."""
+    """A function of a model under `keeping_states`."""
 
     @functools.wraps(function)
     def kept(model: keras.Model, *args: Any, **kwargs: Any) -> Any:
-        inside = layers_inside(model) if isinstance(model, Layer) else []
-        states = [(state, ops.copy(state)) for layer in inside for state in states_of(layer)]
-        try:
+        with keeping_states(model):
             return function(model, *args, **kwargs)
-        finally:
-            for state, before in states:
-                state.assign(before)
 
     return cast(Function, kept)
 

@@ -15,11 +15,10 @@ from typing import Any
 import keras
 import numpy as np
 from keras import ops
-from keras.layers import Layer
 
 from keras_qareg.export.litert.precision import STEPS, in_float32, widest_step
 from keras_qareg.layers.keras_private import layers_inside
-from keras_qareg.models.accounting import states_of
+from keras_qareg.models.accounting import keeping_states, remembered
 
 # The sizes that are tried, one after the other, for axes that are open in the model.
 OPEN_SIZES = (32, 64, 128, 256, 512, 16, 8, 4, 2, 1)
@@ -135,10 +134,8 @@ class Signature:
         return wide
 
     def _call(self, model: keras.Model, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        kept = [(v, ops.copy(v)) for layer in layers_inside(model) for v in _states(layer)]
-        outputs = model(self.structured(arrays), training=False)
-        for state, before in kept:
-            state.assign(before)
+        with keeping_states(model):
+            outputs = model(self.structured(arrays), training=False)
         return {
             name: _wide(ops.convert_to_numpy(output))
             for name, output in named_outputs(outputs).items()
@@ -186,7 +183,8 @@ def _specs(model: keras.Model, data: Any, sized: bool) -> Any:
         structure = getattr(model, "input", inputs[0])
         names = iter(_unique(_input_names(model, keras.tree.flatten(structure))))
         # Only layers that keep states for each example hold on to a batch size.
-        fixed = any(_states(layer) for layer in layers_inside(model))
+        stateful = [x for x in layers_inside(model) if getattr(x, "stateful", False)]
+        fixed = any(map(remembered, stateful))
 
         def known(x: Any) -> keras.InputSpec:
             shape = (x.shape[0] if fixed else None, *x.shape[1:])
@@ -327,13 +325,6 @@ def _fixed(spec: keras.InputSpec, shape: Any) -> keras.InputSpec:
             f"is any size. Received: {shape}"
         )
     return keras.InputSpec(spec.dtype, (spec.shape[0], *shape), name=spec.name)
-
-
-def _states(layer: Layer) -> list[keras.Variable]:
-    """What a layer remembers from one call to the next."""
-    if not getattr(layer, "stateful", False):
-        return []
-    return [*layer.non_trainable_variables, *states_of(layer)]
 
 
 def _check_numbers(

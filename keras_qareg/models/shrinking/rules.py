@@ -35,7 +35,7 @@ _SAME = (
     *(f"Global{kind}Pooling{n}D" for kind in ("Max", "Average") for n in (1, 2, 3)),
 )
 # What puts zeros beside constants: in training, dropout does.
-_PADDING = (
+_ZEROING = (
     *(f"{kind}{n}D" for kind in ("ZeroPadding", "SpatialDropout") for n in (1, 2, 3)),
     *("Dropout", "GaussianDropout"),
 )
@@ -152,7 +152,7 @@ def _rule_of_layer(layer: Any, sizes: list[int], shapes: list[Any]) -> Rule | No
         return None if activation is None else _same(sizes[0], activation)
     if name in _SAME:
         return _same(sizes[0])
-    if name in _PADDING:
+    if name in _ZEROING:
         return Rule(replace(_apart(sizes[0]), pads=True))
     if name in ("Flatten", "Reshape"):
         return _reshaped(name, shapes)
