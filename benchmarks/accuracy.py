@@ -10,7 +10,7 @@ anew, by DKM, as WNQ, with centroids alone, by `compress`; as *float* with no li
 (`benchmarks.tfmot_accuracy`), where `keras-qareg[tfmot]` is installed. Rows are appended to
 `accuracy.jsonl`, one a cell; a run that was stopped goes on where it was. With `--validation`, they are
 of a share of the training images, set aside: choose by these. Steps are timed beside those of the plain
-network, in turn.
+network, in turn; `--steps` times them and no more, into `accuracy_steps.jsonl`.
 """
 
 import argparse
@@ -158,6 +158,8 @@ def row(task: Task, name: str, levels: int, given: argparse.Namespace) -> Row:
     keras.utils.set_random_seed(given.seed)
     batches = task.batches(given.seed)
     share = step_share(task, name, levels, given.rounds) if given.rounds else None
+    if given.steps:
+        return {"step": share}
     if name in TAUGHT:
         settings = {"epochs": given.epochs, "learning_rate": given.rate, "seed": given.seed}
         options = Options(levels=levels, method=TAUGHT[name], verbose=0, **settings)
@@ -223,7 +225,8 @@ def by_tfmot(task: Task, levels: int, start: str, given: argparse.Namespace) -> 
         arrays = dict(zip(("x", "y", "test_x", "test_y"), (*task.train, *task.test), strict=True))
         np.savez(Path(folder) / "data.npz", **arrays)
         settings = {
-            "levels": levels, "seed": given.seed, "epochs": given.epochs, "rate": given.rate,
+            "levels": levels, "seed": given.seed, "rate": given.rate,
+            "epochs": 0 if given.steps else given.epochs,
             "rounds": given.rounds, "batch_size": task.batch_size, "augment": task.augment,
             "logits": task.logits, "start": start,
         }  # fmt: skip
@@ -286,10 +289,20 @@ def tabulate(rows: list[Row]) -> str:
             f"{max(size[form] for size in sizes):,}" if all(form in size for size in sizes) else ""
             for form in ("smallest", "gzip", "archive")
         ]
-        step = f"{np.mean([row['step'] for row in same]):.2f}" if same[0].get("step") else ""
+        steps = [row["step"] for row in same if row.get("step")]  # not measured with `--rounds 0`
+        step = f"{np.mean(steps):.2f}" if steps else ""
         name = f"{key[0]}, {key[1] or 'all'} levels, {key[2]}"
         lines.append((name, written(same, "accuracy"), str(len(same)), *bytes_, step))
     return table(("", "accuracy", "seeds", ".tflite", "gzipped", "archive", "step"), lines)
+
+
+def tabulate_steps(rows: list[Row]) -> str:
+    """A line a cell: means over seeds, and over numbers of levels."""
+    lines = []
+    for name in dict.fromkeys(row["cell"] for row in rows):
+        same = [row for row in rows if row["cell"] == name]
+        lines.append((name, written(same, "step"), str(len(same))))
+    return table(("", "time of a step", "rows"), lines)
 
 
 def parsed(names: list[str]) -> argparse.Namespace:
@@ -304,6 +317,7 @@ def parsed(names: list[str]) -> argparse.Namespace:
     parser.add_argument("--cells", nargs="+", choices=names, default=names)
     parser.add_argument("--validation", type=float, default=0.0, help="share of training images")
     parser.add_argument("--rounds", type=int, default=15, help="steps that are timed; 0: none")
+    parser.add_argument("--steps", action="store_true", help="time steps, and train nothing")
     parser.add_argument("--no-files", dest="files", action="store_false")
     found: argparse.Namespace = parser.parse_args()
     return found
@@ -318,7 +332,10 @@ def main() -> None:
         names += TFMOT.values()
     given = parsed(names)
     task = file_task(given) if given.float else digits_task(given)
-    study = Study(given.out / "accuracy.jsonl", KEYS)
+    name, say, text = "accuracy", "accuracy", tabulate
+    if given.steps:
+        name, say, text = "accuracy_steps", "step", tabulate_steps
+    study = Study(given.out / f"{name}.jsonl", KEYS)
 
     def compute(cell: Row) -> Row:
         settings = argparse.Namespace(**{**vars(given), "seed": cell["seed"]})
@@ -326,7 +343,7 @@ def main() -> None:
         keras.backend.clear_session()
         return found
 
-    study.tabulated(cells(task.name, given), compute, "accuracy", tabulate)
+    study.tabulated(cells(task.name, given), compute, say, text)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 Started by it in a process of its own, with a folder: the weights of the float network, its data, and
 `settings.json`. Clusters all convolutions and dense layers, trains all weights on the same batches,
-strips them, and writes accuracy, bytes and the time of a step to `done.json`. `Order` is what both train
-on.
+strips them, and writes accuracy, bytes and the time of a step to `done.json`; for no epochs, the
+time alone. `Order` is what both train on.
 """
 
 import argparse
@@ -129,6 +129,8 @@ def measured(folder: Path, wanted: dict[str, Any]) -> dict[str, Any]:
     step = None
     if wanted["rounds"]:
         step = step_share(lambda: with_weights(weights), wanted, order.batch(0))
+    if not wanted["epochs"]:
+        return {"step": step}
     model = clustered(with_weights(weights), wanted["levels"], wanted["start"])
     steps = wanted["epochs"] * len(order)
     decay = tf_keras.optimizers.schedules.CosineDecay(wanted["rate"], steps)

@@ -25,6 +25,7 @@ Row = dict[str, Any]
 PROGRAMS = {
     "ablations": "benchmarks.ablations:tabulate",
     "accuracy": "benchmarks.accuracy:tabulate",
+    "accuracy_steps": "benchmarks.accuracy:tabulate_steps",
     "archive": "benchmarks.archive:tabulate",
     "archive_models": "benchmarks.archive:tabulate_models",
     "cifar10_regularizers": "examples.cifar10_regularizers:tabulate",

@@ -84,6 +84,9 @@ def test_the_comparison_of_ways_runs_and_resumes(tmp_path):
     assert max(small) < whole / 6
     printed = run("-m", "benchmarks.accuracy", *words)
     assert rows_of(tmp_path / "accuracy.jsonl") == rows and "digits, 4 levels, compress" in printed
+    run("-m", "benchmarks.accuracy", *words[:-3], "compress", "--rounds", 2, "--steps")
+    (row,) = rows_of(tmp_path / "accuracy_steps.jsonl")
+    assert row["step"] > 0 and "accuracy" not in row
 
 
 @slow_but_on_tensorflow
