@@ -10,6 +10,8 @@ INSTALLED := $(VENV)/.installed
 TORCH := .venv-torch
 PIP := pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 export TF_CPP_MIN_LOG_LEVEL ?= 2
+# Many containers set it; each process would then compile thousands of files of TensorFlow and Keras anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help demo docs test test-torch test-slow check quick lint format study bench dist lock clean

@@ -14,15 +14,15 @@ from keras_qareg.numerics.divergence import divergence
 from tests.helpers import error_of, predict, tensorflow_only
 
 
-def uneven_model():
+def uneven_model(wide=500, middle=100):
     """Two large layers that add little to the inputs, and two small ones whose every weight counts."""
     keras.utils.set_random_seed(0)
     given = keras.Input((12,))
-    inner = layers.Dense(1000, activation="relu", name="wide")(given)
+    inner = layers.Dense(wide, activation="relu", name="wide")(given)
     inner = layers.BatchNormalization(name="norm")(inner)
     inner = layers.Dense(12, name="narrow")(inner)
     outer = layers.Add(name="add")([given, inner])
-    outer = layers.Dense(200, activation="relu", name="middle")(outer)
+    outer = layers.Dense(middle, activation="relu", name="middle")(outer)
     outputs = layers.Dense(6, activation="softmax", name="out")(outer)
     model = keras.Model(given, outputs, name="uneven")
     for name, factor in (("narrow", 0.1), ("out", 3.0)):
@@ -46,7 +46,7 @@ def planned(model, inputs, **kwargs):
 
 @tensorflow_only
 def test_a_plan_meets_its_budget_and_beats_one_number_of_levels(inputs, tmp_path):
-    model = uneven_model()
+    model = uneven_model(1000, 200)
     before = [np.array(weight) for weight in model.weights]
 
     def made(levels, name):
@@ -129,7 +129,7 @@ def test_levels_for_an_archive(inputs, tmp_path):
 
 @tensorflow_only
 def test_a_plan_for_the_full_integer_file_of_tflite_micro(inputs, tmp_path):
-    model, some = uneven_model(), inputs[:32]
+    model, some = uneven_model(1000, 200), inputs[:32]
     plan = planned(model, some, target_bytes=30_000, weights="tflm", representative_data=some)
     shared = qareg.share_weights(model, plan)
     report = qareg.export.litert(shared, tmp_path / "m.tflite", "tflm", some)
