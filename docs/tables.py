@@ -52,7 +52,7 @@ _BEFORE = ("ten_epochs", "three_levels", "five_levels", "channels")
 UNTOLD = (
     *(f"cifar_wnq{its}_export" for its in ("", "_all_images", "_lower_rate")),
     *(f"deep_compression_resnet8_{its}" for its in _BEFORE),
-    "deep_compression_lenet_five_levels",
+    *(f"deep_compression_lenet_{its}" for its in ("five_levels", "fewer_zeros")),
 )
 # What one may want, the call, its training, and whose rows have its bytes and accuracy: study and cell.
 _LITERT, _SMALLEST = "`export.litert(model, path, {})`", ', `"smallest"`'
