@@ -46,8 +46,8 @@ Row = dict[str, Any]
 # Of the epochs of a training: those of the float network before, and of tuning after.
 FLOAT, TUNING = 2.0, 0.25
 SETTINGS = (
-    "channels", "sparsity", "levels", "small", "small_levels", "regularizer", "bit", "epochs",
-    "batch_size", "shift", "seed",
+    "channels", "sparsity", "pruning", "levels", "small", "small_levels", "regularizer", "bit",
+    "epochs", "batch_size", "shift", "seed",
 )  # fmt: skip
 _MEASURED = 4_096  # images that batch normalization is measured on; harm takes some of them
 
@@ -159,7 +159,8 @@ class Pipeline:
             self.note("channels pruned, shrunk", model)
         if its.sparsity:
             shares = sparsities(model, its.sparsity, self.some)
-            self.fit(model, 1, its.rate, PruningSchedule(lambda layer: shares[layer.name] or None))
+            pruning = PruningSchedule(lambda layer: shares[layer.name] or None)
+            self.fit(model, 2 * its.pruning, its.rate, pruning)
             self.note("weights pruned", model)
         kind = getattr(qareg.regularizers, its.regularizer)
 
@@ -170,7 +171,8 @@ class Pipeline:
 
         regularizer = kind(its.levels, zero_basin=True)
         model = qareg.quantization_aware(model, regularizer, levels=levels)
-        self.fit(model, 1, its.rate, PenaltySchedule(warmup_epochs=0, power=12))
+        rest = 2 * (1 - its.pruning) if its.sparsity else 1
+        self.fit(model, rest, its.rate, PenaltySchedule(warmup_epochs=0, power=12))
         self.note(f"trained, {its.levels} levels", model)
 
         def rate(layer: Any) -> float:
@@ -241,6 +243,9 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--channels", type=float, default=0.25, help="share of channels that go")
     parser.add_argument("--layers", default="all", help="whose channels: all, conv or dense")
     parser.add_argument("--sparsity", type=float, default=0.8, help="share of zeros after that")
+    parser.add_argument(
+        "--pruning", type=float, default=0.5, help="share of the epochs of steps 2 and 3 (0.5)"
+    )
     parser.add_argument("--levels", type=int, default=8)
     parser.add_argument("--small-levels", type=int, help="of small kernels; default: as many")
     parser.add_argument("--small", type=int, default=5_000, help="fewer weights are small (5000)")
