@@ -51,9 +51,9 @@ PROGRAMS = {
 _BEFORE = ("ten_epochs", "three_levels", "five_levels", "channels")
 UNTOLD = (
     *(f"cifar_wnq{its}_export" for its in ("", "_100_epochs", "_all_images", "_lower_rate")),
-    "cifar_wnq_100_epochs_float",
+    *(f"cifar_wnq_100_epochs_{its}" for its in ("float", "20_more")),
     *(f"deep_compression_resnet8_{its}" for its in _BEFORE),
-    *(f"deep_compression_lenet_{its}" for its in ("five_levels", "fewer_zeros")),
+    *(f"deep_compression_lenet_{its}" for its in ("five_levels", "fewer_zeros", "short_pruning")),
 )
 # What one may want, the call, its training, and whose rows have its bytes and accuracy: study and cell.
 _LITERT, _SMALLEST = "`export.litert(model, path, {})`", ', `"smallest"`'
