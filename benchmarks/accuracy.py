@@ -320,6 +320,8 @@ def parsed(names: list[str]) -> argparse.Namespace:
     parser.add_argument("--steps", action="store_true", help="time steps, and train nothing")
     parser.add_argument("--no-files", dest="files", action="store_false")
     found: argparse.Namespace = parser.parse_args()
+    if found.steps and not found.rounds:
+        parser.error("Expected --rounds of at least 1 with --steps. Received: --rounds 0")
     return found
 
 

@@ -258,6 +258,8 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("output"), help="default: output")
     arguments = parser.parse_args()
+    if not 0 < arguments.pruning < 1:
+        parser.error(f"Expected --pruning between 0 and 1. Received: --pruning {arguments.pruning}")
     arguments.name = arguments.model.stem if arguments.model else arguments.network or "digits"
     arguments.small_levels = arguments.small_levels or arguments.levels
     arguments.dataset = "digits" if arguments.name == "digits" else "cifar10"
