@@ -13,7 +13,7 @@ After Han, Mao, Dally, "Deep Compression" (ICLR 2016), with the parts of this pa
 5. the archive codes the indices, of which most are those of the zero; it folds batch normalization.
 
 The float control trains on from the same weights for as many epochs, and teaches all that come after it,
-beside the labels (`distill`). Accuracies are of the test images, in the last row those of the file.
+beside the labels or without them (`--no-labels`; `distill`). Accuracies are of the test images, in the last row those of the file.
 A model of a file sees pixels from 0 to 255, as MLPerf Tiny's ResNet8 does, others from 0 to 1.
 """
 
@@ -47,7 +47,7 @@ Row = dict[str, Any]
 FLOAT, TUNING = 2.0, 0.25
 SETTINGS = (
     "channels", "sparsity", "pruning", "levels", "small", "small_levels", "regularizer", "bit",
-    "epochs", "batch_size", "shift", "seed",
+    "labels", "epochs", "batch_size", "shift", "seed",
 )  # fmt: skip
 _MEASURED = 4_096  # images that batch normalization is measured on; harm takes some of them
 
@@ -104,7 +104,8 @@ class Pipeline:
         softmax = getattr(model.layers[-1], "activation", None) is keras.activations.softmax
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=not softmax)
         trainer = qareg.distill(model, self.teacher) if self.teacher else model
-        trainer.compile(keras.optimizers.Adam(decay), loss)
+        labels = its.labels or self.teacher is None
+        trainer.compile(keras.optimizers.Adam(decay), loss if labels else None)
         trainer.fit(batches, epochs=epochs, verbose=0, callbacks=list(callbacks))
         return model
 
@@ -250,6 +251,12 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--small-levels", type=int, help="of small kernels; default: as many")
     parser.add_argument("--small", type=int, default=5_000, help="fewer weights are small (5000)")
     parser.add_argument("--regularizer", default="Sine", help="default: Sine")
+    parser.add_argument(
+        "--labels",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="whether labels count beside the teacher",
+    )
     parser.add_argument("--bit", type=float, default=0.02, help="what a bit may cost (0.02)")
     parser.add_argument("--epochs", type=int, default=15, help="of each training (15)")
     parser.add_argument("--batch-size", type=int, default=32)
