@@ -40,7 +40,8 @@ from examples.study import Row, Study, written
 from examples.training import accuracy, digits_network
 from examples.training import fit as fit_digits
 from keras_qareg.cli.opening import load_model
-from keras_qareg.compressing import Options, compressed
+from keras_qareg.compressing import compressed
+from keras_qareg.options import Options
 from keras_qareg.report import table
 
 FLOAT, COMPRESS = "float", "compress"

@@ -25,7 +25,8 @@ from benchmarks import results
 from examples.data import Images, augmented, load
 from examples.study import Row, Study, written
 from keras_qareg.cli.opening import load_model
-from keras_qareg.compressing import Options, compressed
+from keras_qareg.compressing import compressed
+from keras_qareg.options import Options
 from keras_qareg.report import table
 
 LOSS = "sparse_categorical_crossentropy"

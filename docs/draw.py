@@ -128,7 +128,7 @@ STEERING = ("summaries", "callbacks", "optimizers", "config", "plans", "pruning"
 # Title, what it says below, and the modules of no folder: from the top of the house to its bottom.
 FLOORS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("cli/", "the command", ("__main__",)),
-    ("the whole job", "", ("compressing",)),
+    ("the whole job", "", ("options", "compressing")),
     ("allocation/", "levels by budget", ()),
     ("report/", "the page, the table", ()),
     ("export/", "files: a folder a format", ()),

@@ -13,7 +13,8 @@ After Han, Mao, Dally, "Deep Compression" (ICLR 2016), with the parts of this pa
 5. the archive codes the indices, of which most are those of the zero; it folds batch normalization.
 
 The float control trains on from the same weights for as many epochs, and teaches all that come after it,
-beside the labels or without them (`--no-labels`; `distill`). Accuracies are of the test images, in the last row those of the file.
+beside the labels or without them (`--no-labels`; `distill`). Accuracies are of the test images, in the
+last row those of the file.
 A model of a file sees pixels from 0 to 255, as MLPerf Tiny's ResNet8 does, others from 0 to 1.
 """
 

@@ -9,10 +9,9 @@ from typing import Any
 import keras
 
 from keras_qareg import settings
-from keras_qareg.allocation.allocating import FORMS, allocate
+from keras_qareg.allocation.allocating import allocate
 from keras_qareg.allocation.fitting import fit_archive, keep_within
 from keras_qareg.callbacks import PenaltySchedule
-from keras_qareg.choices import check_choice, check_count
 from keras_qareg.data import Data, read
 from keras_qareg.layers import QuantizationAware, Weights
 from keras_qareg.models import quantization_aware, share_weights, strip, wnq
@@ -21,11 +20,10 @@ from keras_qareg.models.configuring import Setting, keeps_float
 from keras_qareg.models.distilling import TEMPERATURE
 from keras_qareg.models.selection import Layers, check_built, wrappers
 from keras_qareg.models.training import Job, Stage, usual_rate, values_of
+from keras_qareg.options import Options, check, new_optimizer, together
 from keras_qareg.plans import Plan
 from keras_qareg.summaries import table as text_table
 
-_KINDS = ("sine", "cosine", "nearest_squared", "nearest_exponential")
-METHODS = ("auto", *_KINDS, "dkm", "wnq", "kmeans")
 _METHOD, _LEVELS = "sine", 16
 # Examples to choose by where there are no validation data, and inputs that a plan looks at.
 _JUDGED, _PLANNED = 2048, 512
@@ -113,13 +111,14 @@ def compress(
             `"tflm"` is float32 here: for a full-integer file, pass a plan of `allocate` as `levels`.
         layers: Which layers, as in `quantization_aware`.
         weights: Which weights are kernels, as in `quantization_aware`.
-        sample_weight: Weights of the examples, as in `fit`, where `x` is arrays.
+        sample_weight: Weights of the examples, as in `fit`, where `x` and `y` are arrays.
         steps: Batches an epoch, which endless data need. `None`: all.
         epochs: Positive integer. A tenth, one at least, tunes centroids at the end. Defaults to 10.
         batch_size: Examples a step, where `x` is arrays. Defaults to 64.
-        optimizer: A Keras optimizer for training. By default Adam, whose rate falls by a cosine.
-        learning_rate: Of that Adam, at the start. Tuning starts with a tenth. `None` (default): 1e-3 for
-            4 levels, 3e-4 for 16, and between them between.
+        optimizer: A Keras optimizer for training, or its name; a copy trains. By default Adam, whose
+            rate falls by a cosine.
+        learning_rate: Positive float, of that Adam at the start. Tuning starts with a tenth. `None`
+            (default): 1e-3 for 4 levels, 3e-4 for 16, and between them between.
         method: `"sine"` and `"cosine"` train under a penalty with evenly spaced levels,
             `"nearest_squared"` and `"nearest_exponential"` with learned ones; `"dkm"` with mixtures of
             learned ones (`regularizers.DKM`); `"wnq"` learns 2, 4, 8 or 16 levels a channel;
@@ -138,8 +137,8 @@ def compress(
         of its own trains by that, without a teacher.
 
     Raises:
-        ValueError: If an argument is out of its range, `levels` and a budget are both given, a budget
-            cannot be met, data do not fit the model, or as `share_weights`.
+        ValueError: If an argument is out of its range or would not count, `levels` and a budget are
+            both given, a budget cannot be met, data do not fit the model, or as `share_weights`.
 
     Example:
 
@@ -172,42 +171,13 @@ def compress(
         seed=seed,
         verbose=verbose,
     )
-    if data is not None and x is not None:
-        raise ValueError("Expected `x` or `data`. Received: both.")
-    if data is None:
-        data = x if y is None else (x, y) if sample_weight is None else (x, y, sample_weight)
+    data = together(x, y, sample_weight, data, validation_data)
     found = compressed(model, data, validation_data, options)
     if found.stages and verbose != 0:
         print(found)
     if found.plan and verbose != 0:
         print(f"Planned for {found.plan.bytes:,} bytes of {found.plan.writer}.")
     return strip(found.model)
-
-
-@dataclass(frozen=True)
-class Options:
-    """The arguments of `compress`, beside the model and its data."""
-
-    levels: Setting[int] | None = None
-    target_bytes: int | None = None
-    target_ratio: float | None = None
-    form: str = "auto"
-    representative_data: Any = None  # of `allocate`
-    layers: Layers = "all"
-    weights: Weights = None
-    steps: int | None = None
-    epochs: int = 10
-    batch_size: int = 64
-    optimizer: Any = None
-    learning_rate: float | None = None
-    method: str = "auto"
-    distillation: float = 1.0
-    temperature: float = TEMPERATURE
-    table: Setting[str] = "int8"
-    scale: Setting[str] = "auto"
-    group_size: Setting[int] | None = None
-    seed: int | None = None
-    verbose: str | int = "auto"
 
 
 @states_kept
@@ -217,7 +187,7 @@ def compressed(
     """What `compress` strips: the shared model, and what each step was worth."""
     options = options or Options()
     check_built(model)
-    _check(options, data)
+    check(options, data)
     if options.seed is not None:
         keras.utils.set_random_seed(options.seed)
     if data is None:
@@ -229,6 +199,7 @@ def compressed(
     if keeps_float(levels):
         return Compressed(_shared(model, options, levels), tuple(stages), plan)
     tuning = min(options.epochs - 1, max(1, round(_TUNING_EPOCHS * options.epochs)))
+    given = new_optimizer(options.optimizer)
     if options.method == "kmeans":
         network, tuning = _shared(model, options, levels), options.epochs
         base = options.learning_rate or usual_rate(network)
@@ -238,47 +209,28 @@ def compressed(
         tuning = 0 if options.method == "wnq" else tuning
         stages += [job.recalibrated(student, "quantized")]
         base = options.learning_rate or usual_rate(student)
-        rate = options.optimizer or job.adam(base, options.epochs - tuning)
         epochs, callbacks = options.epochs - tuning, _callbacks(student)
-        stages += [job.trained(student, "trained", epochs, rate, callbacks)]
+        rule = given or job.adam(base, epochs)
+        stages += [job.trained(student, "trained", epochs, rule, callbacks)]
         still = job.levels_of_untrained(student, levels, options.layers, options.weights)
         network = _after_training(student, options, plan, still)
     stages += [job.recalibrated(network, "recalibrated")]
     before = None
     if tuning:
-        share = 1.0 if options.method == "kmeans" else _TUNING_RATE
         before = values_of(network)
-        rate = job.adam(share * base, tuning)
-        stages += [job.trained(network, "tuned", tuning, rate)]
+        if options.method == "kmeans":
+            rule = given or job.adam(base, tuning)
+        else:
+            rule = job.adam(_TUNING_RATE * base, tuning)
+        stages += [job.trained(network, "tuned", tuning, rule)]
     keep_within(network, plan, before)  # tuned tables are other numbers
     return Compressed(network, tuple(stages), plan)
-
-
-def _check(options: Options, data: Any) -> None:
-    check_choice("method", options.method, METHODS)
-    check_choice("form", options.form, FORMS)
-    budgets = [options.levels, options.target_bytes, options.target_ratio]
-    if sum(given is not None for given in budgets) > 1:
-        raise ValueError(
-            "Expected one of `levels`, `target_bytes` and `target_ratio`. Received: "
-            f"levels={options.levels!r}, target_bytes={options.target_bytes!r}, "
-            f"target_ratio={options.target_ratio!r}"
-        )
-    if data is None and options.levels is None and any(n is not None for n in budgets):
-        raise ValueError("Expected inputs with a budget, to measure harm on. Received: x=None")
-    check_count("epochs", options.epochs)
-    check_count("batch_size", options.batch_size)
-    if options.method == "wnq" and budgets[1:] != [None, None]:
-        raise ValueError("Expected `levels`, not a budget, with method='wnq'.")
-    if options.group_size is not None and data is not None and options.method != "kmeans":
-        why = f"others train one table a kernel. Received: method={options.method!r}"
-        raise ValueError(f"Expected method='kmeans' with `group_size`: {why}")
 
 
 def planned(model: keras.Model, data: Any, options: Options) -> Plan | None:
     """The plan that `compressed` makes of a budget, alone; `None` where there is none."""
     check_built(model)
-    _check(options, data)
+    check(options, data)
     return _plan(model, read(data, model, steps=options.steps, name="x").repeatable(), options)
 
 

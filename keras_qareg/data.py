@@ -312,6 +312,11 @@ def _unpacked(model: keras.Model, batch: Any, name: str) -> Batch:
     )
     if not _rows(inputs):
         raise _no_inputs(name)
+    if targets is None and weights is not None:
+        raise ValueError(
+            f"Expected `{name}` to have targets where it has sample weights, without which `fit` does "
+            "not look at these. Received: weights alone"
+        )
     parts = {"inputs": inputs, "targets": targets, "weights": weights}
     counts = {
         what: sorted({len(leaf) for leaf in keras.tree.flatten(part) if leaf is not None})

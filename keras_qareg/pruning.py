@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 import warnings
+from typing import Any
 
 import keras
 import numpy as np
@@ -15,11 +16,19 @@ from keras_qareg.layers import (
     QUANTIZED,
     IntegerKernels,
     QuantizationAware,
+    SharedWeights,
     Weights,
     channel_axes,
     kernels,
 )
-from keras_qareg.layers.keras_private import children, is_graph, layers_inside
+from keras_qareg.layers.keras_private import (
+    children,
+    is_graph,
+    layers_inside,
+    optimizer_parts,
+    slots,
+)
+from keras_qareg.layers.kernel_wrapper import output_axes
 from keras_qareg.models.accounting import inner_layer
 from keras_qareg.models.configuring import TARGET_SPARSITY, Setting, resolve
 from keras_qareg.models.selection import Layers, no_kernel, select
@@ -43,10 +52,11 @@ class PruningSchedule(keras.callbacks.Callback):
     that set weights, `EarlyStopping(restore_best_weights=True)` and `SwapEMAWeights`, before this one.
 
     The zeros of a kernel are its mask; there is nothing else to keep. `quantization_aware` and
-    `share_weights` give kernels of which a tenth or more is zero a level at 0, which holds them through
-    training, tuning and files. A plain model that trains on without a schedule loses them, and so does
-    any under an optimizer that mixes the gradients of weights (Muon): train on with
-    `PruningSchedule(0.0)`.
+    `share_weights` give kernels of which a tenth or more is zero (half, with two levels) a level at 0,
+    which holds them through training, tuning and files. At the end the momentum of pruned weights is
+    taken out of the optimizer, so that such training may go on with it. A plain model that trains on
+    without a schedule loses its zeros, and so does any under an optimizer that mixes the gradients of
+    weights (Muon): train on with `PruningSchedule(0.0)`.
 
     Args:
         target_sparsity: From 0 to below 1, the share of zeros of each kernel at the end. May be a
@@ -153,8 +163,11 @@ class PruningSchedule(keras.callbacks.Callback):
         self._keep()
 
     def on_train_end(self, logs: dict[str, float] | None = None) -> None:
-        if getattr(getattr(self.model, "optimizer", None), "use_ema", False):
+        optimizer = getattr(self.model, "optimizer", None)
+        if any(getattr(part, "use_ema", False) for part in optimizer_parts(optimizer)):
             self._keep()  # the optimizer may have put averages in the place of weights
+        for found in self._kernels:
+            found.forget(optimizer)
         lost = [found.kernel.path for found in self._kernels if not found.is_pruned()]
         if lost or self._progress < 1.0:
             what = f"restored weights of before in {lost}" if lost else "ended before `end`"
@@ -186,7 +199,7 @@ class _Pruned:
     """A kernel that is pruned, and what is pruned with its channels.
 
     Args:
-        layer: The layer that it is of, not wrapped.
+        layer: The layer that it is of.
         kernel: The kernel.
         target: The share of zeros at the end.
         others: Weights of one number a channel, which are 0 where the channel is.
@@ -195,8 +208,8 @@ class _Pruned:
     def __init__(
         self, layer: Layer, kernel: keras.Variable, target: float, others: list[keras.Variable]
     ):
-        self.kernel, self.target, self.others = kernel, target, others
-        self._axes = channel_axes(layer, kernel)
+        self.layer, self.kernel, self.target, self.others = layer, kernel, target, others
+        self._axes = channel_axes(inner_layer(layer), kernel)
         mask = ops.convert_to_numpy(kernel) != 0
         if not mask.any():  # a kernel of zeros alone was never trained
             mask = np.ones_like(mask)
@@ -215,7 +228,7 @@ class _Pruned:
         return not ops.convert_to_numpy(self.kernel)[~self._mask].any()
 
     def _set(self, mask: np.ndarray) -> None:
-        self._mask = mask
+        self._mask, self._is_new = mask, True
         live = self._by_channel(mask) | self._constant if self.others else None
         self._tensors = [ops.convert_to_tensor(m) for m in (mask, live) if m is not None]
 
@@ -225,9 +238,29 @@ class _Pruned:
 
     def keep(self) -> None:
         """Sets zeros where the mask has them."""
-        for variable, mask in ((self.kernel, 0), *((other, 1) for other in self.others)):
-            value = ops.convert_to_tensor(variable)
-            variable.assign(ops.where(self._tensors[mask], value, ops.zeros_like(value)))
+        for variable, mask in self._masked():
+            self._zero(variable, mask)
+        if self._is_new and isinstance(self.layer, SharedWeights):
+            # Weights that are assigned anew go to the centroid at 0 at once, not when they are due.
+            place = next(i for i, its in enumerate(self.layer.kernels) if its is self.kernel)
+            kernel, held = ops.convert_to_tensor(self.kernel), self.layer.indices[place]
+            found, indices = self.layer.nearest(place), ops.convert_to_tensor(held)
+            held.assign(ops.where(kernel == 0, ops.cast(found, indices.dtype), indices))
+        self._is_new = False
+
+    def forget(self, optimizer: Any) -> None:
+        """Takes out of an optimizer what would move zeros, where training goes on with it."""
+        for variable, mask in self._masked():
+            for slot in slots(optimizer, variable):
+                self._zero(slot, mask)
+
+    def _masked(self) -> list[tuple[keras.Variable, Any]]:
+        others = [(other, self._tensors[1]) for other in self.others]
+        return [(self.kernel, self._tensors[0]), *others]
+
+    def _zero(self, variable: keras.Variable, mask: Any) -> None:
+        value = ops.convert_to_tensor(variable)
+        variable.assign(ops.where(mask, value, ops.zeros_like(value)))
 
 
 def _to_prune(
@@ -257,9 +290,9 @@ def _to_prune(
         for kernel, target in pairs:
             target = _limited(target, structure)
             able = not whole or type(inner) in FOLDED_INTO
-            if able and fits(structure, tuple(kernel.shape), _output_axes(inner, kernel)):
+            if able and fits(structure, tuple(kernel.shape), output_axes(inner, kernel)):
                 others = _of_channels(inner, behind.get(id(layer))) if whole else []
-                found.append(_Pruned(inner, kernel, target, others))
+                found.append(_Pruned(layer, kernel, target, others))
             else:
                 unfit.append(f"'{kernel.path}' {tuple(kernel.shape)}")
     if not found:
@@ -307,22 +340,6 @@ def _with_all(model: keras.Model, layers: list[Layer]) -> keras.Model:
     return model
 
 
-def _output_axes(layer: Layer, kernel: keras.Variable) -> int:
-    """How many of the last axes of a kernel count outputs; 0 where none of inputs is before them.
-
-    Of the kernels of `EinsumDense`, which attention layers are made of, the equation says so.
-    """
-    for part in layers_inside(layer):
-        if isinstance(part, keras.layers.EinsumDense) and part.kernel is kernel:
-            given, _, made = part.equation.replace("...", "").partition("->")
-            inputs, _, labels = given.partition(",")
-            outer = [label in made and label not in inputs for label in labels]
-            count = len(outer) if all(outer) else outer[::-1].index(False)
-            summed = count < len(labels) and labels[-count - 1] not in made
-            return count if summed else 0
-    return channel_axes(layer, kernel)
-
-
 def _limited(target: float, structure: Structure) -> float:
     """A share of zeros that a structure such as `"2:4"` can have; else raises a `ValueError`."""
     only = limit(structure)
@@ -368,4 +385,6 @@ def _of_channels(layer: Layer, normalization: Layer | None) -> list[keras.Variab
     found = [layer.bias]
     if normalization is not None:
         found += [normalization.gamma, normalization.beta]
+        if normalization.gamma is None:  # else 0 times anything
+            found.append(normalization.moving_mean)
     return [weight for weight in found if weight is not None]

@@ -10,9 +10,10 @@ from keras import layers, ops
 
 import keras_qareg as qareg
 from keras_qareg.allocation.fitting import fit_archive
-from keras_qareg.compressing import Options, compressed
+from keras_qareg.compressing import compressed
 from keras_qareg.export.archive.archive import size_of
 from keras_qareg.models.training import usual_rate
+from keras_qareg.options import Options
 from keras_qareg.plans import PlannedKernel
 from tests.helpers import BACKEND, predict
 
@@ -254,7 +255,49 @@ def test_a_step_of_ones_own_and_no_data(task):
             {"x": None, "target_bytes": 100},
             "Expected inputs with a budget, to measure harm on. Received: x=None",
         ),
-        ({"data": np.zeros((4, 8))}, "Expected `x` or `data`. Received: both."),
+        (
+            {"data": np.zeros((4, 8))},
+            "Expected `x` and what belongs to it, or `data`, which holds all. Received: `data` and `x`",
+        ),
+        (
+            {"x": None, "data": np.zeros((4, 8)), "y": np.zeros((4, 3))},
+            "Expected `x` and what belongs to it, or `data`, which holds all. Received: `data` and `y`",
+        ),
+        (
+            {"x": None, "validation_data": np.zeros((4, 8))},
+            "Expected `x` or `data` to train on. Received: `validation_data`",
+        ),
+        (
+            {"sample_weight": np.ones(768)},
+            "Expected `y` with `sample_weight`. Received: `sample_weight`",
+        ),
+        (
+            {"x": (np.zeros((4, 8)), None, np.ones(4))},
+            "Expected `x` to have targets where it has sample weights",
+        ),
+        (
+            {"x": None, "levels": 4, "method": "dkm", "epochs": 3},
+            "Expected inputs to train on, with epochs=3, method='dkm'. Received: x=None",
+        ),
+        (
+            {"method": "wnq", "levels": 4, "table": "float32", "weights": "kernel"},
+            "Expected another method than 'wnq', whose layers have a table a channel of their own "
+            "kernels, with weights='kernel', table='float32'.",
+        ),
+        *(
+            (
+                {"learning_rate": rate},
+                "Expected `learning_rate` to be a positive number. Received: ",
+            )
+            for rate in (0.0, -1.0, float("nan"), "fast")
+        ),
+        *(
+            (
+                {"optimizer": "none", "method": method},
+                "Expected `optimizer` to be a Keras optimizer",
+            )
+            for method in ("sine", "kmeans")
+        ),
         (
             {"method": "wnq", "target_bytes": 900},
             "Expected `levels`, not a budget, with method='wnq'.",
@@ -295,3 +338,17 @@ def test_states_of_the_model_stay(tmp_path):
         qareg.export.litert(model, tmp_path / "m.tflite", "float32")
     for state, array in zip(layer.states, before, strict=True):
         np.testing.assert_array_equal(ops.convert_to_numpy(state), array)
+
+
+@pytest.mark.one_backend
+@pytest.mark.parametrize("method", ["sine", "kmeans"])
+def test_the_optimizer_that_was_passed_is_copied_and_used(task, method):
+    model, x, _ = task
+    optimizer = keras.optimizers.SGD(1e-12)
+    way = {"levels": 4, "epochs": 2, "method": method, "seed": 0, "verbose": 0}
+    one, again = (qareg.compress(model, x, optimizer=optimizer, **way) for _ in range(2))
+    assert not optimizer.built
+    for a, b in zip(one.get_weights(), again.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    other = qareg.compress(model, x, **way)
+    assert any((a != b).any() for a, b in zip(one.get_weights(), other.get_weights(), strict=True))

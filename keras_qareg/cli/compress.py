@@ -177,7 +177,8 @@ class _Work:
 
     def _planned(self, its: dict[str, Any]) -> Any:
         """The arguments of `compressed`, with the plan in the place of a budget."""
-        from keras_qareg.compressing import Options, planned
+        from keras_qareg.compressing import planned
+        from keras_qareg.options import Options
 
         options = self.options
         shown: str | int = "auto" if sys.stdout.isatty() else 2  # elsewhere a bar is a mess

@@ -205,6 +205,28 @@ def optimizer_like(optimizer: Any) -> Any:
     return made
 
 
+def optimizer_parts(optimizer: Any) -> list[Any]:
+    """An optimizer, and those that it hands weights on to: one whose loss it scales, those of a map."""
+    inside = [getattr(optimizer, "inner_optimizer", None), *getattr(optimizer, "optimizers", ())]
+    return [optimizer, *(found for part in inside if part for found in optimizer_parts(part))]
+
+
+def slots(optimizer: Any, weight: keras.Variable) -> list[keras.Variable]:
+    """What an optimizer remembers of a weight in its shape: averages of its gradients, or of itself.
+
+    An `Optimizer` keeps lists of variables in its attributes, in the order of `_trainable_variables`.
+    """
+    found = []
+    for part in optimizer_parts(optimizer):
+        own, trained = getattr(part, "__dict__", {}), getattr(part, "_trainable_variables", ())
+        lists = [x for x in own.values() if isinstance(x, list) and len(x) == len(trained)]
+        place = next((i for i, other in enumerate(trained) if other is weight), None)
+        found += [its[place] for its in lists if place is not None]
+    shape = tuple(weight.shape)
+    slotted = [x for x in found if isinstance(x, keras.Variable) and x is not weight]
+    return [slot for slot in slotted if tuple(slot.shape) == shape]
+
+
 def added_losses(model: keras.Model) -> Any:
     """The sum of penalties and of losses that layers added, as `fit` counts them: a scalar.
 

@@ -113,6 +113,22 @@ def channel_axes(layer: keras.layers.Layer, kernel: keras.Variable) -> int:
     return min(axes, len(kernel.shape) - 1)
 
 
+def output_axes(layer: keras.layers.Layer, kernel: keras.Variable) -> int:
+    """How many of the last axes of a kernel count outputs; 0 where none of inputs is before them.
+
+    Of the kernels of `EinsumDense`, which attention layers are made of, the equation says so.
+    """
+    for part in keras_private.layers_inside(layer):
+        if isinstance(part, keras.layers.EinsumDense) and part.kernel is kernel:
+            given, _, made = part.equation.replace("...", "").partition("->")
+            inputs, _, labels = given.partition(",")
+            outer = [label in made and label not in inputs for label in labels]
+            count = len(outer) if all(outer) else outer[::-1].index(False)
+            summed = count < len(labels) and labels[-count - 1] not in made
+            return count if summed else 0
+    return channel_axes(layer, kernel)
+
+
 class KernelWrapper(keras.layers.Wrapper):
     """Base of the wrappers: has the call signature, shapes and masks of the layer inside.
 
@@ -307,8 +323,8 @@ class KernelWrapper(keras.layers.Wrapper):
 def without_gradient_at_zero(kernel: Any) -> Any:
     """A kernel through which no gradient goes to exact zeros: what was pruned stays so in training.
 
-    An optimizer that starts anew does not move weights without a gradient. A kernel of zeros alone is
-    one that was never trained, and trains.
+    An optimizer without momentum for them does not move weights without a gradient: one that starts
+    anew, or after `PruningSchedule`. A kernel of zeros alone is one that was never trained, and trains.
     """
     free = ops.cast(kernel != 0, kernel.dtype)
     free = ops.maximum(free, 1.0 - ops.max(free))

@@ -117,7 +117,8 @@ class QuantizationAware(KernelWrapper):
                 "compute with. Received: straight_through=False"
             )
         check_choice("table", table, TABLES)
-        regularizers.check_zero("zero_basin", found.zero_basin, found.levels, table)
+        for count in levels or [found.levels]:
+            regularizers.check_zero("zero_basin", found.zero_basin, count, table)
         self.straight_through, self.table = straight_through, table
         self.levels = None if levels is None else [clustering.check_levels(n) for n in levels]
         self._in_training = False

@@ -209,11 +209,11 @@ class SharedWeights(KernelWrapper):
                 indices = ops.convert_to_tensor(self.indices[place])
                 # Assigned in any case: replicas cannot meet inside a branch.
                 self.indices[place].assign(
-                    cond(steps == 0, partial(self._nearest, place), partial(ops.copy, indices))
+                    cond(steps == 0, partial(self.nearest, place), partial(ops.copy, indices))
                 )
         counter.assign(steps)
 
-    def _nearest(self, place: int) -> Any:
+    def nearest(self, place: int) -> Any:
         """The indices of the centroids that are nearest to the kernel inside."""
         latent, (table, sizes) = ops.cast(self.kernels[place], "float32"), self._factors_of(place)
         if sizes is not None:

@@ -86,6 +86,10 @@ def copy_contents(old: Layer, new: Layer, is_entered: bool, thaw: bool = False) 
         held = new.held_kernels if isinstance(new, SharedWeights) else []
         _copy_flags(parts, counterparts, held)
     states = [found for a, b in parts for found in _paired(old, states_of(a), states_of(b))]
+    for a, b in parts:
+        seeds = seeds_of(a), seeds_of(b)
+        if len(seeds[0]) == len(seeds[1]):  # a layer may make its own at the first call
+            states += zip(*seeds, strict=True)
     for before, after in (*counterparts, *states):
         # A copy: JAX gives the memory of a trained model's variables away at each step.
         after.assign(ops.copy(before))
@@ -146,10 +150,17 @@ def states_of(layer: Layer) -> list[keras.Variable]:
     return [state for identity, state in found.items() if identity not in weights]
 
 
+def seeds_of(layer: Layer) -> list[keras.Variable]:
+    """The states of the random numbers that a layer draws: its seed, and how many were drawn."""
+    parts = flattened(list(attributes(layer).values()))
+    found = {id(part): part for part in parts if isinstance(part, keras.random.SeedGenerator)}
+    return [generator.state for generator in found.values()]
+
+
 def remembered(layer: Layer) -> list[keras.Variable]:
     """What a layer remembers from one call to the next."""
     own = layer.non_trainable_variables if getattr(layer, "stateful", False) else []
-    return [*own, *states_of(layer)]
+    return [*own, *states_of(layer), *seeds_of(layer)]
 
 
 @contextlib.contextmanager

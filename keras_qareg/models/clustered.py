@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -99,41 +98,6 @@ def cluster_all(
     return books
 
 
-def warn_of_moved(
-    wanted: dict[Layer, Wanted], found: dict[Layer, list[tuple[Codebook, bool]]], way: Way
-) -> None:
-    """Warns where kernels had few values already, and a table of whole numbers cannot hold these."""
-    moved, most = [], 0.0
-    for layer, its in wanted.items():
-        if its.table != "int8" or way.method not in ("auto", "kmeans"):
-            continue
-        if has_centroids(layer, its, way):
-            continue
-        books = iter(found[layer])
-        for kernel, levels, values in zip(
-            kernels(layer, way.weights), its.levels, used_kernels(layer, way.weights), strict=True
-        ):
-            book = None if levels is None else next(books)[0]
-            own = Codebook.exact(values)
-            # As many values as weights are not few.
-            if book is None or own is None or 2 * len(own.centroids) > values.size:
-                continue
-            distance = float(np.abs(book.weights - values).max())
-            if len(own.centroids) <= (levels or 0) and distance:
-                left = np.unique(book.weights).size
-                moved.append(
-                    f"'{kernel.path}' ({len(own.centroids)} values, {left} of them are left)"
-                )
-                most = max(most, distance / float(np.abs(values).max()))
-    if moved:
-        warnings.warn(
-            "Kernels that had no more values than `levels` already are rounded by table='int8': to "
-            f"whole numbers of 8 bits times a step, by up to {most:.2%} of their largest value: "
-            f"{', '.join(moved)}. table='float32' keeps them as they are.",
-            stacklevel=3,
-        )
-
-
 def regularizer_of(layer: Layer) -> regularizers.QuantizationRegularizer | None:
     """The regularizer of this package that a layer was trained under, if there is one."""
     if isinstance(layer, QuantizationAware):
@@ -166,7 +130,7 @@ class _Kernel(NamedTuple):
         levels: At most so many values.
         centroids: The trained or fixed ones, or `None`.
         means: Whether these then move to the means of their members.
-        pinned: Whether one of these is a zero that stays.
+        zero: Whether one is a zero that stays.
         rate: What a bit may cost.
         wanted: What the kernels of its layer become.
         way: How all are clustered.
@@ -175,7 +139,7 @@ class _Kernel(NamedTuple):
     levels: int
     centroids: np.ndarray | None
     means: bool
-    pinned: bool
+    zero: bool
     rate: float
     wanted: Wanted
     way: Way
@@ -194,10 +158,15 @@ def _cluster(layer: Layer, wanted: Wanted, way: Way) -> list[tuple[Codebook, boo
     ):
         if levels is None:
             continue
-        its = _Kernel(levels, centroids, means, pinned, rate, wanted, way)
+        axes = channel_axes(inner_layer(layer), kernel)
         try:
             clustering.check_finite(ops.convert_to_numpy(kernel))
-            books.append(_in_groups(values, channel_axes(inner_layer(layer), kernel), its))
+            if centroids is None:
+                values, has_zeros = _with_exact_zeros(values, levels, axes)
+            zero = pinned if centroids is not None else has_zeros
+            zero = zero if way.zero_centroid == "auto" else bool(way.zero_centroid)
+            its = _Kernel(levels, centroids, means, zero, rate, wanted, way)
+            books.append(_in_groups(values, axes, its))
         except ValueError as error:
             raise ValueError(f"Kernel '{kernel.path}': {error}") from error
     return books
@@ -208,26 +177,25 @@ def _in_groups(values: np.ndarray, axes: int, its: _Kernel) -> tuple[Codebook, b
     channels = Channels(values.shape[values.ndim - axes :], its.wanted.group_size)
     if channels.groups == 1:
         return _book(values, axes, its)
-    values = _without_dead(values, axes)
     parts = channels.cut(values.reshape(-1, channels.count))
-    books, zeros = zip(*(_book(part, 1, its) for part in parts), strict=True)
-    return Codebook.joined(books, values.shape, axes), any(zeros)
+    # A group without zeros needs no level for them.
+    zeros = [its.zero and (its.way.zero_centroid is True or not part.all()) for part in parts]
+    books, kept = zip(
+        *(_book(part, 1, its._replace(zero=z)) for part, z in zip(parts, zeros, strict=True)),
+        strict=True,
+    )
+    return Codebook.joined(books, values.shape, axes), any(kept)
 
 
 def _book(values: np.ndarray, axes: int, its: _Kernel) -> tuple[Codebook, bool]:
     """The codebook of a kernel or a group of channels, and whether it has a zero that is to stay."""
-    levels, centroids, (wanted, way) = its.levels, its.centroids, its[-2:]
-    zero = its.pinned if way.zero_centroid == "auto" else bool(way.zero_centroid)
-    if centroids is None:
-        values, has_zeros = _with_exact_zeros(values, levels, axes)
-        zero = has_zeros if way.zero_centroid == "auto" else zero
-    elif zero:
+    levels, centroids, zero, (wanted, way) = its.levels, its.centroids, its.zero, its[-2:]
+    if centroids is not None and zero:
         centroids = clustering.with_zero(centroids)
     scaled = axes if wanted.scale == "channel" else 0
     if wanted.table == "even":
-        if zero and levels == 2:
+        if zero:
             regularizers.check_zero("zero_centroid", way.zero_centroid, levels, wanted.table)
-            _warn_of_lost_zeros()
         book, zero = _on_grid(values, levels, scaled, centroids), False
     elif centroids is not None:
         book = _of_centroids(values, centroids, its.means, zero, wanted.table)
@@ -236,14 +204,6 @@ def _book(values: np.ndarray, axes: int, its: _Kernel) -> tuple[Codebook, bool]:
     if axes and centroids is None and way.method == "auto":
         book = balanced(values, book, axes)
     return book, zero
-
-
-def _warn_of_lost_zeros() -> None:
-    warnings.warn(
-        "A kernel has many zeros, as where it was pruned. They are lost under "
-        f"{regularizers.TWO_ON_A_GRID}. Others keep them.",
-        stacklevel=2,
-    )
 
 
 def _trained(layer: Layer, wanted: Wanted, way: Way) -> Sequence[np.ndarray | None]:
@@ -313,14 +273,16 @@ def _found(
         _initial, levels=levels, method=method, table=table, zero_centroid=zero, rate=rate
     )
     if axes:
-        kept = _kept(values, levels, axes, table) if method in ("auto", "kmeans") else None
+        kept = _kept(values, levels, axes, table, zero) if method in ("auto", "kmeans") else None
         return kept or tables.channel_table(values, axes, cluster, table == "int8", rate)
     book = cluster(values)
     return _rounded(values, book, rate) if table == "int8" else book
 
 
-def _kept(values: np.ndarray, levels: int, axes: int, table: str) -> Codebook | None:
+def _kept(values: np.ndarray, levels: int, axes: int, table: str, zero: bool) -> Codebook | None:
     """The codebook of a kernel that has few values already, which stay what they are."""
+    if zero and values.all():
+        return None  # a level at 0 is another
     channels = values.shape[values.ndim - axes :]
     book = Codebook.exact(values)
     if book is not None and len(book.centroids) <= levels:

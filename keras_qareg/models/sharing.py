@@ -28,8 +28,8 @@ from keras_qareg.models.clustered import (
     cluster_all,
     has_centroids,
     trained_levels,
-    warn_of_moved,
 )
+from keras_qareg.models.clustered_warnings import warn_of_lost_zeros, warn_of_moved
 from keras_qareg.models.configuring import (
     ALL,
     GROUP_SIZE,
@@ -178,6 +178,7 @@ def share_weights(
     warn_of_overlooked(model, layers, weights)
     found = cluster_all(wanted, way, verbose)
     warn_of_moved(wanted, found, way)
+    warn_of_lost_zeros(wanted, found, way)
     made = []
 
     def leave(layer: Layer) -> Layer:

@@ -33,7 +33,7 @@ from keras_qareg.models.selection import (
     select,
     warn_of_overlooked,
 )
-from keras_qareg.numerics.clustering import many_zeros
+from keras_qareg.numerics.clustering import MAX_LEVELS, many_zeros
 
 
 def quantization_aware(
@@ -173,19 +173,25 @@ def _with_zero(its: _Wrap, layer: Layer, table: str, weights: Weights) -> _Wrap:
     """The same, by a regularizer with a basin at 0 where a kernel has many exact zeros."""
     if its.regularizer.zero_basin != "auto":
         return its
-    pairs = list(zip(kernels(layer, weights), its.levels, strict=True))
-    found = any(
-        many_zeros(ops.convert_to_numpy(kernel), levels) for kernel, levels in pairs if levels
+    pairs = [
+        (ops.convert_to_numpy(kernel), levels)
+        for kernel, levels in zip(kernels(layer, weights), its.levels, strict=True)
+        if levels
+    ]
+    if not any(many_zeros(kernel, MAX_LEVELS) for kernel, _ in pairs):
+        return its
+    cause = None
+    if its.regularizer.soft:
+        cause = f"{type(its.regularizer).__name__}, whose weights are mixtures. Others keep them"
+    elif table == "even" and 2 in its.levels:
+        cause = f"{regularizers.TWO_ON_A_GRID}. Others keep them"
+    elif not any(many_zeros(kernel, levels) for kernel, levels in pairs):
+        cause = "two levels, unless half of them are. A regularizer with zero_basin=True keeps them"
+    if cause is None:
+        return its._replace(regularizer=its.regularizer.with_zero(True))
+    warnings.warn(
+        f"Kernels of layer '{layer.name}' have many zeros, as where they were pruned. They are lost "
+        f"under {cause}.",
+        stacklevel=5,
     )
-    if not found:
-        return its
-    if its.regularizer.soft or (table == "even" and 2 in its.levels):
-        mixed = f"{type(its.regularizer).__name__}, whose weights are mixtures"
-        what = mixed if its.regularizer.soft else regularizers.TWO_ON_A_GRID
-        warnings.warn(
-            f"Kernels of layer '{layer.name}' have many zeros, as where they were pruned. They are lost "
-            f"under {what}. Others keep them.",
-            stacklevel=5,
-        )
-        return its
-    return its._replace(regularizer=its.regularizer.with_zero(True))
+    return its

@@ -63,7 +63,8 @@ def rate_distortion(
             k-means with so many levels.
         levels: Integer from 2 to 256, the most levels there may be. Defaults to 256. Where this
             binds, the time grows by their number.
-        zero_centroid: Whether one centroid is held at exactly 0, and counts among the levels.
+        zero_centroid: Whether one centroid is held at exactly 0, and counts among the levels. Weights
+            that are exactly 0 stay there, whatever that costs.
         importance: What the squared distance of each weight is multiplied by, as in
             `clustering.kmeans`; the bits are not. `None` (default): 1.
         level_bits: How many bits a level itself takes, its value and its frequency, which in a small
@@ -186,7 +187,7 @@ def assigned(weights: ArrayLike, book: Codebook, rate: ArrayLike) -> Codebook:
     """Each weight with the level that costs least: squared distance plus `rate` times its code's length.
 
     Lengths are `log2(N / n)`, by how many weights each level has so far. Where centroids have been
-    rounded, say, what is best for the weights has changed.
+    rounded, say, what is best for the weights has changed. Zeros stay with a level at 0.
 
     Args:
         weights: Array in the shape of the book's indices.
@@ -216,6 +217,8 @@ def assigned(weights: ArrayLike, book: Codebook, rate: ArrayLike) -> Codebook:
         alive = np.flatnonzero(start < np.inf)
         places = places_of(columns[0][:, channel], start[alive[1:]].astype("float32"))
         columns[1][:, channel] = had[alive].astype("uint8")[places]
+    if (zero := had[table[had] == 0]).size:
+        indices[weights == 0] = zero[0]
     used = (np.bincount(indices.reshape(-1), minlength=table.size) > 0) | (table == 0)
     return Codebook(table[used], (np.cumsum(used) - 1).astype("uint8")[indices])
 
@@ -289,6 +292,12 @@ class _Program:
         """The best borders of intervals, which may be empty, and which of these is held at zero."""
         bits = -rate * self.bits
         gains, zeros = self.gains + bits - rate * self.level_bits, bits if self.zero else None
+        first, last = (np.searchsorted(self.ordered.weights, 0, side) for side in ("left", "right"))
+        held = self.zero and last > first
+        if held:  # weights of 0 are in no other interval than the zero's
+            bin_of = int(np.searchsorted(self.places, first, "right")) - 1
+            for end in range(bin_of + 1, self.bins + 1):
+                gains[end * (end - 1) // 2 :][: bin_of + 1] = -np.inf
         ends, zero = _best_ends(gains, zeros, self.bins, None)
         if ends.size - 1 > self.levels:
             ends, zero = _best_ends(gains, zeros, self.bins, self.levels - self.zero)
@@ -299,6 +308,9 @@ class _Program:
         # Equal weights share a level.
         inner = borders[1:-1][borders[1:-1] < ordered.size]
         borders[1 : 1 + inner.size] = np.searchsorted(ordered, ordered[inner], side="left")
+        if held and zero is not None:
+            borders[: zero + 1] = borders[: zero + 1].clip(max=first)
+            borders[zero + 1 :] = borders[zero + 1 :].clip(min=last)
         return borders, zero
 
     def entropy(self, rate: float) -> float:

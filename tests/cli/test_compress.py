@@ -9,7 +9,7 @@ import pytest
 import keras_qareg as qareg
 from keras_qareg.cli import options
 from keras_qareg.cli.gate import Gate
-from keras_qareg.compressing import METHODS
+from keras_qareg.options import METHODS
 from tests.helpers import compiled, digits, predict, small_cnn, tensorflow_only
 
 

@@ -5,7 +5,7 @@ import dataclasses
 import keras
 import numpy as np
 import pytest
-from keras import layers
+from keras import layers, ops
 
 import keras_qareg as qareg
 from keras_qareg.models.cloning import clone, fresh
@@ -331,3 +331,19 @@ def test_a_function_that_is_called_as_one_of_keras_stays_itself():
     copied = clone(model, lambda layer: None)
     np.testing.assert_array_equal(predict(copied, INPUTS), predict(model, INPUTS))
     assert copied.layers[0].activation is relu
+
+
+def test_seeds_of_random_layers_are_copied():
+    stack = [layers.Dense(8), layers.Dropout(0.5, seed=3), layers.Dropout(0.5), layers.Dense(2)]
+    model = keras.Sequential([keras.Input((3,)), *stack])
+    x = np.ones((16, 3), "float32")
+    model.compile("sgd", "mse")
+    model.fit(x, x[:, :2], batch_size=8, verbose=0)
+
+    def seeds(network):
+        dropouts = [x for x in network.layers if isinstance(x, layers.Dropout)]
+        return [ops.convert_to_numpy(x.seed_generator.state).tolist() for x in dropouts]
+
+    before = seeds(model)
+    for copied in (qareg.share_weights(model, 4), qareg.strip(model), qareg.shrink(model)):
+        assert seeds(copied) == before

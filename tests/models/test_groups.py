@@ -197,3 +197,13 @@ def test_what_groups_are_not_for():
     assert found["conv"].group_size == 2 and found["fc"].centroids.ndim == 1
     table = str(qareg.config.explain(model, {"group_size": settings}))
     assert "all" in table and "name 'conv'" in table
+
+
+@pytest.mark.parametrize("size", [None, 4, 1])
+def test_zeros_of_a_pruned_kernel_stay_in_each_group(size):
+    model = keras.Sequential([keras.Input((64,)), layers.Dense(16)])
+    kernel = RNG.normal(size=(64, 16)) * np.exp(RNG.normal(size=16))  # channels of other sizes
+    kernel[abs(kernel) < np.quantile(abs(kernel), 0.2)] = 0
+    model.layers[0].kernel.assign(kernel)
+    (book,) = qareg.codebooks(qareg.share_weights(model, 8, group_size=size)).values()
+    assert not book.weights[kernel == 0].any()

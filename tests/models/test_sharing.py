@@ -233,3 +233,40 @@ def test_few_values_stay_or_there_is_a_warning(table):
         f"'{path}' ({before} values, {after} of them are left). "
         "table='float32' keeps them as they are."
     )
+
+
+def pruned(share):
+    model = keras.Sequential([keras.Input((32,)), keras.layers.Dense(16, name="fc")])
+    kernel = np.random.default_rng(0).normal(size=(32, 16))
+    kernel[abs(kernel) < np.quantile(abs(kernel), share)] = 0
+    model.layers[0].kernel.assign(kernel)
+    return model
+
+
+@pytest.mark.one_backend
+@pytest.mark.parametrize("arguments", [{}, {"table": "even"}, {"group_size": 4}])
+def test_zeros_that_two_levels_lose_are_said(arguments):
+    with pytest.warns(UserWarning, match="Kernels have many zeros.*fc/kernel' \\(.* of 205\\)"):
+        qareg.share_weights(pruned(0.4), 2, **arguments)
+    with pytest.warns(UserWarning, match="They are lost under two levels, unless half of them are"):
+        qareg.quantization_aware(pruned(0.4), "sine", levels=2)
+
+
+@pytest.mark.one_backend
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_who_says_that_zeros_may_go_is_not_warned():
+    qareg.share_weights(pruned(0.4), 2, zero_centroid=False)
+    shared = qareg.share_weights(pruned(0.4), 2, zero_centroid=True)
+    (book,) = qareg.codebooks(shared).values()
+    assert (book.weights == 0).mean() >= 0.4
+
+
+@pytest.mark.one_backend
+@pytest.mark.parametrize("scale", ["kernel", "channel"])
+def test_a_zero_that_was_asked_for_is_in_the_table(scale):
+    model = keras.Sequential([keras.Input((16,)), keras.layers.Dense(32)])
+    few = np.random.default_rng(0).choice([-0.2, -0.1, 0.1, 0.2], (16, 32))
+    model.layers[0].kernel.assign(few)
+    shared = qareg.share_weights(model, 5, zero_centroid=True, scale=scale)
+    (book,) = qareg.codebooks(shared).values()
+    assert (book.centroids == 0).any(axis=0).all()

@@ -161,8 +161,9 @@ def test_branches_agree_on_what_goes():
     with pytest.warns(UserWarning) as caught:
         found = qareg.shrink(model)
     assert [str(x.message) for x in caught if x.category is UserWarning] == [
-        "Left as they are, because what reads them is not followed, adds others to them, or pads a "
-        "constant that is not 0: 1 channel of 'stem'; 1 channel of 'left'; 1 channel of 'first'."
+        "Left as they are, because what reads them is not followed, adds others to them, pads a "
+        "constant that is not 0, or has a `bias_constraint`: 1 channel of 'stem'; 1 channel of "
+        "'left'; 1 channel of 'first'."
     ]
     assert widths(found)["stem"] == widths(found)["left"] == 4
     assert found.get_layer("deep").kernel.shape == (3, 3, 8, 2)
@@ -308,3 +309,27 @@ def test_what_training_makes_of_constants_and_adapted_layers_stays():
     model.get_layer("a").enable_lora(2)
     model.get_layer("a").lora_kernel_b.assign(np.ones((2, 5), "float32"))
     assert qareg.shrink(model).get_layer("a").units == 5
+
+
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_a_bias_is_no_other_than_before_in_training(has_bias):
+    keras.utils.set_random_seed(0)
+    of_bias = {"bias_regularizer": "l2", "bias_constraint": "non_neg"}
+    inputs = keras.Input((6,))
+    first = layers.Dense(8, "relu")
+    second = layers.Dense(5, use_bias=has_bias, **of_bias)
+    hidden = layers.Activation("tanh")(second(first(inputs)))
+    model = keras.Model(inputs, layers.Dense(3)(hidden))
+    kernel, bias = (array.copy() for array in first.get_weights())
+    kernel[:, 0], bias[0] = 0.0, 0.4  # a constant
+    first.set_weights([kernel, bias])
+    model.compile(keras.optimizers.SGD(0.0), "mse")
+    x = np.random.default_rng(0).normal(size=(32, 6)).astype("float32")
+    y = model.predict(x, verbose=0)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        smaller = qareg.shrink(model)
+    assert any("bias_constraint" in str(one.message) for one in said) == has_bias
+    assert smaller.layers[1].units == (8 if has_bias else 7)
+    smaller.fit(x, y, verbose=0)
+    np.testing.assert_allclose(smaller.predict(x, verbose=0), y, atol=1e-5)

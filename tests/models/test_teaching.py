@@ -6,9 +6,10 @@ import pytest
 from keras import layers, ops
 
 from keras_qareg import data
-from keras_qareg.compressing import Options, compressed
+from keras_qareg.compressing import compressed
 from keras_qareg.models import teaching, training
 from keras_qareg.models.teaching import known_outputs
+from keras_qareg.options import Options
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(70, 8)).astype("float32")

@@ -23,7 +23,10 @@ def cost(weights, book, rate, importance=1.0, level_bits=0.0, free=0):
 
 
 def least_by_trial(weights, rate, levels, zero, importance, level_bits):
-    """The least cost over all partitions of the distinct weights into intervals."""
+    """The least cost over all partitions of the distinct weights into intervals.
+
+    Where a zero is held, weights of 0 are in its interval.
+    """
     order = np.argsort(weights)
     weights, importance = weights[order].astype("float64"), importance[order]
     size, best = weights.size, np.inf
@@ -38,9 +41,14 @@ def least_by_trial(weights, rate, levels, zero, importance, level_bits):
                 for p, mean in zip(parts, means, strict=True)
             ]
             free = sum(mean for mean, _ in about)
-            found = [(free, len(parts) + zero)]
+            needs_zero = [zero and bool((weights[p] == 0).any()) for p in parts]
+            found = [] if any(needs_zero) else [(free, len(parts) + zero)]
             if zero:
-                found += [(free - mean + held, len(parts)) for mean, held in about]
+                found += [
+                    (free - mean + held, len(parts))
+                    for (mean, held), needed in zip(about, needs_zero, strict=True)
+                    if needed or not any(needs_zero)
+                ]
             bits = rate * (lengths * np.log2(size / lengths)).sum()
             for squares, used in found:
                 if used <= levels:
@@ -128,3 +136,14 @@ def test_arguments():
         rd.rate_distortion([1.0, np.inf], 0.1)
     book = rd.rate_distortion(np.full((2, 3), 0.5), 0.1)
     assert book.centroids.tolist() == [0.5] and not book.indices.any()
+
+
+@pytest.mark.parametrize("levels", [2, 4, 256])
+@pytest.mark.parametrize("rate", [0.01, 0.3, 3.0, 100.0])
+@pytest.mark.parametrize("size", [500, 20_000])
+def test_zeros_stay_at_the_zero_whatever_they_cost(size, rate, levels):
+    weights = np.abs(np.random.default_rng(0).normal(size=size)).astype("float32")
+    weights[weights < np.quantile(weights, 0.3)] = 0
+    book = rd.rate_distortion(weights, rate, levels=levels, zero_centroid=True)
+    assert not book.weights[weights == 0].any() and len(book.centroids) <= levels
+    assert not rd.assigned(weights, book, rate).weights[weights == 0].any()

@@ -40,8 +40,8 @@ def shrink(model: keras.Model, data: Any = None) -> keras.Model:
     outputs of the model and of models inside it, which are made smaller each for itself; channels that
     are not on the last axis; grouped convolutions; layers that are called several times. A constant
     that is not 0 stays where a convolution pads its inputs with zeros, because there it makes a pattern
-    at the borders, and before dropout, because in training that makes others of it. A warning says what
-    stayed for such reasons.
+    at the borders, before dropout, because in training that makes others of it, and before a layer with
+    a `bias_constraint`. A warning says what stayed for such reasons.
 
     Args:
         model: A built, plain model. It stays as it is. Shrink before weights are shared or trained under
@@ -151,8 +151,8 @@ class _Plan:
         """Says what could have been removed, and was not."""
         if self._left:
             warnings.warn(
-                "Left as they are, because what reads them is not followed, adds others to them, or "
-                f"pads a constant that is not 0: {'; '.join(self._left)}.",
+                "Left as they are, because what reads them is not followed, adds others to them, pads a "
+                f"constant that is not 0, or has a `bias_constraint`: {'; '.join(self._left)}.",
                 stacklevel=3,
             )
 
@@ -210,7 +210,9 @@ class _Plan:
             mean = found["moving_mean"]
             found["moving_mean"] = (mean - added).astype(mean.dtype)
         else:
-            self._configs.setdefault(id(layer), {})["use_bias"] = True
+            # Penalties and constraints of a bias that the layer had not would become real.
+            changes = {"use_bias": True, "bias_regularizer": None, "bias_constraint": None}
+            self._configs.setdefault(id(layer), {}).update(changes)
             weights["bias"] = added.astype(weights[next(iter(weights))].dtype)
 
     def _note(self, call: Call) -> None:

@@ -52,7 +52,8 @@ class Mixing:
         sizes: Sums of magnitudes, of the same shape.
         offset: The bias: `(outputs,)`.
         activation: What is done to each output; `None`: something that mixes them.
-        pads: Whether zeros beside the inputs count, so that constant inputs give no constant outputs.
+        pads: Whether constant inputs give no constant outputs, because zeros beside the inputs count,
+            or must stay for another reason.
     """
 
     sums: np.ndarray
@@ -235,6 +236,8 @@ def _mixing(
 ) -> Rule:
     """The rule of a layer by its kernel, `(places, inputs, outputs)`, and its magnitudes."""
     bias = np.zeros(kernel.shape[-1]) if layer.bias is None else weights_of(layer)["bias"]
+    if getattr(layer.bias, "constraint", None) is not None:
+        pads = True  # what a constant adds would not stay in such a bias
     does = Mixing(kernel.sum(0), sizes.sum(0), bias.astype("float64"), _activation(layer), pads)
     settings = ("units",) if isinstance(layer, keras.layers.Dense) else ("filters",)
     return Rule(does, {**axes, "bias": ("out",)}, settings, between)
