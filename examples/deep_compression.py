@@ -7,8 +7,8 @@
 After Han, Mao, Dally, "Deep Compression" (ICLR 2016), with the parts of this package:
 
 1. whole channels are pruned in training (`callbacks.PruningSchedule`), and `shrink` removes them;
-2. single weights are pruned in training, down to `--sparsity` of zeros;
-3. the network trains under a regularizer, with a level at 0 that pruned weights stay at;
+2. single weights are pruned in the first half of a training, down to `--sparsity` of zeros;
+3. in the second the network trains under a regularizer, with a level at 0 that pruned weights stay at;
 4. weights are shared by rate and distortion, and what is left is tuned;
 5. the archive codes the indices, of which most are those of the zero; it folds batch normalization.
 
@@ -47,7 +47,7 @@ Row = dict[str, Any]
 # Of the epochs of a training: those of the float network before, and of tuning after.
 FLOAT, TUNING = 2.0, 0.25
 SETTINGS = (
-    "channels", "sparsity", "pruning", "levels", "small", "small_levels", "regularizer", "bit",
+    "channels", "sparsity", "levels", "small", "small_levels", "regularizer", "bit",
     "labels", "epochs", "batch_size", "shift", "seed",
 )  # fmt: skip
 _MEASURED = 4_096  # images that batch normalization is measured on; harm takes some of them
@@ -159,11 +159,6 @@ class Pipeline:
             self.fit(model, 1, its.rate, pruning)
             model = qareg.shrink(model)
             self.note("channels pruned, shrunk", model)
-        if its.sparsity:
-            shares = sparsities(model, its.sparsity, self.some)
-            pruning = PruningSchedule(lambda layer: shares[layer.name] or None)
-            self.fit(model, 2 * its.pruning, its.rate, pruning)
-            self.note("weights pruned", model)
         kind = getattr(qareg.regularizers, its.regularizer)
 
         def levels(layer: Any) -> int:
@@ -171,10 +166,14 @@ class Pipeline:
                 its.small_levels if math.prod(layer.kernel.shape) < its.small else its.levels
             )
 
+        epochs, callbacks = 1, list[Any]()
+        if its.sparsity:  # one training for both, so that one learning rate falls once
+            epochs, shares = 2, sparsities(model, its.sparsity, self.some)
+            callbacks = [PruningSchedule(lambda layer: shares[layer.name] or None)]
         regularizer = kind(its.levels, zero_basin=True)
         model = qareg.quantization_aware(model, regularizer, levels=levels)
-        rest = 2 * (1 - its.pruning) if its.sparsity else 1
-        self.fit(model, rest, its.rate, PenaltySchedule(warmup_epochs=0, power=12))
+        warmup = its.epochs if its.sparsity else 0
+        self.fit(model, epochs, its.rate, *callbacks, PenaltySchedule(warmup, power=12))
         self.note(f"trained, {its.levels} levels", model)
 
         def rate(layer: Any) -> float:
@@ -245,9 +244,6 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--channels", type=float, default=0.25, help="share of channels that go")
     parser.add_argument("--layers", default="all", help="whose channels: all, conv or dense")
     parser.add_argument("--sparsity", type=float, default=0.8, help="share of zeros after that")
-    parser.add_argument(
-        "--pruning", type=float, default=0.5, help="share of the epochs of steps 2 and 3 (0.5)"
-    )
     parser.add_argument("--levels", type=int, default=8)
     parser.add_argument("--small-levels", type=int, help="of small kernels; default: as many")
     parser.add_argument("--small", type=int, default=5_000, help="fewer weights are small (5000)")
@@ -266,8 +262,6 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("output"), help="default: output")
     arguments = parser.parse_args()
-    if not 0 < arguments.pruning < 1:
-        parser.error(f"Expected --pruning between 0 and 1. Received: --pruning {arguments.pruning}")
     arguments.name = arguments.model.stem if arguments.model else arguments.network or "digits"
     arguments.small_levels = arguments.small_levels or arguments.levels
     arguments.dataset = "digits" if arguments.name == "digits" else "cifar10"
