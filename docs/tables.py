@@ -53,7 +53,7 @@ UNTOLD = (
     *(f"cifar_wnq{its}_export" for its in ("", "_100_epochs", "_all_images", "_lower_rate")),
     *(f"cifar_wnq_100_epochs_{its}" for its in ("float", "20_more")),
     *(f"deep_compression_resnet8_{its}" for its in _BEFORE),
-    *(f"deep_compression_lenet_{its}" for its in ("five_levels", "fewer_zeros")),
+    *(f"deep_compression_lenet_{its}" for its in ("five_levels", "fewer_zeros", "one_training")),
 )
 # What one may want, the call, its training, and whose rows have its bytes and accuracy: study and cell.
 _LITERT, _SMALLEST = "`export.litert(model, path, {})`", ', `"smallest"`'

@@ -7,14 +7,13 @@
 After Han, Mao, Dally, "Deep Compression" (ICLR 2016), with the parts of this package:
 
 1. whole channels are pruned in training (`callbacks.PruningSchedule`), and `shrink` removes them;
-2. single weights are pruned in the first half of a training, down to `--sparsity` of zeros;
-3. in the second the network trains under a regularizer, with a level at 0 that pruned weights stay at;
+2. single weights are pruned in training, down to `--sparsity` of zeros;
+3. the network trains under a regularizer, with a level at 0 that pruned weights stay at;
 4. weights are shared by rate and distortion, and what is left is tuned;
 5. the archive codes the indices, of which most are those of the zero; it folds batch normalization.
 
 The float control trains on from the same weights for as many epochs, and teaches all that come after it,
-beside the labels or without them (`--no-labels`; `distill`). Accuracies are of the test images, in the
-last row those of the file.
+beside the labels (`distill`). Accuracies are of the test images, in the last row those of the file.
 A model of a file sees pixels from 0 to 255, as MLPerf Tiny's ResNet8 does, others from 0 to 1.
 """
 
@@ -47,8 +46,8 @@ Row = dict[str, Any]
 # Of the epochs of a training: those of the float network before, and of tuning after.
 FLOAT, TUNING = 2.0, 0.25
 SETTINGS = (
-    "channels", "sparsity", "levels", "small", "small_levels", "regularizer", "bit",
-    "labels", "epochs", "batch_size", "shift", "seed",
+    "channels", "sparsity", "levels", "small", "small_levels", "regularizer", "bit", "epochs",
+    "batch_size", "shift", "seed",
 )  # fmt: skip
 _MEASURED = 4_096  # images that batch normalization is measured on; harm takes some of them
 
@@ -105,8 +104,7 @@ class Pipeline:
         softmax = getattr(model.layers[-1], "activation", None) is keras.activations.softmax
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=not softmax)
         trainer = qareg.distill(model, self.teacher) if self.teacher else model
-        labels = its.labels or self.teacher is None
-        trainer.compile(keras.optimizers.Adam(decay), loss if labels else None)
+        trainer.compile(keras.optimizers.Adam(decay), loss)
         trainer.fit(batches, epochs=epochs, verbose=0, callbacks=list(callbacks))
         return model
 
@@ -159,6 +157,10 @@ class Pipeline:
             self.fit(model, 1, its.rate, pruning)
             model = qareg.shrink(model)
             self.note("channels pruned, shrunk", model)
+        if its.sparsity:
+            shares = sparsities(model, its.sparsity, self.some)
+            self.fit(model, 1, its.rate, PruningSchedule(lambda layer: shares[layer.name] or None))
+            self.note("weights pruned", model)
         kind = getattr(qareg.regularizers, its.regularizer)
 
         def levels(layer: Any) -> int:
@@ -166,14 +168,9 @@ class Pipeline:
                 its.small_levels if math.prod(layer.kernel.shape) < its.small else its.levels
             )
 
-        epochs, callbacks = 1, list[Any]()
-        if its.sparsity:  # one training for both, so that one learning rate falls once
-            epochs, shares = 2, sparsities(model, its.sparsity, self.some)
-            callbacks = [PruningSchedule(lambda layer: shares[layer.name] or None)]
         regularizer = kind(its.levels, zero_basin=True)
         model = qareg.quantization_aware(model, regularizer, levels=levels)
-        warmup = its.epochs if its.sparsity else 0
-        self.fit(model, epochs, its.rate, *callbacks, PenaltySchedule(warmup, power=12))
+        self.fit(model, 1, its.rate, PenaltySchedule(warmup_epochs=0, power=12))
         self.note(f"trained, {its.levels} levels", model)
 
         def rate(layer: Any) -> float:
@@ -248,12 +245,6 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--small-levels", type=int, help="of small kernels; default: as many")
     parser.add_argument("--small", type=int, default=5_000, help="fewer weights are small (5000)")
     parser.add_argument("--regularizer", default="Sine", help="default: Sine")
-    parser.add_argument(
-        "--labels",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="whether labels count beside the teacher",
-    )
     parser.add_argument("--bit", type=float, default=0.02, help="what a bit may cost (0.02)")
     parser.add_argument("--epochs", type=int, default=15, help="of each training (15)")
     parser.add_argument("--batch-size", type=int, default=32)

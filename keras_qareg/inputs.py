@@ -116,17 +116,28 @@ def _fitted(value: Any, spec: Spec) -> Any:
         raise Misfit(
             f"to have inputs of type {spec.dtype} for '{spec.name}'. Received: {array.dtype}"
         )
-    return array.astype(spec.dtype)
+    made = array.astype(spec.dtype)
+    if array.dtype.kind in "iu" and not np.array_equal(made, array):
+        raise Misfit(
+            f"to have inputs of type {spec.dtype} for '{spec.name}'. Received: {array.dtype} from "
+            f"{array.min()} to {array.max()}"
+        )
+    return made
 
 
 def as_array(value: Any) -> Any:
-    """A NumPy array, of 32 bits where Keras computes in 32; texts as a tensor."""
+    """A NumPy array, of 32 bits where Keras computes in 32 and these hold it; texts as a tensor."""
     if hasattr(value, "detach"):  # PyTorch
         value = value.detach().cpu()
     array = np.asarray(value)
     if array.dtype.kind in "OSU":  # texts: `fit` takes them as tensors alone
         return value if value is not array else keras.ops.convert_to_tensor(array)
-    return array.astype({"float64": "float32", "int64": "int32"}.get(str(array.dtype), array.dtype))
+    if array.dtype == "float64":
+        return array.astype("float32")
+    if array.dtype == "int64":  # identifiers may be larger, for inputs of 64 bits
+        narrow = array.astype("int32")
+        return narrow if np.array_equal(narrow, array) else array
+    return array
 
 
 def check_numbers(model: keras.Model, inputs: Any, name: str) -> None:

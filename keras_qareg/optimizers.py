@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import keras
 
+from keras_qareg.layers.keras_private import copy_exclusions
+
 # The last part of the path of every centroid weight, alone or after the name of its kernel; and of the
 # sizes that centroids are multiplied by.
 CENTROIDS = r"(.*[/_])?centroid(s|_sizes)(_\d+)?"
@@ -48,7 +50,9 @@ def with_centroid_optimizer(
             )
         config = {**optimizer.get_config(), "learning_rate": float(centroid_optimizer)}
         config["name"] = f"{optimizer.name}_centroids"
-        centroid_optimizer = type(optimizer).from_config(config)
+        made = type(optimizer).from_config(config)
+        copy_exclusions(optimizer, made)
+        centroid_optimizer = made
     parts = keras.optimizers.OptimizerMap(optimizer)
     parts[CENTROIDS] = keras.optimizers.get(centroid_optimizer)
     return keras.optimizers.MultiOptimizer(parts)

@@ -193,16 +193,20 @@ def optimizer_like(optimizer: Any) -> Any:
         ValueError: If single weights were excluded.
     """
     made = type(optimizer).from_config(optimizer.get_config())
-    inner = getattr(optimizer, "inner_optimizer", optimizer)
-    if getattr(inner, "_exclude_from_weight_decay", None):
+    for part, copied in zip(optimizer_parts(optimizer), optimizer_parts(made), strict=True):
+        copy_exclusions(part, copied)
+    return made
+
+
+def copy_exclusions(optimizer: Any, other: Any) -> None:
+    """Tells another optimizer which weights do not decay, as this one was told."""
+    if getattr(optimizer, "_exclude_from_weight_decay", None):
         raise ValueError(
             "weights were excluded from weight decay by `var_list`; `var_names` is copied"
         )
-    pattern = getattr(inner, "_exclude_from_weight_decay_pattern", None)
+    pattern = getattr(optimizer, "_exclude_from_weight_decay_pattern", None)
     if pattern is not None:
-        names = pattern.pattern.split("|")
-        getattr(made, "inner_optimizer", made).exclude_from_weight_decay(var_names=names)
-    return made
+        other.exclude_from_weight_decay(var_names=pattern.pattern.split("|"))
 
 
 def optimizer_parts(optimizer: Any) -> list[Any]:
@@ -334,16 +338,16 @@ def replace_arguments(graph: keras.Model, change: Callable[[Any], Any]) -> None:
 
 @contextlib.contextmanager
 def normalizing_by_batches(layers: list[BatchNormalization]) -> Iterator[None]:
-    """Lets layers normalize by each batch's own statistics and learn these, whatever `training` says.
+    """Lets layers normalize by each batch's own statistics and keep their mean, in inference too.
 
-    The instances' `call` is in the way of the class's (`Layer.__call__` calls `self.call`), and they are
-    trainable, without which `BatchNormalization` learns nothing. `momentum` may be set meanwhile. All of
-    it is as it was afterwards.
+    The mean is over all calls, of which a layer may have several a batch. The instances' `call` is in
+    the way of the class's (`Layer.__call__` calls `self.call`), and they are trainable, without which
+    `BatchNormalization` learns nothing. All of it is as it was afterwards.
     """
     settings = [(layer, layer.momentum, layer.trainable) for layer in layers]
     try:
         for layer in layers:
-            layer.trainable, layer.call = True, _as_in_training(layer.call)
+            layer.trainable, layer.call = True, _measuring(layer)
         yield
     finally:
         for layer, momentum, trainable in settings:
@@ -351,8 +355,14 @@ def normalizing_by_batches(layers: list[BatchNormalization]) -> Iterator[None]:
             vars(layer).pop("call", None)
 
 
-def _as_in_training(call: Callable[..., Any]) -> Callable[..., Any]:
+def _measuring(layer: BatchNormalization) -> Callable[..., Any]:
+    call, seen = layer.call, 0
+
     def measuring(inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
+        nonlocal seen
+        size = inputs.shape[0] or 1
+        layer.momentum = seen / (seen + size)
+        seen += size
         return call(inputs, training=True, mask=mask)
 
     return measuring

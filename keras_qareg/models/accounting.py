@@ -93,7 +93,7 @@ def copy_contents(old: Layer, new: Layer, is_entered: bool, thaw: bool = False) 
     for before, after in (*counterparts, *states):
         # A copy: JAX gives the memory of a trained model's variables away at each step.
         after.assign(ops.copy(before))
-    _copy_adapted_state(old, new)
+    copy_adapted_state(old, new)
     return counterparts
 
 
@@ -230,7 +230,7 @@ def _equal(value: Any, other: Any) -> bool:
     return type(value) is type(other) and np.array_equal(value, other)
 
 
-def _copy_adapted_state(old: Layer, new: Layer) -> None:
+def copy_adapted_state(old: Layer, new: Layer) -> None:
     """What preprocessing layers learned by `adapt` and keep beside their weights."""
     if type(old) is type(new) and hasattr(old, "save_assets"):
         with tempfile.TemporaryDirectory() as folder:

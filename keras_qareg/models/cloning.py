@@ -124,22 +124,37 @@ def _no_copy(layer: Layer, error: Exception) -> ValueError:
 
 
 def own_regularizer(layer: Layer) -> Any:
-    """The first regularizer of this package in a layer's configuration, or None."""
+    """The regularizer of this package that the kernels of a layer have in its configuration, or None.
+
+    Raises:
+        ValueError: If kernels have several that differ.
+    """
     if isinstance(layer, KernelWrapper):
         return None
-    config = next(_regularizer_configs(config_of(layer)), None)
-    return None if config is None else keras.saving.deserialize_keras_object(config)
+    found = [its for key, its in _regularizer_configs(config_of(layer)) if not _is_of_vector(key)]
+    made = [keras.saving.deserialize_keras_object(config) for config in found]
+    if any(other.get_config() != made[0].get_config() for other in made):
+        raise ValueError(
+            f"Expected one regularizer of keras_qareg for all kernels of layer '{layer.name}'. "
+            f"Received: {made}. Make the model with one, and give kernels other `levels` by their paths."
+        )
+    return made[0] if made else None
+
+
+def _is_of_vector(key: str) -> bool:
+    """Whether a setting is of a bias and its like, or of outputs, and not of a kernel."""
+    return key.startswith(("bias_", "beta_", "gamma_", "activity_"))
 
 
 def _is_ours(value: Any) -> bool:
     return isinstance(value, dict) and str(value.get("registered_name")).startswith(_PACKAGE)
 
 
-def _regularizer_configs(config: Any) -> Iterator[dict[str, Any]]:
+def _regularizer_configs(config: Any) -> Iterator[tuple[str, dict[str, Any]]]:
     values = config.items() if isinstance(config, dict) else enumerate(config)
     for key, value in values:
         if str(key).endswith("regularizer") and _is_ours(value):
-            yield value
+            yield str(key), value
         elif isinstance(value, dict | list | tuple):
             yield from _regularizer_configs(value)
 

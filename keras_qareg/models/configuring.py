@@ -6,6 +6,7 @@ the user passed for it: a value, a dict, a function, a plan, or the path of a YA
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -219,6 +220,19 @@ def check_value(argument: Argument, setting: Any) -> Any:
     return {key: _checked(argument, f"Key {_label(key)}", v) for key, v in setting.items()}
 
 
+def _check_sizes(setting: Any, kernels: list[Kernel]) -> None:
+    """Raises a `ValueError` where a plan is of kernels of other sizes."""
+    planned = {row.path: row.weights for row in getattr(setting, "rows", ())}
+    sizes = {kernel.path: math.prod(kernel.variable.shape) for kernel in kernels}
+    other = {path: n for path, n in planned.items() if sizes.get(path, n) != n}
+    if other:
+        path, count = next(iter(other.items()))
+        raise ValueError(
+            f"Expected the plan of a model with {count:,} weights in '{path}'. Received: a model with "
+            f"{sizes[path]:,} there. Plan anew with keras_qareg.allocate."
+        )
+
+
 def resolve(
     argument: Argument,
     setting: Any,
@@ -253,6 +267,7 @@ def resolve(
     """
     given = check_value(argument, setting)
     kernels, meant = every_kernel(model, weights, deep=deep), {id(layer) for layer in wanted}
+    _check_sizes(setting, kernels)
     if isinstance(given, dict) and not argument.is_value(given):
         found = matches(model, kernels, given, argument.name, deep=deep)
         pairs = list(zip(kernels, found, strict=True))

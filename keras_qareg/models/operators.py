@@ -6,6 +6,7 @@ want the same range on all sides, and which have ranges that the runtime prescri
 
 from __future__ import annotations
 
+import numbers
 from typing import Any
 
 import keras
@@ -130,9 +131,10 @@ def _check(call: Call, layer: Any, kind: str) -> None:
     count = len(call.inputs)
     if kind == FUSING and isinstance(layer, Layer) and count != 2:
         raise NoIntegerForm("Take two tensors at a time.")
-    constants = [x for x in keras.tree.flatten((call.args, call.kwargs)) if hasattr(x, "shape")]
-    if kind == JOINED and not isinstance(layer, Layer) and len(constants) > count:
-        raise NoIntegerForm("Join tensors of the model alone.")
+    given = keras.tree.flatten((call.args, call.kwargs))
+    joined = [x for x in given if hasattr(x, "shape") or isinstance(x, numbers.Number)]
+    if kind == JOINED and not isinstance(layer, Layer) and len(joined) > count:
+        raise NoIntegerForm("Join tensors of the model alone, without constants.")
     if getattr(layer, "activation_quantizer", None) is not None:
         raise NoIntegerForm("It quantizes its inputs itself: make it with activation_bits=None.")
     if kind == NORM and getattr(layer, "renorm", False):

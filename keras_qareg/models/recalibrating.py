@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -14,6 +13,7 @@ from keras.layers import BatchNormalization
 from keras_qareg.data import read
 from keras_qareg.layers import FreezableBatchNormalization
 from keras_qareg.layers.keras_private import layers_inside, normalizing_by_batches
+from keras_qareg.models.accounting import keeping_states
 from keras_qareg.models.selection import check_built
 
 
@@ -27,8 +27,9 @@ def recalibrate(
     cases the statistics are not those of the network that is kept, and a few batches of inputs mend
     that, without labels (Nagel et al., "Overcoming Oscillations in Quantization-Aware Training",
     arXiv 2203.11086, section 4; Wu, Johnson, arXiv 2105.07576, section 3). Each layer normalizes a
-    batch by the batch's own statistics, and keeps their mean over all batches. Everything else runs
-    as in inference, and no other weight changes.
+    batch by the batch's own statistics, and keeps their mean over all batches, and over all calls in a
+    batch where there are several. Everything else runs as in inference, and no other weight or state
+    changes.
 
     Args:
         model: A built model. Its `BatchNormalization` layers may be frozen; without any, it stays as
@@ -70,7 +71,9 @@ def recalibrate(
                 if isinstance(layer, FreezableBatchNormalization):
                     stack.enter_context(layer.thawed())
             stack.enter_context(normalizing_by_batches(found))
-            _measure(model, found, (inputs for inputs, _, _ in given.batches(batch_size)))
+            stack.enter_context(keeping_states(model))
+            for inputs, _, _ in given.batches(batch_size):
+                model(inputs, training=False)
         if not all(np.isfinite(ops.convert_to_numpy(v)).all() for v in statistics):
             raise ValueError(
                 "Expected inputs with finite statistics. Received NaN or infinite ones."
@@ -79,13 +82,3 @@ def recalibrate(
         for variable, value in zip(statistics, before, strict=True):
             variable.assign(value)
         raise
-
-
-def _measure(model: keras.Model, found: list[BatchNormalization], batches: Iterator[Any]) -> None:
-    seen = 0
-    for batch in batches:
-        size = keras.tree.flatten(batch)[0].shape[0]
-        for layer in found:
-            layer.momentum = seen / (seen + size)  # so that the average is over all inputs
-        model(batch, training=False)
-        seen += size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 
 import keras
@@ -21,11 +22,21 @@ from keras_qareg.layers import (
     kernels,
 )
 from keras_qareg.layers.keras_private import attributes, layers_inside
-from keras_qareg.models.accounting import inner_layer
+from keras_qareg.models.accounting import copy_adapted_state, inner_layer
 from keras_qareg.models.cloning import clone, fresh
 from keras_qareg.models.graphs import Passed
 from keras_qareg.models.selection import check_built, check_plain, quantized_layers
+from keras_qareg.models.trial import (
+    SIZES,
+    difference,
+    is_random,
+    outputs_of,
+    trial_inputs,
+)
 from keras_qareg.regularizers import QuantizationRegularizer
+
+# How far outputs of the same weights may be apart, relative to the largest.
+_TOLERANCE = 1e-3
 
 
 def strip(model: keras.Model, into: keras.Model | None = None) -> keras.Model:
@@ -48,7 +59,7 @@ def strip(model: keras.Model, into: keras.Model | None = None) -> keras.Model:
         `activation_bits`, its outputs differ, and there is a warning.
 
     Raises:
-        ValueError: If the model is unbuilt, or `into` has other weights.
+        ValueError: If the model is unbuilt, or `into` has other weights, or other outputs with them.
 
     Example:
 
@@ -105,9 +116,39 @@ def _written_into(model: keras.Model, stripped: keras.Model) -> keras.Model:
             f"Expected `into` to be a model with the {len(new)} weights of '{stripped.name}'. Received: "
             f"'{model.name}' with {len(old)} weights{f', {other[1]} for {other[0]}' if other else ''}."
         )
+    held = [ops.convert_to_numpy(weight).copy() for weight in model.weights]
     for before, after in zip(stripped.weights, model.weights, strict=True):
         after.assign(before)
+    pairs = zip(layers_inside(stripped), layers_inside(model), strict=False)
+    for before, after in pairs:
+        if type(before) is type(after) and before is not stripped:
+            copy_adapted_state(before, after)
+    away = _apart(stripped, model)
+    if not away <= _TOLERANCE:
+        for weight, value in zip(model.weights, held, strict=True):
+            weight.assign(value)
+        raise ValueError(
+            f"Expected `into` to be a model of the architecture of '{stripped.name}'. Received: "
+            f"'{model.name}', whose outputs are other ones with the same weights, by {away:.2g} of the "
+            "largest"
+        )
     return model
+
+
+def _apart(one: keras.Model, other: keras.Model) -> float:
+    """How far outputs are apart, relative to the largest; 0 where models cannot be tried."""
+    for size in SIZES:
+        try:
+            inputs = trial_inputs(one, size)
+            if is_random(one, inputs):
+                return 0.0
+            found = outputs_of(one, inputs), outputs_of(other, inputs)
+            if [x.shape for x in found[0]] != [x.shape for x in found[1]]:
+                return math.inf
+            return max(map(difference, *found), default=0.0)
+        except Exception:  # too small for the layers, for one
+            continue
+    return 0.0
 
 
 def unquantized(model: keras.Model) -> keras.Model:

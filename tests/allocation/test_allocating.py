@@ -218,9 +218,9 @@ def test_harm_is_what_recalibration_leaves(inputs):
 @pytest.fixture
 def plan():
     rows = (
-        qareg.plans.PlannedKernel("wide/kernel", 12000, 4, 3050, 0.25),
-        qareg.plans.PlannedKernel("narrow/kernel", 12000, None, 48000, 0.0),
-        qareg.plans.PlannedKernel("out/kernel", 1200, 16, 750, 0.001),
+        qareg.plans.PlannedKernel("wide/kernel", 6000, 4, 3050, 0.25),
+        qareg.plans.PlannedKernel("narrow/kernel", 6000, None, 24000, 0.0),
+        qareg.plans.PlannedKernel("out/kernel", 600, 16, 750, 0.001),
     )
     uniform = {4: (7000, 0.5), 16: (8000, 0.125)}
     points = {"curve": ((7000, 0.375),), "uniform": uniform}
@@ -240,7 +240,7 @@ def test_a_plan_as_a_file(plan, tmp_path):
         with pytest.warns(UserWarning, match="planned with table='even', .* Pass table='even' too"):
             qareg.share_weights(model, levels)
     assert [book.levels_used for book in by_file.values()] == [4, 16]
-    assert str(plan).splitlines()[3].split()[:4] == ["narrow/kernel", "12,000", "float", "32.00"]
+    assert str(plan).splitlines()[3].split()[:4] == ["narrow/kernel", "6,000", "float", "32.00"]
 
 
 @pytest.mark.one_backend
@@ -283,4 +283,17 @@ def test_typos_in_a_file(plan, tmp_path, old, new, message):
 def test_names_of_files(plan):
     assert error_of(plan.save, Path("plan.txt")) == (
         "Expected the name of a YAML file, .yaml or .yml. Received: plan.txt"
+    )
+
+
+def test_a_plan_of_other_sizes_is_refused():
+    def net(units):
+        stack = [keras.layers.Dense(units, "relu", name="a"), keras.layers.Dense(4, name="b")]
+        return keras.Sequential([keras.Input((16,)), *stack], name="net")
+
+    x = np.random.default_rng(0).normal(size=(64, 16)).astype("float32")
+    plan = qareg.allocate(net(32), target_ratio=0.4, data=x, weights="archive", verbose=0)
+    assert error_of(qareg.share_weights, net(128), plan) == (
+        "Expected the plan of a model with 512 weights in 'net/a/kernel'. Received: a model with 2,048 "
+        "there. Plan anew with keras_qareg.allocate."
     )

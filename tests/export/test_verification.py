@@ -232,3 +232,24 @@ def test_a_kernel_is_known_by_a_factor_that_least_squares_does_not_find():
     assert is_kernel(codes * step, [weights], step)
     codes[0, 1] = 2.0
     assert not is_kernel(codes * step, [weights], step)
+
+
+@tensorflow_only
+def test_another_model_is_not_an_integer_file(tmp_path):
+    def net(seed):
+        keras.utils.set_random_seed(seed)
+        stack = [keras.Input((16,)), keras.layers.Dense(32, "relu"), keras.layers.Dense(4)]
+        return keras.Sequential(stack, name="net")
+
+    one, other = net(0), net(1)
+    x = np.random.default_rng(0).normal(size=(64, 16)).astype("float32")
+    ranged = qareg.quantize_activations(one, x)
+    for model, data in ((one, x), (ranged, None)):
+        path = tmp_path / "m.tflite"
+        qareg.export.litert(model, path, "int8", data)
+        assert qareg.export.verify(model, path) and qareg.export.verify(model, path, x)
+        for inputs in (None, x):
+            wrong = other if model is one else qareg.quantize_activations(other, x)
+            assert error_of(qareg.export.verify, wrong, path, inputs)
+    ranged.layers[-2].layer.bias.assign([100.0] * 4)
+    assert "follow those of model" in error_of(qareg.export.verify, ranged, path, x)

@@ -351,3 +351,13 @@ def test_bad_arguments():
         "'conv' (WNQConv2D). It quantizes its inputs itself: make it with activation_bits=None."
         in (error_of(qareg.quantize_activations, inputs))
     )
+
+
+@pytest.mark.one_backend
+def test_a_number_has_no_integer_form():
+    inputs = keras.Input((16,))
+    hidden = ops.maximum(keras.layers.Dense(8)(inputs), 0.1)
+    model = keras.Model(inputs, keras.layers.Dense(3)(hidden))
+    assert "Join tensors of the model alone, without constants." in error_of(
+        qareg.quantize_activations, model, np.ones((4, 16), "float32")
+    )

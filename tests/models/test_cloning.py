@@ -347,3 +347,21 @@ def test_seeds_of_random_layers_are_copied():
     before = seeds(model)
     for copied in (qareg.share_weights(model, 4), qareg.strip(model), qareg.shrink(model)):
         assert seeds(copied) == before
+
+
+@pytest.mark.one_backend
+def test_kernels_of_a_layer_have_one_regularizer():
+    sine = qareg.regularizers.Sine
+    several = {"kernel_regularizer": sine(4), "recurrent_regularizer": sine(8)}
+    model = keras.Sequential([keras.Input((5, 4)), layers.LSTM(8, name="l", **several)])
+    message = error_of(qareg.share_weights, model)
+    assert message.startswith(
+        "Expected one regularizer of keras_qareg for all kernels of layer 'l'."
+    )
+    of_bias = [
+        layers.Dense(8, bias_regularizer=sine(4)),
+        layers.Dense(4, kernel_regularizer=sine(4)),
+    ]
+    model = keras.Sequential([keras.Input((16,)), *of_bias])
+    wrapped = qareg.quantization_aware(model).layers
+    assert [isinstance(x, qareg.layers.QuantizationAware) for x in wrapped] == [False, True]

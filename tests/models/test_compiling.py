@@ -135,3 +135,15 @@ def test_what_is_left_out_of_weight_decay_stays_so():
     model.compile(optimizer, "mse")
     with pytest.warns(UserWarning, match="excluded from weight decay by `var_list`"):
         assert not qareg.strip(model).compiled
+
+
+@pytest.mark.one_backend
+def test_weights_that_do_not_decay_are_told_to_each_optimizer():
+    optimizer = keras.optimizers.AdamW(1e-3, weight_decay=0.5)
+    optimizer.exclude_from_weight_decay(var_names=["bias"])
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    trained = qareg.quantization_aware(model, qareg.regularizers.NearestSquared(4))
+    trained.compile(qareg.optimizers.with_centroid_optimizer(optimizer, 1e-4), "mse")
+    for network in (trained, qareg.strip(trained)):
+        patterns = [x._exclude_from_weight_decay_pattern for x in network.optimizer.optimizers]
+        assert [pattern.pattern for pattern in patterns] == ["bias", "bias"]

@@ -7,6 +7,7 @@ from keras import layers, ops
 
 import keras_qareg as qareg
 from keras_qareg import recalibrate
+from tests.helpers import error_of
 
 RNG = np.random.default_rng(0)
 INPUTS = RNG.normal(3.0, 2.0, (300, 8, 8, 2)).astype("float32")
@@ -134,3 +135,33 @@ def test_bad_models_are_refused():
         recalibrate(keras.Sequential([layers.BatchNormalization()]), INPUTS)
     with pytest.raises(ValueError, match="batch_size=0"):
         recalibrate(network(), INPUTS, batch_size=0)
+
+
+def test_each_call_of_a_layer_that_is_called_several_times_counts():
+    norm = keras.layers.BatchNormalization()
+    inputs = [keras.Input((3,)) for _ in range(2)]
+    model = keras.Model(inputs, [norm(x) for x in inputs])
+    ten, nothing = np.full((64, 3), 10.0, "float32"), np.zeros((64, 3), "float32")
+    qareg.recalibrate(model, [ten, nothing], batch_size=16)
+    np.testing.assert_allclose(ops.convert_to_numpy(norm.moving_mean), 5.0, rtol=1e-6)
+
+    apart = keras.layers.TimeDistributed(keras.layers.BatchNormalization())
+    model = keras.Sequential([keras.Input((5, 3)), apart])
+    steps = np.broadcast_to(np.arange(5, dtype="float32")[:, None], (64, 5, 3))
+    qareg.recalibrate(model, np.array(steps))
+    mean = apart.layer.moving_mean
+    np.testing.assert_allclose(ops.convert_to_numpy(mean), 2.0, rtol=1e-6)
+
+
+def test_large_identifiers_stay_what_they_are():
+    inputs = keras.Input((2,), dtype="int64")
+    norm = keras.layers.BatchNormalization()
+    model = keras.Model(inputs, norm(ops.cast(inputs, "float32") / 1e9))
+    if keras.backend.backend() == "jax":
+        return  # which has whole numbers of 32 bits
+    qareg.recalibrate(model, np.full((8, 2), 3_000_000_000, "int64"))
+    np.testing.assert_allclose(ops.convert_to_numpy(norm.moving_mean), 3.0, rtol=1e-6)
+    narrow = keras.Sequential([keras.Input((2,), dtype="int32"), keras.layers.BatchNormalization()])
+    assert "from 3000000000 to 3000000000" in error_of(
+        qareg.recalibrate, narrow, np.full((8, 2), 3_000_000_000, "int64")
+    )

@@ -50,6 +50,8 @@ from keras_qareg.numerics.codebook import Codebook
 
 # Larger tensors have a section of their own, and are read alone; larger models show a bar.
 _LARGE, _MANY = 1 << 16, 10_000_000
+# From where to where the largest number of a tensor has its digits, and what to take beyond.
+_RANGES = {"float16": (2.0**-14, 65504.0, "bfloat16"), "bfloat16": (0.0, 3.389e38, "float32")}
 
 
 def save_archive(
@@ -237,23 +239,23 @@ def _section(
         each = 4 if float_dtype == "float32" else 2
         if len(section) < array.size * each:
             return section, Tensor(tensor.path, tensor.shape, tensor.dtype, KERNEL)
-    if float_dtype == "float16":
-        _check_range(tensor, array)
+    _check_range(tensor, array, float_dtype)
     if array.size < _LARGE:
         return None, tensor
     alone = Tensor(tensor.path, tensor.shape, tensor.dtype, ALONE)
     return encode_tensors([alone], [array], float_dtype), alone
 
 
-def _check_range(tensor: Tensor, array: np.ndarray) -> None:
-    if array.dtype != np.float32:
+def _check_range(tensor: Tensor, array: np.ndarray, float_dtype: str) -> None:
+    if array.dtype != np.float32 or float_dtype not in _RANGES:
         return
-    most = np.finfo("float16").max
-    largest = np.abs(np.where(np.isfinite(array), array, 0)).max(initial=0)
-    if largest > most:
+    least, most, other = _RANGES[float_dtype]
+    largest = float(np.abs(np.where(np.isfinite(array), array, 0)).max(initial=0))
+    if largest and not least <= largest <= most:
         raise ValueError(
-            f"Expected numbers that float16 holds, up to {most:.0f}. Received: {largest:.3g} in "
-            f"'{tensor.path}'. Take float_dtype='bfloat16'."
+            f"Expected tensors whose largest number {float_dtype} holds to its precision, from "
+            f"{least:.3g} to {most:.3g}. Received: {largest:.3g} in '{tensor.path}'. Take "
+            f"float_dtype={other!r}."
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,8 +30,11 @@ from keras_qareg.export.litert.signature import Signature
 from keras_qareg.export.litert.vela import Compiled
 
 # How far outputs may be from Keras's, relative to the largest output; None where the format rounds
-# activations, so that only the report can tell. Low-bit forms are as exact as float32.
+# activations, so that the report tells how far. Low-bit forms are as exact as float32.
 TOLERANCES: dict[str, float | None] = {"float32": 1e-4, "float16": 1e-2, "int8": None}
+# Where it does, the share of what outputs vary by that may be error: another model has all of it. And so
+# many steps of 255 in the largest output, for outputs that hardly vary.
+_UNEXPLAINED, _STEPS = 0.5, 2.0
 _ROUNDING = ("float16", "int8")
 # Layers that the text of a report tells of.
 _TOLD = 3
@@ -130,8 +134,8 @@ class ExportReport:
         if self.agreement is not None:
             lines.append(f"  {self.agreement}")
         if self.differences:
-            layers = ", ".join(map(str, self.differences[:_TOLD]))
-            lines.append(f"  furthest from Keras (signal to noise): {layers}")
+            told = _told(self.differences)
+            lines.append(f"  furthest from Keras (signal to noise): {told}")
         if self.float_bytes is not None:
             ratio = f"; a run takes {self.time_ratio:.2f} of its time" if self.time_ratio else ""
             lines.append(f"  the float32 file has {self.float_bytes:,} bytes{ratio}")
@@ -154,6 +158,10 @@ class ExportReport:
             lines.append(f"  {self.npu}")
         lines.append(f"  runs from runtime version {self.runtime_version} on, with {batches}")
         return "\n".join(lines)
+
+
+def _told(differences: Sequence[LayerDifference]) -> str:
+    return ", ".join(map(str, differences[:_TOLD]))
 
 
 def prove(
@@ -197,6 +205,13 @@ def prove(
             difference, output_range = max(difference, apart), max(output_range, _reach(want))
             if not _rounded_over(got[name], want, tolerance or 0.0):
                 counted = max(counted, apart)
+            if tolerance is None and not _follows(got[name], want):
+                raise ValueError(
+                    f"Expected outputs of the {weights} file that follow those of model '{model.name}'. "
+                    f"Received: a difference of {apart:.3g} with outputs up to {_reach(want):.3g}, more "
+                    "than half of what they vary by. Calibrate with inputs like those in use "
+                    "(`representative_data`)."
+                )
     if tolerance is not None and not counted <= tolerance * max(output_range, 1e-6):
         raise ValueError(
             f"Expected the outputs of the file within {tolerance:g} of those of model '{model.name}', "
@@ -204,6 +219,15 @@ def prove(
             f"{output_range:.3g}."
         )
     return difference, output_range
+
+
+def _follows(got: np.ndarray, want: np.ndarray) -> bool:
+    """Whether outputs of a file that rounds are nearer than those of another model would be."""
+    if not np.issubdtype(want.dtype, np.floating) or not want.size:
+        return True
+    error = float(np.mean(np.square(got.astype("float64") - want)))
+    step = _reach(want) / 255
+    return error <= _UNEXPLAINED * float(np.var(want, dtype="float64")) + (_STEPS * step) ** 2
 
 
 def _difference(got: np.ndarray, want: np.ndarray) -> float:
@@ -268,7 +292,14 @@ def report_on(
     if reference is not None and precision in _ROUNDING:
         furthest = layer_differences(model, signature, inputs, runnable, rounding or reference)
     inputs = in_batches(signature.as_in(input_details(runnable)), inputs)
-    difference, output_range = prove(model, signature, inputs, runnable, precision)
+    try:
+        difference, output_range = prove(model, signature, inputs, runnable, precision)
+    except ValueError as error:
+        if not furthest:
+            raise
+        raise ValueError(
+            f"{error} Furthest from Keras (signal to noise): {_told(furthest)}."
+        ) from error
     one = {name: array[:1] for name, array in inputs.items()}
     found = _read_file(content)
     found["runtime_version"] = oldest_runtime(found["runtime_version"], kernels)

@@ -312,11 +312,19 @@ def test_numbers_that_float16_does_not_hold_are_refused(tmp_path):
     model.get_layer("fc").bias.assign([7e4, 1.0])
     path = tmp_path / "m.qareg"
     assert error_of(qareg.export.save_archive, model, path, float_dtype="float16") == (
-        "Expected numbers that float16 holds, up to 65504. Received: 7e+04 in "
-        f"'{model.get_layer('fc').bias.path}'. Take float_dtype='bfloat16'."
+        "Expected tensors whose largest number float16 holds to its precision, from 6.1e-05 to "
+        f"6.55e+04. Received: 7e+04 in '{model.get_layer('fc').bias.path}'. Take float_dtype='bfloat16'."
     )
     assert not path.exists()
     qareg.export.save_archive(model, path, float_dtype="bfloat16")
+    model.get_layer("fc").bias.assign([1e-8, 1e-9])  # all of it would be 0
+    assert "Received: 1e-08" in error_of(
+        qareg.export.save_archive, model, path, float_dtype="float16"
+    )
+    model.get_layer("fc").bias.assign([3.4e38, 1.0])  # infinite
+    assert "Take float_dtype='float32'" in error_of(
+        qareg.export.save_archive, model, path, float_dtype="bfloat16"
+    )
 
 
 def fitted_model():
