@@ -194,10 +194,10 @@ class PenaltySchedule(keras.callbacks.Callback):
     def on_train_end(self, logs: dict[str, float] | None = None) -> None:
         self._training = False
         planned = (self.params or {}).get("epochs", 1)
-        if self.ramp(self._epoch) < 1.0 and self._epoch + 1 < planned:
+        if (reached := self.ramp(self._epoch)) < 1.0 and (not reached or self._epoch + 1 < planned):
             warnings.warn(
                 f"Training ended after epoch {self._epoch + 1} of {planned}, before the penalty had its "
-                "full strength. Give `EarlyStopping` a `start_from_epoch`, or more `patience`.",
+                "full strength. Give `EarlyStopping` a `start_from_epoch`, or fewer `warmup_epochs`.",
                 stacklevel=2,
             )
 

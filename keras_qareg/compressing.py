@@ -214,10 +214,10 @@ def compressed(
         stages += [job.trained(student, "trained", epochs, rule, callbacks)]
         still = job.levels_of_untrained(student, levels, options.layers, options.weights)
         network = _after_training(student, options, plan, still)
+    before = [values_of(network)]
     stages += [job.recalibrated(network, "recalibrated")]
-    before = None
     if tuning:
-        before = values_of(network)
+        before.insert(0, values_of(network))
         if options.method == "kmeans":
             rule = given or job.adam(base, tuning)
         else:

@@ -318,3 +318,13 @@ def test_layers_without_weights_are_refused():
         "Expected built QuantizationAware layers for PenaltySchedule. Received: ['wrapped'] without "
         "weights. Call the model on a batch first."
     )
+
+
+@pytest.mark.one_backend
+def test_a_warm_up_as_long_as_the_training_is_said():
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    trained = qareg.quantization_aware(model, qareg.regularizers.Sine(4))
+    trained.compile("sgd", "mse")
+    schedule = qareg.callbacks.PenaltySchedule(warmup_epochs=10)
+    with pytest.warns(UserWarning, match="after epoch 3 of 3, before the penalty had its full"):
+        trained.fit(np.ones((8, 4)), np.ones((8, 3)), epochs=3, verbose=0, callbacks=[schedule])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import keras
 import numpy as np
@@ -18,19 +18,23 @@ from keras_qareg.plans import Plan
 # The price of a bit that is tried first, in squared distances between neighbouring levels: 1/16.
 _START = -4.0
 
+# What is left of the bytes, and at least: measured anew or tuned, the other numbers of a file take a few
+# more.
+_SPARE, _LEAST_SPARE = 1000, 4
+
 # What makes the shared model, with the rate of each kernel by path; `None`: as it was trained.
 Share = Callable[[Mapping[str, float] | None], keras.Model]
 
 
 def keep_within(
-    model: keras.Model, plan: Plan | None, before: list[np.ndarray] | None = None
+    model: keras.Model, plan: Plan | None, before: Sequence[list[np.ndarray]] = ()
 ) -> None:
     """Sees that the archive of a model takes no more bytes than its plan.
 
     Args:
         model: A shared model.
         plan: Its plan, for an archive; of others nothing is asked.
-        before: The weights that it had, to which it goes back where the archive is too large.
+        before: The weights that it had, the last ones first: it goes back to the first that fit.
 
     Raises:
         ValueError: If the archive is too large even then.
@@ -38,9 +42,10 @@ def keep_within(
     if plan is None or plan.weights != "archive":
         return
     size = size_of(model)
-    if size > plan.bytes and before is not None:
-        assign(model, before)
-        size = size_of(model)
+    for weights in before:
+        if size > plan.bytes:
+            assign(model, weights)
+            size = size_of(model)
     if size > plan.bytes:
         raise ValueError(
             f"Expected an archive of no more than {plan.bytes:,} bytes. Received: one of "
@@ -63,6 +68,7 @@ def fit_archive(student: keras.Model, share: Share, most: int) -> keras.Model:
     Returns:
         What `share` made; with more bytes where even the highest rate is not enough.
     """
+    most -= max(_LEAST_SPARE, most // _SPARE)
     found = share(None)
     if size_of(found) <= most:
         return found

@@ -231,6 +231,15 @@ def slots(optimizer: Any, weight: keras.Variable) -> list[keras.Variable]:
     return [slot for slot in slotted if tuple(slot.shape) == shape]
 
 
+def outputs_struct(model: keras.Model) -> Any:
+    """The outputs of a model in the structure that it gives them (`Functional._outputs_struct`).
+
+    `None` where it does not know them.
+    """
+    graph = getattr(model, "_functional", None) or model
+    return getattr(graph, "_outputs_struct", None)
+
+
 def added_losses(model: keras.Model) -> Any:
     """The sum of penalties and of losses that layers added, as `fit` counts them: a scalar.
 

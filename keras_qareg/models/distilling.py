@@ -7,7 +7,12 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_qareg.layers.keras_private import added_losses, compile_arguments, is_graph
+from keras_qareg.layers.keras_private import (
+    added_losses,
+    compile_arguments,
+    is_graph,
+    outputs_struct,
+)
 from keras_qareg.models.selection import check_built
 
 _SMALLEST = 1e-7  # below it a probability counts as this, as in Keras's losses
@@ -124,10 +129,12 @@ class Distiller(keras.Model):
         given = self.teacher(x, training=False) if given is None else given
         wanted = [ops.stop_gradient(tensor) for tensor in keras.tree.flatten(given)]
         got = keras.tree.flatten(y_pred)
-        weight = sample_weight if ops.is_tensor(sample_weight) else None
+        weights = self._weights_of_outputs(sample_weight, y_pred, len(got))
         parts = [
             share * loss(*pair, sample_weight=weight)
-            for share, loss, *pair in zip(self._shares, self._divergences, wanted, got, strict=True)
+            for share, loss, weight, *pair in zip(
+                self._shares, self._divergences, weights, wanted, got, strict=True
+            )
         ]
         divergence = sum(parts) / max(sum(self._shares), 1e-7)
         self.divergence.update_state(divergence)
@@ -139,11 +146,28 @@ class Distiller(keras.Model):
             return total + super().compute_loss(x, y, y_pred, sample_weight, training)
         return total + added_losses(self)
 
+    def _weights_of_outputs(self, given: Any, outputs: Any, count: int) -> list[Any]:
+        """The sample weights of each output, in the order of `keras.tree.flatten`."""
+        if given is None or ops.is_tensor(given):
+            return [given] * count
+        if isinstance(given, dict):
+            names = sorted(outputs) if isinstance(outputs, dict) else self.output_names
+            return [given.get(name) for name in names]
+        return list(given)
+
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> Any:
         y, _ = self._targets(y)
-        if y is None:  # metrics of labels have nothing to compare with
+        if y is None:
             return self.get_metrics_result()
         return super().compute_metrics(x, y, y_pred, sample_weight)
+
+    def get_metrics_result(self) -> dict[str, Any]:
+        # Without labels, metrics of labels have nothing to compare with, and are not built.
+        unbuilt = [metric for metric in self.metrics if not getattr(metric, "built", True)]
+        if not unbuilt:
+            found: dict[str, Any] = super().get_metrics_result()
+            return found
+        return {metric.name: metric.result() for metric in self.metrics if metric not in unbuilt}
 
     def _targets(self, y: Any) -> tuple[Any, Any]:
         """The targets of the student, and what the teacher gives; `None` for what is not known."""
@@ -153,10 +177,11 @@ class Distiller(keras.Model):
 
 
 def _check_outputs(student: keras.Model, teacher: keras.Model) -> None:
+    # By their places too: lists and tuples are alike, and dicts of other keys are not.
     shapes = [
-        keras.tree.map_structure(lambda tensor: tuple(tensor.shape), model.outputs)
+        [(path, tuple(tensor.shape)) for path, tensor in keras.tree.flatten_with_path(outputs)]
         for model in (student, teacher)
-        if getattr(model, "outputs", None)
+        if (outputs := outputs_struct(model)) is not None
     ]
     if len(shapes) == 2 and shapes[0] != shapes[1]:
         raise ValueError(

@@ -7,6 +7,7 @@ from keras import layers, ops
 
 import keras_qareg as qareg
 from keras_qareg.models.distilling import kinds_of_outputs
+from tests.helpers import error_of
 
 
 def net(activation=None, units=3, seed=0):
@@ -127,3 +128,39 @@ def test_what_is_refused():
         qareg.distill(net(), net(), weight=-1)
     with pytest.raises(ValueError, match="Expected a teacher whose outputs have the shapes"):
         qareg.distill(net(), net(units=4))
+
+
+def test_metrics_of_labels_are_left_out_without_labels():
+    teacher, student = net("softmax"), net("softmax", seed=1)
+    x, y = np.ones((8, *student.input_shape[1:]), "float32"), np.zeros(8)
+    always = {"loss", "divergence", "agreement"}
+    for labels, expected in ((None, always), (y, {*always, "accuracy"})):
+        trainer = qareg.distill(student, teacher)
+        trainer.compile("sgd", "sparse_categorical_crossentropy", metrics=["accuracy"])
+        assert set(trainer.fit(x, labels, verbose=0).history) == expected
+
+
+def two_outputs(kind):
+    inputs = keras.Input((4,))
+    first, second = (keras.layers.Dense(2, name=name)(inputs) for name in ("a", "b"))
+    return keras.Model(inputs, kind(first, second))
+
+
+def test_sample_weights_of_each_output_count():
+    teacher, student = (two_outputs(lambda a, b: {"a": a, "b": b}) for _ in range(2))
+    trainer = qareg.distill(student, teacher)
+    trainer.compile("sgd", {"a": "mse", "b": "mse"})
+    x, y = np.ones((8, 4), "float32"), {name: np.zeros((8, 2)) for name in "ab"}
+    nothing = {name: np.zeros(8) for name in "ab"}
+    assert trainer.evaluate(x, y, verbose=0, return_dict=True)["divergence"] > 0
+    found = trainer.evaluate(x, y, sample_weight=nothing, verbose=0, return_dict=True)
+    assert found["divergence"] == found["loss"] == 0
+
+
+@pytest.mark.parametrize("kind", [lambda a, b: {"x": a, "y": b}, lambda a, b: [a, b]])
+def test_a_teacher_of_another_structure_is_refused(kind):
+    student = two_outputs(lambda a, b: {"a": a, "b": b})
+    assert "Expected a teacher whose outputs have the shapes" in error_of(
+        qareg.distill, student, two_outputs(kind)
+    )
+    assert qareg.distill(two_outputs(lambda a, b: (a, b)), two_outputs(lambda a, b: [a, b]))
