@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from keras_qareg.cli.messages import CommandError, plain
 from keras_qareg.cli.paths import Kind, kind_of
 
 _WEIGHTS = "sample_weight"
+# How alike a name is that was meant: as Y and y, or sample_weights and sample_weight.
+_ALIKE = 0.9
 _HOW = "Write one with numpy.savez(FILE, x=..., y=...)"
 
 
@@ -69,6 +72,8 @@ class Arrays:
         from keras_qareg.data import read, samples
 
         names, inputs = self._inputs(model)
+        if self.targets is not False:
+            self._check_spelling(names, model)
         if self.targets is False:
             self._check(names)
             # Checked, and in the structure of the model's inputs.
@@ -96,6 +101,19 @@ class Arrays:
             wanted = ["x"] if single else names
             raise self._lacking(f"{_listed(wanted)}, the input{'s' * (not single)} of the model")
         return names, {name: self[name] for name in names}
+
+    def _check_spelling(self, taken: list[str], model: Any) -> None:
+        """That no array is named nearly as targets or weights are: it would not count."""
+        known = ["y", _WEIGHTS, *getattr(model, "output_names", [])]
+        held = set(self._file.files)
+        for name in sorted(held - {*taken, *known}):
+            for meant in [its for its in known if its not in held]:
+                alike = difflib.SequenceMatcher(None, name.lower(), meant.lower()).ratio()
+                if alike >= _ALIKE:
+                    raise CommandError(
+                        f"Expected the arrays of {self.name} to be named x, y and {_WEIGHTS}. Received: "
+                        f"{self.path}, which holds {name} (did you mean {meant}?)"
+                    )
 
     def _has_targets(self, model: Any, taken: list[str]) -> bool:
         """Whether an array is named as targets are, or there are weights, which need them."""

@@ -41,7 +41,7 @@ _KINDS = {
     **dict.fromkeys((*_KERNELS, "WNQConv2D", "WNQDepthwiseConv2D", "WNQDense"), KERNEL),
     **dict.fromkeys(("Add", "Subtract", "Multiply"), FUSING),
     **dict.fromkeys(("GlobalAveragePooling1D", "GlobalAveragePooling2D", "Mean"), OWN),
-    **dict.fromkeys(("LeakyReLU", "LeakyRelu", "ELU", "Elu", "Gelu", "HardSilu", "Rescaling"), OWN),
+    **dict.fromkeys(("LeakyReLU", "LeakyRelu", "Gelu", "HardSilu", "Rescaling"), OWN),
     **dict.fromkeys(("MaxPooling1D", "MaxPooling2D", "MaxPool", "Flatten", "Reshape"), SAME),
     **dict.fromkeys(("GlobalMaxPooling1D", "GlobalMaxPooling2D", "Permute", "Transpose"), SAME),
     **dict.fromkeys(("ZeroPadding1D", "ZeroPadding2D", "Cropping1D", "Cropping2D"), SAME),
@@ -57,7 +57,7 @@ _KINDS = {
 _BY_ACTIVATION = {
     **dict.fromkeys(("softmax", "sigmoid", "tanh"), FIXED),
     **dict.fromkeys(("relu", "relu6"), RELU),
-    **dict.fromkeys(("elu", "leaky_relu", "gelu", "hard_silu"), OWN),
+    **dict.fromkeys(("leaky_relu", "gelu", "hard_silu"), OWN),
     "linear": THROUGH,
 }
 _PIECED = ("silu", "hard_sigmoid")  # as `splitting` writes them

@@ -294,3 +294,15 @@ def test_a_broken_array_is_told(files, refused):
     assert found.startswith(
         f"Expected a readable .npz file for --data. Received: {files}/flipped.npz ("
     )
+
+
+@pytest.mark.parametrize(("name", "meant"), [("Y", "y"), ("sample_weights", "sample_weight")])
+def test_a_name_that_is_nearly_right_is_told(files, refused, name, meant):
+    path = files / "misspelled.npz"
+    given = {"x": np.ones((4, 3)), "y": np.ones((4, 2)), name: np.ones((4, 2))}
+    np.savez(path, **{key: value for key, value in given.items() if key != meant})
+    words = ["compress", files / "model.keras", "--out", files / "out.tflite", "--data", path]
+    assert refused(*words) == (
+        "Expected the arrays of --data to be named x, y and sample_weight. Received: "
+        f"{path}, which holds {name} (did you mean {meant}?)"
+    )

@@ -294,7 +294,7 @@ def test_what_has_no_integer_form_is_named_with_what_to_do():
         "which nothing else reads."
     )
     assert refusal(layers.Dense(3, activation="softplus", name="fc")) == (
-        "'fc_softplus' (Activation). Use one of elu, gelu, hard_sigmoid, hard_silu, leaky_relu, relu, "
+        "'fc_softplus' (Activation). Use one of gelu, hard_sigmoid, hard_silu, leaky_relu, relu, "
         "relu6, sigmoid, silu, softmax, tanh."
     )
     assert refusal(layers.SeparableConv2D(3, 2, name="c"), shape=(4, 4, 2)) == (
