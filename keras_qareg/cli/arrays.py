@@ -104,10 +104,12 @@ class Arrays:
 
     def _check_spelling(self, taken: list[str], model: Any) -> None:
         """That no array is named nearly as targets or weights are: it would not count."""
-        known = ["y", _WEIGHTS, *getattr(model, "output_names", [])]
-        held = set(self._file.files)
+        outputs, held = getattr(model, "output_names", []), set(self._file.files)
+        known = ["y", _WEIGHTS, *outputs]
+        complete = "y" in held or held.issuperset(outputs or ["y"])
+        lacking = [its for its in ([_WEIGHTS] if complete else known) if its not in held]
         for name in sorted(held - {*taken, *known}):
-            for meant in [its for its in known if its not in held]:
+            for meant in lacking:
                 alike = difflib.SequenceMatcher(None, name.lower(), meant.lower()).ratio()
                 if alike >= _ALIKE:
                     raise CommandError(
