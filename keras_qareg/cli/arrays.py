@@ -107,15 +107,14 @@ class Arrays:
         outputs, held = getattr(model, "output_names", []), set(self._file.files)
         known = ["y", _WEIGHTS, *outputs]
         complete = "y" in held or held.issuperset(outputs or ["y"])
-        lacking = [its for its in ([_WEIGHTS] if complete else known) if its not in held]
+        wanted = [_WEIGHTS] if complete else known
+        lacking = {its.lower(): its for its in wanted if its not in held}
         for name in sorted(held - {*taken, *known}):
-            for meant in lacking:
-                alike = difflib.SequenceMatcher(None, name.lower(), meant.lower()).ratio()
-                if alike >= _ALIKE:
-                    raise CommandError(
-                        f"Expected the arrays of {self.name} to be named x, y and {_WEIGHTS}. Received: "
-                        f"{self.path}, which holds {name} (did you mean {meant}?)"
-                    )
+            for meant in difflib.get_close_matches(name.lower(), lacking, 1, _ALIKE):
+                raise CommandError(
+                    f"Expected the arrays of {self.name} to be named x, y and {_WEIGHTS}. Received: "
+                    f"{self.path}, which holds {name} (did you mean {lacking[meant]}?)"
+                )
 
     def _has_targets(self, model: Any, taken: list[str]) -> bool:
         """Whether an array is named as targets are, or there are weights, which need them."""

@@ -145,16 +145,18 @@ def _plain_weights(layer: Layer) -> list[keras.Variable]:
 def states_of(layer: Layer) -> list[keras.Variable]:
     """Variables in the attributes of a layer that are no weights: states of recurrent layers."""
     weights = {id(weight) for weight in layer.weights}
-    parts = flattened(list(attributes(layer).values()))
-    found = {id(part): part for part in parts if isinstance(part, keras.Variable)}
-    return [state for identity, state in found.items() if identity not in weights]
+    return [state for state in _held(layer, keras.Variable) if id(state) not in weights]
 
 
 def seeds_of(layer: Layer) -> list[keras.Variable]:
     """The states of the random numbers that a layer draws: its seed, and how many were drawn."""
+    return [generator.state for generator in _held(layer, keras.random.SeedGenerator)]
+
+
+def _held(layer: Layer, kind: type) -> list[Any]:
+    """The objects of a class in the attributes of a layer, each once."""
     parts = flattened(list(attributes(layer).values()))
-    found = {id(part): part for part in parts if isinstance(part, keras.random.SeedGenerator)}
-    return [generator.state for generator in found.values()]
+    return list({id(part): part for part in parts if isinstance(part, kind)}.values())
 
 
 def remembered(layer: Layer) -> list[keras.Variable]:

@@ -50,9 +50,10 @@ def warn_of_lost_zeros(wanted: Mapping[Layer, Wanted], found: _Found, way: Way) 
     lost = []
     for layer, its in wanted.items() if way.zero_centroid else ():
         for path, _, values, book in _before_and_after(layer, its, found, way):
+            if not many_zeros(values, MAX_LEVELS):
+                continue
             zeros = values == 0
-            count = int((book.weights[zeros] != 0).sum())
-            if count and many_zeros(values, MAX_LEVELS):
+            if count := int((book.weights[zeros] != 0).sum()):
                 lost.append(f"'{path}' ({count:,} of {int(zeros.sum()):,})")
     if lost:
         warnings.warn(

@@ -140,14 +140,14 @@ def _apart(one: keras.Model, other: keras.Model) -> float:
     for size in SIZES:
         try:
             inputs = trial_inputs(one, size)
-            if is_random(one, inputs):
-                return 0.0
-            found = outputs_of(one, inputs), outputs_of(other, inputs)
-            if [x.shape for x in found[0]] != [x.shape for x in found[1]]:
-                return math.inf
-            return max(map(difference, *found), default=0.0)
+            expected = outputs_of(one, inputs)
         except Exception:  # too small for the layers, for one
             continue
+        if is_random(one, inputs):
+            return 0.0
+        found = outputs_of(other, inputs)
+        alike = [x.shape for x in expected] == [x.shape for x in found]
+        return max(map(difference, expected, found), default=0.0) if alike else math.inf
     return 0.0
 
 

@@ -6,7 +6,7 @@ import pytest
 from keras import layers
 
 import keras_qareg as qareg
-from keras_qareg.export.litert import differences
+from keras_qareg.export.litert import differences, proof
 from keras_qareg.export.litert.differences import LayerDifference, layer_differences
 from keras_qareg.export.litert.signature import Signature
 from tests.export.litert.test_micro import IMAGES, network
@@ -39,7 +39,7 @@ def test_layers_of_forms_that_round(tmp_path):
 
 
 @tensorflow_only
-def test_models_inside_and_the_layer_that_is_to_blame(tmp_path):
+def test_models_inside_and_the_layer_that_is_to_blame(tmp_path, monkeypatch):
     keras.utils.set_random_seed(0)
     inner = keras.Sequential(
         [keras.Input((6,)), layers.Dense(12, activation="relu", name="first")], name="inner"
@@ -55,9 +55,15 @@ def test_models_inside_and_the_layer_that_is_to_blame(tmp_path):
     data = np.random.default_rng(0).normal(size=(40, 6)).astype("float32")
     message = error_of(qareg.export.litert, model, tmp_path / "m.tflite", "int8", data)
     told = message.partition("Furthest from Keras (signal to noise): ")[2].split(", ")
-    # Dropout gives what the layer before it gives, and is not told of.
     assert {part.split(" ")[0] for part in told[:2]} == {"last", "inner/first"}
     assert "more than half of what they vary by" in message and not [*tmp_path.iterdir()]
+    monkeypatch.setattr(proof, "_UNEXPLAINED", np.inf)
+    report = qareg.export.litert(model, tmp_path / "m.tflite", "int8", data)
+    found = {part.layer: part.decibels for part in report.differences}
+    # Dropout gives what the layer before it gives, and is not told of.
+    assert set(found) == {"last", "inner/first", "wide", "both"}
+    assert found.pop("last") < 5 and found.pop("inner/first") < 5
+    assert min(found.values()) > 25
 
 
 @tensorflow_only
