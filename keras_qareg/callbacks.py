@@ -197,7 +197,7 @@ class PenaltySchedule(keras.callbacks.Callback):
         if (reached := self.ramp(self._epoch)) < 1.0 and (not reached or self._epoch + 1 < planned):
             warnings.warn(
                 f"Training ended after epoch {self._epoch + 1} of {planned}, before the penalty had its "
-                "full strength. Give `EarlyStopping` a `start_from_epoch`; take fewer `warmup_epochs`.",
+                "full strength. Give `EarlyStopping` a `start_from_epoch`, or shorten the warm-up.",
                 stacklevel=2,
             )
 
