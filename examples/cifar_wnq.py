@@ -276,7 +276,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--start", choices=("scratch", "float"), default="scratch")
     parser.add_argument("--start-epochs", type=int, help="of `--start float` (default: --epochs)")
     parser.add_argument("--start-rate", type=float, help="of that (default: --learning-rate)")
-    parser.add_argument("--learning-rate", type=float, default=3e-3, help="of Adam (default: 3e-3)")
+    parser.add_argument("--learning-rate", type=float, default=3e-3, help="(default: 3e-3)")
     parser.add_argument("--bits", type=int, nargs="*", default=[1, 2, 3])
     parser.add_argument("--inputs", type=int, nargs="*", default=[], help="bits of both")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))

@@ -24,9 +24,9 @@ from examples import distribution
 from examples.architectures import resnet18
 from examples.data import imagenet
 from examples.study import Row, Study
-from examples.training import on_devices
+from examples.training import on_devices, sgd
 
-DECAY, MOMENTUM, WARM_UP_EPOCHS = 1e-4, 0.9, 5
+DECAY, WARM_UP_EPOCHS = 1e-4, 5
 KEYS = (
     "bits",
     "activation_bits",
@@ -64,9 +64,7 @@ def optimizer(arguments: argparse.Namespace, steps: int) -> keras.optimizers.Opt
     rate = keras.optimizers.schedules.CosineDecay(
         0.0, arguments.epochs * steps - warm_up, warmup_target=peak, warmup_steps=warm_up
     )
-    found = keras.optimizers.SGD(rate, MOMENTUM, nesterov=True, weight_decay=DECAY)
-    found.exclude_from_weight_decay(var_names=["gamma", "beta", "bias"])
-    return found
+    return sgd(rate, DECAY)
 
 
 def train(arguments: argparse.Namespace) -> tuple[keras.Model, Row]:

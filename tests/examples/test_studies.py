@@ -141,7 +141,7 @@ def test_the_wnq_experiment_runs_and_resumes(more, cells, tmp_path):
     out = tmp_path / "out"
     words = ["-m", "examples.cifar_wnq", "--network", "lenet", "--width", 0.1, "--seeds", 1]
     words += ["--dataset", "pets", "--data-dir", tmp_path, "--epochs", 2, "--batch-size", 16]
-    words += ["--start", "float", "--bits", 2, "--augment", "--out", out]
+    words += ["--start", "float", "--bits", 2, "--augment", "--weight-decay", 1e-4, "--out", out]
     printed = run(*words, "--methods", "WNQ", "LQ-Nets")
     assert "[3/3]" in printed
     printed = run(*words, "--methods", "WNQ", "LQ-Nets", *more)
@@ -150,6 +150,7 @@ def test_the_wnq_experiment_runs_and_resumes(more, cells, tmp_path):
     assert [row["method"] for row in rows[:3]] == ["float", "WNQ", "LQ-Nets"]
     # This network has no batch normalization to recalibrate after the last epoch.
     assert all(len(row["curve"]) == 2 and row["curve"][-1] == row["accuracy"] for row in rows)
+    assert all(row["weight_decay"] == 1e-4 for row in rows)
     assert all(0 < error < 1 for error in rows[1]["errors"].values())
     assert len(rows[1]["errors"]) == 2, "all kernels but the first and the last"
     for name in ("curves", "errors", "histograms"):
@@ -193,3 +194,20 @@ def test_imagenet_is_trained_on_and_written(blocks, tmp_path, monkeypatch):
     if keras.backend.backend() == "tensorflow":
         assert (tmp_path / "resnet18.tflite").stat().st_size == row["tflite"]
     assert "Epoch" not in (again := run(*words)) and "Trained before" in again
+
+
+def test_kernels_alone_decay_by_what_the_gradients_of_papers_add_up_to():
+    from examples.training import sgd
+
+    model = keras.Sequential(
+        [keras.Input((4,)), keras.layers.Dense(3), keras.layers.BatchNormalization()]
+    )
+    optimizer = sgd(0.1, 1e-3)
+    optimizer.build(model.trainable_variables)
+    before = [keras.ops.convert_to_numpy(weight) for weight in model.trainable_variables]
+    nothing = [keras.ops.zeros(weight.shape) for weight in model.trainable_variables]
+    for _ in range(2):
+        optimizer.apply(nothing, model.trainable_variables)
+    after = [keras.ops.convert_to_numpy(weight) for weight in model.trainable_variables]
+    np.testing.assert_allclose(after[0], before[0] * (1 - 0.1 * 1e-2) ** 2, rtol=1e-6)
+    assert all((a == b).all() for a, b in zip(after[1:], before[1:], strict=True))
