@@ -12,6 +12,7 @@ import numpy as np
 from keras import ops
 from keras.layers import BatchNormalization
 
+from keras_qareg.choices import check_count, check_number
 from keras_qareg.layers import FreezableBatchNormalization, QuantizationAware
 from keras_qareg.layers.keras_private import layers_inside
 from keras_qareg.models.reading import unique_names
@@ -101,27 +102,18 @@ class PenaltySchedule(keras.callbacks.Callback):
         balance: int | str | None = "auto",
     ):
         super().__init__()
-        if warmup_epochs is not None and warmup_epochs < 0:
-            raise ValueError(
-                "Expected `warmup_epochs` to be 0 or more, or None. "
-                f"Received: warmup_epochs={warmup_epochs}"
-            )
-        if ramp_epochs is not None and ramp_epochs < 1:
-            raise ValueError(
-                f"Expected `ramp_epochs` to be 1 or more, or None. Received: ramp_epochs={ramp_epochs}"
-            )
+        if warmup_epochs is not None:
+            check_count("warmup_epochs", warmup_epochs, least=0, else_=", or None")
+        if ramp_epochs is not None:
+            check_count("ramp_epochs", ramp_epochs, else_=" or None")
         if initialize is not None and initialize not in METHODS:
             raise ValueError(
                 "Expected `initialize` to be 'kmeans', 'quantile', 'uniform' or None. "
                 f"Received: initialize={initialize!r}"
             )
-        if not power > 0:
-            raise ValueError(f"Expected `power` to be a positive number. Received: power={power!r}")
-        if not (balance in ("auto", None) or (isinstance(balance, int) and balance > 0)):
-            raise ValueError(
-                "Expected `balance` to be a positive integer, 'auto' or None. "
-                f"Received: balance={balance!r}"
-            )
+        check_number("power", power)
+        if balance is not None and balance != "auto":
+            check_count("balance", balance, else_=", 'auto' or None")
         self.warmup_epochs, self.ramp_epochs = warmup_epochs, ramp_epochs
         self.initialize, self.power, self.balance = initialize, power, balance
         self._epoch, self._training = 0, False
@@ -254,13 +246,8 @@ class FreezeBatchNormalization(keras.callbacks.Callback):
 
     def __init__(self, after: float = 0.5, *, steps: int = 50):
         super().__init__()
-        if isinstance(after, bool) or not 0.0 <= after <= 1.0:
-            raise ValueError(f"Expected `after` to be from 0 to 1. Received: after={after!r}")
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-            raise ValueError(
-                f"Expected `steps` to be a positive integer. Received: steps={steps!r}"
-            )
-        self.after, self.steps, self._epoch = float(after), steps, 0
+        self.after = check_number("after", after, "from 0 to 1", lambda share: 0 <= share <= 1)
+        self.steps, self._epoch = check_count("steps", steps), 0
         # Averaging, frozen; `None` where layers differ.
         self._state: tuple[bool, ...] | None = (False, False)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import numbers
 import operator
 from collections.abc import Callable
 from typing import Any, SupportsIndex
@@ -16,6 +17,16 @@ def deserialized(config: dict[str, Any], kinds: dict[str, type]) -> Any:
     """The object of a configuration, which may name one of these classes without its package."""
     classes = {kind.__name__: kind for kind in kinds.values()}
     return keras.saving.deserialize_keras_object(config, custom_objects=classes)
+
+
+def positive(value: float) -> bool:
+    """Whether a number is above 0."""
+    return value > 0
+
+
+def from_zero(value: float) -> bool:
+    """Whether a number is 0 or more."""
+    return value >= 0
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
@@ -112,10 +123,46 @@ def _argument(item: tuple[str, Any]) -> str:
     return f"{name}={value:.6g}" if isinstance(value, float) else f"{name}={value!r}"
 
 
-def check_count(name: str, value: int) -> None:
-    """Raises a `ValueError` unless a value is a positive integer."""
-    if isinstance(value, bool) or not hasattr(value, "__index__") or operator.index(value) < 1:
-        raise ValueError(f"Expected `{name}` to be a positive integer. Received: {value!r}")
+def check_flag(name: str, value: Any) -> bool:
+    """`value` as a `bool`; raises a `ValueError` unless it is one."""
+    if not isinstance(value, bool | np.bool_):
+        raise ValueError(f"Expected `{name}` to be True or False. Received: {name}={value!r}")
+    return bool(value)
+
+
+def check_count(name: str, value: Any, least: int = 1, else_: str = "") -> int:
+    """`value` as an `int`; raises a `ValueError` unless it is an integer, `least` or more.
+
+    `else_` says, as in `" or None"`, what the caller takes besides.
+    """
+    if isinstance(value, bool) or not hasattr(value, "__index__") or operator.index(value) < least:
+        what = "a positive integer" if least == 1 else f"an integer, {least} or more"
+        raise ValueError(f"Expected `{name}` to be {what}{else_}. Received: {name}={value!r}")
+    return operator.index(value)
+
+
+def check_number(
+    name: str,
+    value: Any,
+    what: str = "a positive number",
+    holds: Callable[[float], bool] = positive,
+) -> float:
+    """`value` as a `float`; raises a `ValueError` that says what unless it is finite, and that holds."""
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not (number and math.isfinite(value) and holds(float(value))):
+        raise ValueError(f"Expected `{name}` to be {what}. Received: {name}={value!r}")
+    return float(value)
+
+
+def shown(verbose: Any, auto: bool) -> int:
+    """`verbose` as Keras takes it, `"auto"` being what `auto` says; raises a `ValueError` of others."""
+    if isinstance(verbose, str) and verbose == "auto":
+        return int(auto)
+    if not isinstance(verbose, int | np.integer) or verbose not in (0, 1, 2):
+        raise ValueError(
+            f"Expected `verbose` to be 'auto', 0, 1 or 2. Received: verbose={verbose!r}"
+        )
+    return int(verbose)
 
 
 def check_pair(

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 
 from keras_qareg import settings
-from keras_qareg.allocation.allocating import allocate
+from keras_qareg.allocation.allocating import CALIBRATED, allocate
 from keras_qareg.allocation.fitting import fit_archive, keep_within
 from keras_qareg.callbacks import PenaltySchedule
 from keras_qareg.data import Data, read
@@ -251,7 +251,8 @@ def _plan(model: keras.Model, data: Data, options: Options) -> Plan | None:
         weights=options.form,
         # What trains is planned by levels: rates are for weights that stay where they are.
         method="auto" if options.method == "kmeans" else "kmeans",
-        representative_data=options.representative_data,
+        # Files of other forms are not calibrated, but compared on these data.
+        representative_data=options.representative_data if options.form in CALIBRATED else None,
         layers=options.layers,
         table=options.table,
         scale=_scale(options),

@@ -15,6 +15,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_qareg.choices import check_count
 from keras_qareg.inputs import (
     Misfit,
     as_array,
@@ -205,8 +206,8 @@ def read(data: Any, model: keras.Model, *, steps: int | None = None, name: str =
     >>> [inputs.shape for inputs, _, _ in read(np.zeros((5, 3)), model).batches(4)]
     [(4, 3), (1, 3)]
     """
-    if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
-        raise ValueError(f"Expected `steps` to be a positive integer, or None. Received: {steps!r}")
+    if steps is not None:
+        steps = check_count("steps", steps, else_=" or None")
     if _is_dataset(data):
         endless = _is_endless(data, steps, name)
         count = getattr(data, "num_batches", None)

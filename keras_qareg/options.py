@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-import numbers
 from dataclasses import dataclass
 from typing import Any
 
 import keras
 
 from keras_qareg.allocation.allocating import FORMS
-from keras_qareg.choices import check_choice, check_count
+from keras_qareg.choices import check_choice, check_count, check_number, from_zero, shown
 from keras_qareg.layers import Weights
 from keras_qareg.layers.keras_private import optimizer_like
 from keras_qareg.models.configuring import Setting
@@ -96,12 +94,15 @@ def check(options: Options, data: Any) -> None:
         )
     if data is None:
         _check_without_data(options)
-    check_count("epochs", options.epochs)
-    check_count("batch_size", options.batch_size)
-    rate = options.learning_rate
-    number = isinstance(rate, numbers.Real) and not isinstance(rate, bool)
-    if rate is not None and not (number and 0 < rate < math.inf):
-        raise ValueError(f"Expected `learning_rate` to be a positive number. Received: {rate!r}")
+    for name in ("epochs", "batch_size"):
+        check_count(name, getattr(options, name))
+    if options.learning_rate is not None:
+        check_number("learning_rate", options.learning_rate)
+    if options.seed is not None:
+        check_count("seed", options.seed, least=0, else_=" or None")
+    check_number("temperature", options.temperature)
+    check_number("distillation", options.distillation, "a number, 0 or more", from_zero)
+    shown(options.verbose, auto=True)
     new_optimizer(options.optimizer)
     if options.method == "wnq":
         if budgets[1:] != [None, None]:

@@ -12,6 +12,7 @@ import numpy as np
 from keras import ops
 from keras.layers import Layer
 
+from keras_qareg.choices import check_count, check_number
 from keras_qareg.layers import (
     QUANTIZED,
     IntegerKernels,
@@ -33,7 +34,15 @@ from keras_qareg.models.accounting import inner_layer
 from keras_qareg.models.configuring import TARGET_SPARSITY, Setting, resolve
 from keras_qareg.models.selection import Layers, no_kernel, select
 from keras_qareg.models.surroundings import FOLDED_INTO, last_layers, layers_before_normalizations
-from keras_qareg.numerics.sparsity import Structure, check_structure, fits, kept, limit, polynomial
+from keras_qareg.numerics.sparsity import (
+    Structure,
+    check_sparsity,
+    check_structure,
+    fits,
+    kept,
+    limit,
+    polynomial,
+)
 
 # How often weights are pruned between begin and end, where nothing is said.
 _UPDATES = 30
@@ -109,19 +118,18 @@ class PruningSchedule(keras.callbacks.Callback):
         weights: Weights = None,
     ):
         super().__init__()
-        numbers_given = all(isinstance(x, numbers.Real) for x in (begin, end))
-        if not (numbers_given and 0 <= begin <= end <= 1):
+        what = "a share of the training, from 0 to 1"
+        for name, share in (("begin", begin), ("end", end)):
+            check_number(name, share, what, lambda share: 0 <= share <= 1)
+        if begin > end:
             raise ValueError(
                 f"Expected 0 <= begin <= end <= 1. Received: begin={begin!r}, end={end!r}"
             )
-        whole = isinstance(frequency, int) and not isinstance(frequency, bool)
-        if frequency is not None and not (whole and frequency > 0):
-            raise ValueError(
-                f"Expected `frequency` to be a positive integer or None. Received: {frequency!r}"
-            )
+        if frequency is not None:
+            check_count("frequency", frequency, else_=" or None")
         self.structure = check_structure(structure)
         if isinstance(target_sparsity, numbers.Real):
-            target_sparsity = _limited(target_sparsity, self.structure)
+            target_sparsity = _limited(check_sparsity(target_sparsity), self.structure)
         self.target_sparsity, self.begin, self.end = target_sparsity, begin, end
         self.frequency, self.layers, self.weights = frequency, layers, weights
         self._kernels: list[_Pruned] = []

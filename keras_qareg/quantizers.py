@@ -22,7 +22,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_qareg.choices import Described, check_bits, deserialized, find
+from keras_qareg.choices import Described, check_bits, check_flag, check_number, deserialized, find
 from keras_qareg.numerics import replicas
 from keras_qareg.numerics.basis import (
     Grid,
@@ -50,9 +50,8 @@ class _LearnedLevels(Described):
 
     def __init__(self, bits: int, most: int, momentum: float):
         self.bits = check_bits("bits", bits, most)
-        if not 0.0 <= momentum < 1.0:
-            raise ValueError(f"Expected `momentum` in [0, 1). Received: momentum={momentum!r}")
-        self.momentum = float(momentum)
+        what = "a number from 0 to below 1"
+        self.momentum = check_number("momentum", momentum, what, lambda share: 0 <= share < 1)
 
     def get_config(self) -> dict[str, Any]:
         return {"bits": self.bits, "momentum": self.momentum}
@@ -103,7 +102,9 @@ class WeightNormalizationQuantizer(_LearnedLevels):
         uniform: bool = False,
     ):
         super().__init__(bits, MAX_WEIGHT_BITS, momentum)
-        self.normalize, self.per_channel, self.uniform = normalize, per_channel, uniform
+        self.normalize = check_flag("normalize", normalize)
+        self.per_channel = check_flag("per_channel", per_channel)
+        self.uniform = check_flag("uniform", uniform)
         self._powers = 2.0 ** np.arange(self.bits, dtype="float32")
 
     def basis_shape(self, shape: Sequence[int], channel_axes: int = 1) -> tuple[int, ...]:
@@ -277,7 +278,7 @@ class ActivationQuantizer(_LearnedLevels):
 
     def __init__(self, bits: int, *, signed: bool = False, momentum: float = 0.9):
         super().__init__(bits, MAX_ACTIVATION_BITS, momentum)
-        self.signed = signed
+        self.signed = check_flag("signed", signed)
 
     def basis_shape(self) -> tuple[int]:
         """The shape of the basis: `(bits,)`."""

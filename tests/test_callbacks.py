@@ -197,12 +197,12 @@ def test_events_of_an_interrupted_training_are_kept(tmp_path):
 
 def test_bad_schedules():
     for arguments, message in [
-        ({"warmup_epochs": -1}, "Expected `warmup_epochs` to be 0 or more, or None. Received: "),
+        ({"warmup_epochs": -1}, "Expected `warmup_epochs` to be an integer, 0 or more, or None. "),
         (
             {"ramp_epochs": 0},
-            "Expected `ramp_epochs` to be 1 or more, or None. Received: ramp_epochs=0",
+            "Expected `ramp_epochs` to be a positive integer or None. Received: ramp_epochs=0",
         ),
-        ({"balance": 0}, "Expected `balance` to be a positive integer, 'auto' or None. Received: "),
+        ({"balance": 0}, "Expected `balance` to be a positive integer, 'auto' or None. "),
         (
             {"initialize": "lloyd"},
             "Expected `initialize` to be 'kmeans', 'quantile', 'uniform' or None",

@@ -303,8 +303,11 @@ def test_a_step_of_ones_own_and_no_data(task):
             {"method": "wnq", "target_bytes": 900},
             "Expected `levels`, not a budget, with method='wnq'.",
         ),
-        ({"epochs": 0}, "Expected `epochs` to be a positive integer. Received: 0"),
-        ({"batch_size": 2.5}, "Expected `batch_size` to be a positive integer. Received: 2.5"),
+        ({"epochs": 0}, "Expected `epochs` to be a positive integer. Received: epochs=0"),
+        (
+            {"batch_size": 2.5},
+            "Expected `batch_size` to be a positive integer. Received: batch_size=2.5",
+        ),
         (
             {"levels": 5, "method": "wnq"},
             "Expected `levels` of 2, 4, 8 or 16 with method='wnq'. Received: levels=5",

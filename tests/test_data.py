@@ -128,7 +128,7 @@ def test_endless_data_end_after_steps():
     forever = (batch for batch in itertools.cycle(BATCHES))
     assert len(list(read(forever, one_input(), steps=7).batches(1))) == 7
     assert error_of(lambda: read(X, one_input(), steps=0)) == (
-        "Expected `steps` to be a positive integer, or None. Received: 0"
+        "Expected `steps` to be a positive integer or None. Received: steps=0"
     )
 
 

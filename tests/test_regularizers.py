@@ -127,8 +127,8 @@ def test_other_arguments_out_of_range():
             lambda: Sine(4, outside="clip"),
             "Expected `outside` to be one of ('linear', 'periodic').",
         ),
-        (lambda: Sine(4, strength=-1), "Expected `strength` to be a non-negative number or None."),
-        (lambda: NearestSquared(4, strength=np.nan), "Expected `strength` to be a non-negative"),
+        (lambda: Sine(4, strength=-1), "Expected `strength` to be a number, 0 or more, or None."),
+        (lambda: NearestSquared(4, strength=np.nan), "Expected `strength` to be a number, 0"),
         (
             lambda: NearestExponential(4, sharpness=0),
             "Expected `sharpness` to be a positive number.",

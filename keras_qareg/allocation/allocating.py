@@ -10,7 +10,7 @@ from keras_qareg.allocation.files import Archive, File, TFLite
 from keras_qareg.allocation.network import PROBES, Network
 from keras_qareg.allocation.rates import RateSearch
 from keras_qareg.allocation.searching import EXCHANGES, POINTS, ROUNDS, STEPS, Search, Unmet
-from keras_qareg.choices import check_choice
+from keras_qareg.choices import check_choice, check_count, check_number, shown
 from keras_qareg.models.configuring import Setting
 from keras_qareg.models.selection import Layers, check_built
 from keras_qareg.models.sharing import Tables
@@ -22,6 +22,8 @@ FORMS = (
 )
 
 METHODS = ("auto", "kmeans", "rate-distortion")
+# Forms of file whose activations may be whole numbers, by examples.
+CALIBRATED = ("int8", "tflm")
 
 
 def allocate(
@@ -92,7 +94,7 @@ def allocate(
     See also: https://keras-qareg.github.io/keras-qareg/concepts.html#levels-by-budget
     """
     _check(model, target_bytes, target_ratio, max_loss, data)
-    _check_forms(weights, method)
+    _check_forms(weights, method, representative_data)
     given = Tables(table, scale, group_size)
     network = Network(model, data, layers, given)
     bar = _Bar(network, verbose)
@@ -151,8 +153,8 @@ class _Bar:
         count = len(network.kernels)
         parts = sum(len(network.probes(place)) for place in range(count))
         self._all = parts + len(PROBES) + POINTS + ROUNDS * (count + 2) + EXCHANGES + STEPS
-        shown = 1 if verbose == "auto" else int(verbose)
-        self._bar = keras.utils.Progbar(self._all, verbose=shown, unit_name="measurement")
+        unit = {"unit_name": "measurement"}
+        self._bar = keras.utils.Progbar(self._all, verbose=shown(verbose, auto=True), **unit)
         self._seen = 0
 
     def done(self) -> None:
@@ -180,15 +182,13 @@ def _check(
             "Expected one of `target_bytes`, `target_ratio` and `max_loss`. "
             f"Received: {said or 'none of them'}"
         )
-    (name, value), ratio = next(iter(said.items())), target_ratio is not None
-    whole = name != "target_bytes" or (isinstance(value, int) and not isinstance(value, bool))
-    if not whole or not 0 < value <= (1 if ratio else float("inf")):
-        wanted = {
-            "target_bytes": "a positive integer",
-            "target_ratio": "a number above 0, up to 1",
-            "max_loss": "a positive number",
-        }[name]
-        raise ValueError(f"Expected `{name}` to be {wanted}. Received: {name}={value!r}")
+    if target_bytes is not None:
+        check_count("target_bytes", target_bytes)
+    elif target_ratio is not None:
+        what = "a number above 0, up to 1"
+        check_number("target_ratio", target_ratio, what, lambda ratio: 0 < ratio <= 1)
+    else:
+        check_number("max_loss", max_loss)
     if data is None:
         raise ValueError(
             "Expected `data`, inputs on which harm is measured (no labels are needed). Received: "
@@ -196,13 +196,18 @@ def _check(
         )
 
 
-def _check_forms(weights: str, method: str) -> None:
+def _check_forms(weights: str, method: str, representative_data: Any) -> None:
     check_choice("weights", weights, FORMS)
     check_choice("method", method, METHODS)
     if method == "rate-distortion" and weights != "archive":
         raise ValueError(
             "Expected weights='archive' with method='rate-distortion': rates are of no use to others. "
             f"Received: weights={weights!r}"
+        )
+    if representative_data is not None and weights not in CALIBRATED:
+        raise ValueError(
+            "Expected weights='int8' or 'tflm' with `representative_data`: other forms of file are not "
+            f"calibrated. Received: weights={weights!r}"
         )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from keras import ops
 
 from keras_qareg import regularizers
-from keras_qareg.choices import check_choice
+from keras_qareg.choices import check_choice, check_flag
 from keras_qareg.layers.kernel_wrapper import KernelWrapper
 from keras_qareg.numerics import assignment, clustering
 from keras_qareg.numerics.codebook import Codebook
@@ -119,7 +119,8 @@ class QuantizationAware(KernelWrapper):
         check_choice("table", table, TABLES)
         for count in levels or [found.levels]:
             regularizers.check_zero("zero_basin", found.zero_basin, count, table)
-        self.straight_through, self.table = straight_through, table
+        self.straight_through = check_flag("straight_through", straight_through)
+        self.table = table
         self.levels = None if levels is None else [clustering.check_levels(n) for n in levels]
         self._in_training = False
         # Whether a schedule, or `place_centroids`, has begun what training needs.

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_qareg.choices import check_choice, check_count
+from keras_qareg.choices import check_choice, check_count, check_flag
 from keras_qareg.layers.keras_private import layers_inside
 from keras_qareg.layers.kernel_wrapper import KernelWrapper, channel_axes
 from keras_qareg.numerics.assignment import nearest_places, stand_ins
@@ -118,7 +118,7 @@ class SharedWeights(KernelWrapper):
         check_choice("table", table, TABLES)
         check_choice("scale", scale, ("kernel", "channel"))
         self.table, self.table_scale, self.remembers = table, scale, True
-        self.zero_centroid = bool(zero_centroid)
+        self.zero_centroid = check_flag("zero_centroid", zero_centroid)
 
     keeps_zeros = property(lambda self: self.zero_centroid)
 

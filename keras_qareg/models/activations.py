@@ -9,6 +9,7 @@ from typing import Any
 import keras
 from keras.layers import BatchNormalization, Layer
 
+from keras_qareg.choices import check_choice, check_count, check_flag
 from keras_qareg.layers import (
     QUANTIZED,
     ActivationRange,
@@ -17,7 +18,7 @@ from keras_qareg.layers import (
     kernels,
 )
 from keras_qareg.layers.activation_range import check_width
-from keras_qareg.models.calibrating import calibrate, ranges_of
+from keras_qareg.models.calibrating import METHODS, calibrate, ranges_of
 from keras_qareg.models.cloning import clone, config_of, fresh
 from keras_qareg.models.flattening import Flat, Value, flattened_model, made_of
 from keras_qareg.models.ranges import Placement, Range, placed
@@ -86,6 +87,7 @@ def quantize_activations(
     check_built(model)
     check_float(model)
     check_width(bits)
+    _check_calibration(data, method, batch_size, steps)
     _check_without_ranges(model)
     flat = flattened_model(model)
     if not type(model).__module__.startswith("keras."):
@@ -96,7 +98,7 @@ def quantize_activations(
         )
     linear = split(flat)
     placement = placed(flat, bits)
-    made = _Ranges(flat, placement, bits, trainable)
+    made = _Ranges(flat, placement, bits, check_flag("trainable", trainable))
     folded = {id(layer) for layer in placement.folded}
 
     def change(layer: Layer) -> Callable[[Layer], Layer] | None:
@@ -116,6 +118,18 @@ def quantize_activations(
     if data is not None:
         calibrate(quantized, data, method=method, batch_size=batch_size, steps=steps)
     return quantized
+
+
+def _check_calibration(data: Any, method: str, batch_size: int, steps: int | None) -> None:
+    check_choice("method", method, METHODS)
+    check_count("batch_size", batch_size)
+    if steps is not None:
+        check_count("steps", steps, else_=" or None")
+    if data is None and (method, batch_size, steps) != ("minmax", 32, None):
+        raise ValueError(
+            "Expected `data` to place ranges by. Received: data=None and "
+            f"method={method!r}, batch_size={batch_size!r}, steps={steps!r}"
+        )
 
 
 def _check_without_ranges(model: keras.Model) -> None:

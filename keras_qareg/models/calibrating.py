@@ -9,7 +9,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_qareg.choices import check_choice
+from keras_qareg.choices import check_choice, check_count
 from keras_qareg.data import Data, read
 from keras_qareg.layers import ActivationRange
 from keras_qareg.layers.keras_private import layers_inside
@@ -45,8 +45,7 @@ def calibrate(
     """
     check_built(model)
     check_choice("method", method, METHODS)
-    if batch_size < 1:
-        raise ValueError(f"Expected a positive `batch_size`. Received: batch_size={batch_size!r}")
+    batch_size = check_count("batch_size", batch_size)
     given = read(data, model, steps=steps)
     given = given if method == "minmax" else given.repeatable()
     wanted = [layer for layer in ranges_of(model) if layer.fixed is None]

@@ -14,6 +14,7 @@ from keras import ops
 from keras.layers import Layer
 
 from keras_qareg import regularizers
+from keras_qareg.choices import shown
 from keras_qareg.layers import QuantizationAware, Weights, channel_axes, kernels
 from keras_qareg.models.accounting import inner_layer
 from keras_qareg.models.cloning import own_regularizer
@@ -83,8 +84,8 @@ def cluster_all(
     Raises:
         ValueError: If a layer has no trained centroids where they are asked for, or a kernel has NaN.
     """
-    if verbose == "auto":
-        verbose = int(sum(layer.count_params() for layer in wanted) >= _MANY_WEIGHTS)
+    many = sum(layer.count_params() for layer in wanted) >= _MANY_WEIGHTS
+    verbose = shown(verbose, auto=many)
     bar = keras.utils.Progbar(len(wanted), verbose=verbose, unit_name="layer")
     books = {}
     with ThreadPoolExecutor(_WORKERS) as pool:

@@ -11,6 +11,7 @@ import numpy as np
 from keras import ops
 from keras.layers import Layer
 
+from keras_qareg.choices import check_flag
 from keras_qareg.layers import (
     WeightNormalized,
     WNQConv2D,
@@ -104,6 +105,12 @@ def wnq(
         "per_channel": per_channel,
         "uniform": uniform,
     }
+    for name, flag in own.items():
+        check_flag(name, flag)
+    if signed_activations and activation_bits is None:
+        raise ValueError(
+            "Expected `activation_bits` with signed_activations=True. Received: activation_bits=None"
+        )
     left_out = _skipped(model, skip)
     wanted = [layer for layer in select(model, layers, deep=True) if id(layer) not in left_out]
     wanted = _without_read_ones(model, wanted)

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_qareg.choices import check_number, from_zero
 from keras_qareg.layers.keras_private import (
     added_losses,
     compile_arguments,
@@ -88,12 +89,8 @@ class Distiller(keras.Model):
         super().__init__(name=f"{student.name}_distiller")
         for model in (student, teacher):
             check_built(model)
-        if not temperature > 0:
-            raise ValueError(
-                f"Expected a positive `temperature`. Received: temperature={temperature!r}"
-            )
-        if not weight >= 0:
-            raise ValueError(f"Expected `weight` to be 0 or more. Received: weight={weight!r}")
+        temperature = check_number("temperature", temperature)
+        weight = check_number("weight", weight, "a number, 0 or more", from_zero)
         _check_outputs(student, teacher)
         self.student, self.weight, self.told = student, weight, False
         # Keras must not find the teacher: it would be saved, counted, and set by `trainable`.

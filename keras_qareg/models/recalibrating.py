@@ -10,6 +10,7 @@ import numpy as np
 from keras import ops
 from keras.layers import BatchNormalization
 
+from keras_qareg.choices import check_count
 from keras_qareg.data import read
 from keras_qareg.layers import FreezableBatchNormalization
 from keras_qareg.layers.keras_private import layers_inside, normalizing_by_batches
@@ -57,8 +58,7 @@ def recalibrate(
     See also: https://keras-qareg.github.io/keras-qareg/concepts.html#recalibration
     """
     check_built(model)
-    if batch_size < 1:
-        raise ValueError(f"Expected a positive `batch_size`. Received: batch_size={batch_size!r}")
+    batch_size = check_count("batch_size", batch_size)
     given = read(data, model, steps=steps)
     found = [layer for layer in layers_inside(model) if isinstance(layer, BatchNormalization)]
     if not found:

@@ -10,6 +10,7 @@ from keras import ops
 from keras.layers import Layer
 
 from keras_qareg import regularizers
+from keras_qareg.choices import check_flag
 from keras_qareg.layers import IntegerKernels, QuantizationAware, Weights, kernels
 from keras_qareg.models.accounting import inner_layer
 from keras_qareg.models.cloning import clone, fresh, own_regularizer
@@ -98,6 +99,7 @@ def quantization_aware(
             "Expected a plan of levels to train under. Received: a plan of rates, which are for weights "
             "that stay where they are. allocate(weights='archive', method='kmeans') plans levels."
         )
+    check_flag("straight_through", straight_through)
     candidates = select(model, layers, weights)
     tables = resolve(TABLE, table, model, candidates, weights=weights)
     chosen = _wanted(model, candidates, regularizer, levels, weights, tables)

@@ -242,7 +242,8 @@ def _starts(centroids: np.ndarray, lengths: np.ndarray, rates: np.ndarray) -> np
 
 def check_rate(rate: float) -> float:
     """`rate` as a float; raises a `ValueError` unless it is a number, 0 or more."""
-    if not (isinstance(rate, numbers.Real) and 0 <= rate < math.inf):
+    number = isinstance(rate, numbers.Real) and not isinstance(rate, bool)
+    if not (number and 0 <= rate < math.inf):
         raise ValueError(f"Expected `rate` to be a number, 0 or more. Received: rate={rate!r}")
     return float(rate)
 

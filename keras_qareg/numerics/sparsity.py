@@ -6,6 +6,7 @@ See also: https://keras-qareg.github.io/keras-qareg/method.html#pruning
 from __future__ import annotations
 
 import math
+import numbers
 import re
 from typing import TypeAlias
 
@@ -17,10 +18,11 @@ Structure: TypeAlias = str | tuple[int, int]
 
 def check_sparsity(sparsity: float) -> float:
     """A sparsity as a float; raises a `ValueError` unless it is from 0 to below 1."""
-    numeric = isinstance(sparsity, int | float) and not isinstance(sparsity, bool)
+    numeric = isinstance(sparsity, numbers.Real) and not isinstance(sparsity, bool)
     if not (numeric and 0 <= sparsity < 1):
         raise ValueError(
-            f"Expected `target_sparsity` from 0 to below 1, the share of zeros. Received: {sparsity!r}"
+            "Expected `target_sparsity` from 0 to below 1, the share of zeros. "
+            f"Received: target_sparsity={sparsity!r}"
         )
     return float(sparsity)
 

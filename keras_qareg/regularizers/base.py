@@ -8,7 +8,7 @@ import keras
 import numpy as np
 from numpy.typing import ArrayLike
 
-from keras_qareg.choices import Described, check_switch
+from keras_qareg.choices import Described, check_number, check_switch, from_zero
 from keras_qareg.numerics import clustering
 
 
@@ -40,12 +40,8 @@ class QuantizationRegularizer(Described, keras.regularizers.Regularizer):
         self.zero_basin = check_switch("zero_basin", zero_basin)
         if strength is None:
             strength = self.default_strength
-        if not np.isfinite(strength) or strength < 0:
-            raise ValueError(
-                "Expected `strength` to be a non-negative number or None. "
-                f"Received: strength={strength!r}"
-            )
-        self.strength = float(strength)
+        what = "a number, 0 or more, or None"
+        self.strength = check_number("strength", strength, what, from_zero)
 
     @property
     def default_strength(self) -> float:

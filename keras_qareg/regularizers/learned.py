@@ -10,7 +10,7 @@ import numpy as np
 from keras import ops
 from numpy.typing import ArrayLike
 
-from keras_qareg.choices import check_pair
+from keras_qareg.choices import check_number, check_pair
 from keras_qareg.numerics import clustering, penalties
 from keras_qareg.numerics.attention import soft_values
 from keras_qareg.regularizers.base import QuantizationRegularizer
@@ -112,11 +112,7 @@ class NearestExponential(_LearnedBasins):
         zero_basin: bool | str = "auto",
     ):
         super().__init__(levels, strength=strength, zero_basin=zero_basin)
-        if not (np.isfinite(sharpness) and sharpness > 0):
-            raise ValueError(
-                f"Expected `sharpness` to be a positive number. Received: sharpness={sharpness!r}"
-            )
-        self.sharpness = float(sharpness)
+        self.sharpness = check_number("sharpness", sharpness)
 
     def penalty(self, weights: Any, basins: Any) -> Any:
         return penalties.nearest_exponential(weights, basins, self.sharpness)

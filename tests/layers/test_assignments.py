@@ -100,7 +100,7 @@ def test_training_goes_on_from_a_file_and_keeps_zeros_and_frozen_layers(tmp_path
     for kernel in qareg.layers.kernels(plain):
         np.testing.assert_array_equal(kernel, after[kernel.path].weights)
     assert error_of(SharedWeights, layers.Dense(3), 4, reassign_every=0) == (
-        "Expected `reassign_every` to be a positive integer. Received: 0"
+        "Expected `reassign_every` to be a positive integer. Received: reassign_every=0"
     )
 
 

@@ -334,7 +334,7 @@ def test_bad_arguments():
         "Expected `method` to be one of"
     )
     assert error_of(qareg.quantize_activations, model, images, batch_size=0) == (
-        "Expected a positive `batch_size`. Received: batch_size=0"
+        "Expected `batch_size` to be a positive integer. Received: batch_size=0"
     )
     for bad, said in ((0.0, "from 0.0 to 0.0"), (np.inf, "from inf to inf")):
         assert error_of(qareg.quantize_activations, model, np.full_like(images, bad)) == (

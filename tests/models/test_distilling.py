@@ -121,10 +121,12 @@ def test_several_outputs_count_as_they_were_compiled(x):
 @pytest.mark.one_backend
 def test_what_is_refused():
     with pytest.raises(
-        ValueError, match=r"Expected a positive `temperature`. Received: temperature=0"
+        ValueError, match=r"Expected `temperature` to be a positive number. Received: temperature=0"
     ):
         qareg.distill(net(), net(), temperature=0)
-    with pytest.raises(ValueError, match=r"Expected `weight` to be 0 or more. Received: weight=-1"):
+    with pytest.raises(
+        ValueError, match=r"Expected `weight` to be a number, 0 or more. Received: weight=-1"
+    ):
         qareg.distill(net(), net(), weight=-1)
     with pytest.raises(ValueError, match="Expected a teacher whose outputs have the shapes"):
         qareg.distill(net(), net(units=4))

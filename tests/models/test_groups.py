@@ -170,8 +170,8 @@ def test_what_groups_are_not_for():
     model, images = small_cnn(), digits(32)[0]
     aware = qareg.quantization_aware(model, qareg.regularizers.NearestSquared(4))
     cases = {
-        "Expected `group_size` to be a positive integer. Received: 0": lambda: qareg.share_weights(
-            model, 4, group_size=0
+        "Expected `group_size` to be a positive integer. Received: group_size=0": lambda: (
+            qareg.share_weights(model, 4, group_size=0)
         ),
         "Expected scale='auto' or 'kernel' with table='even' and `group_size`, which then says how "
         "many channels have one step. Received: scale='channel' for layer 'conv'": (

@@ -24,7 +24,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_qareg.choices import check_choice, check_count
+from keras_qareg.choices import check_choice, check_count, check_flag, shown
 from keras_qareg.export.archive.container import Source, naming, sealed
 from keras_qareg.export.archive.fields import varint
 from keras_qareg.export.archive.fitting import fitted
@@ -109,10 +109,11 @@ def save_archive(
     path = check_target(path)
     check_choice("float_dtype", float_dtype, FLOAT_DTYPES)
     check_choice("effort", effort, EFFORTS)
+    check_flag("fold", fold)
     # A model from its configuration has these weights in another order.
     check_float(model, "float8")
     if target_bytes is not None:
-        check_count("target_bytes", target_bytes)
+        check_count("target_bytes", target_bytes, else_=" or None")
         size = functools.partial(size_of, float_dtype=float_dtype, fold=fold, effort=effort)
         # Steps of channels are in a folded normalization, and else take bytes.
         model = fitted(model, target_bytes, size, "auto" if fold else "kernel")
@@ -223,8 +224,8 @@ def load_archive(
     with read_archive(path) as archive, naming(path):
         model = rebuilt(archive, custom_objects or {}, safe_mode)
         tensors = archive.manifest.tensors
-        if verbose == "auto":
-            verbose = int(sum(math.prod(tensor.shape) for tensor in tensors) >= _MANY)
+        many = sum(math.prod(tensor.shape) for tensor in tensors) >= _MANY
+        verbose = shown(verbose, auto=many)
         bar = keras.utils.Progbar(len(tensors), verbose=verbose, unit_name="tensor")
         fill(model, archive.all_tensors(), bar.update)
     return model

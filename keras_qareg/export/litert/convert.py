@@ -13,6 +13,7 @@ from typing import Any
 
 import keras
 
+from keras_qareg.choices import check_flag
 from keras_qareg.export.files import check_target
 from keras_qareg.export.litert.agreement import agreement, inputs_in_range
 from keras_qareg.export.litert.converter import Source
@@ -42,6 +43,8 @@ WEIGHTS = (*LOW_BIT_FORMS, "tflm", *TOLERANCES)
 END_TYPES = ("float32", "int8", "uint8")
 _WIDE_END_TYPES = ("float32", "int16")
 _INTEGER = ("int8", "tflm")
+# Forms whose kernels no operator of the file makes from tables.
+_UNDECODED = (*_INTEGER, "float16", "float32")
 CALIBRATION_SAMPLES = 200
 
 
@@ -115,6 +118,11 @@ def litert(
     check_built(model)
     path = check_target(path, ".tflite")
     check_choice("weights", weights, WEIGHTS)
+    if not check_flag("decode_once", decode_once) and weights in _UNDECODED:
+        raise ValueError(
+            "Expected a form whose kernels may be tables, as 'smallest', with decode_once=False. "
+            f"Received: weights={weights!r}"
+        )
     _check_backend()
     ranges = Ranges.of(model)
     integer = weights in _INTEGER and (representative_data is not None or ranges is not None)
