@@ -274,7 +274,9 @@ def test_bad_bits(bits):
 def test_bad_arguments():
     with pytest.raises(ValueError, match="Expected `bits` to be an integer from 1 to 8"):
         ActivationQuantizer(9)
-    with pytest.raises(ValueError, match="Expected `momentum` to be a number from 0 to below 1. Rec"):
+    with pytest.raises(
+        ValueError, match="Expected `momentum` to be a number from 0 to below 1. Rec"
+    ):
         WeightNormalizationQuantizer(2, momentum=1)
     assert WeightNormalizationQuantizer(np.int64(3)).bits == 3
     assert (

@@ -19,6 +19,7 @@ from keras_qareg.models.flattening import Call
 # What an operation may be:
 KERNEL = "kernel"  # multiplies with a kernel; a normalization and a ReLU behind it are part of it
 FUSING = "fusing"  # has a range of its own; a ReLU behind it is part of it
+SCALED = "scaled"  # the same of one tensor, and numbers
 OWN = "own"  # has a range of its own
 SAME = "same"  # outputs are some of the inputs, so that they are on the grid of these
 ROUNDED = "rounded"  # outputs must have the range of the inputs, and are rounded to it
@@ -40,8 +41,9 @@ _POOLING = (*_POOLS, "MaxPool", "AveragePool")
 _KINDS = {
     **dict.fromkeys((*_KERNELS, "WNQConv2D", "WNQDepthwiseConv2D", "WNQDense"), KERNEL),
     **dict.fromkeys(("Add", "Subtract", "Multiply"), FUSING),
+    "Rescaling": SCALED,
     **dict.fromkeys(("GlobalAveragePooling1D", "GlobalAveragePooling2D", "Mean"), OWN),
-    **dict.fromkeys(("LeakyReLU", "LeakyRelu", "Gelu", "HardSilu", "Rescaling"), OWN),
+    **dict.fromkeys(("LeakyReLU", "LeakyRelu", "Gelu", "HardSilu"), OWN),
     **dict.fromkeys(("MaxPooling1D", "MaxPooling2D", "MaxPool", "Flatten", "Reshape"), SAME),
     **dict.fromkeys(("GlobalMaxPooling1D", "GlobalMaxPooling2D", "Permute", "Transpose"), SAME),
     **dict.fromkeys(("ZeroPadding1D", "ZeroPadding2D", "Cropping1D", "Cropping2D"), SAME),
@@ -154,6 +156,12 @@ def prescribed(call: Call, bits: int) -> tuple[float, int]:
     is_activation = isinstance(call.operation, keras.layers.Activation)
     name = activation_of(call.operation) if is_activation else type(call.operation).__name__
     return PRESCRIBED[bits][name.lower()]
+
+
+def is_hard_silu(call: Call) -> bool:
+    """Whether an operation is a hard SiLU, as a layer or as one."""
+    names = activation_of(call.operation), type(call.operation).__name__
+    return "hard_silu" in names or "HardSilu" in names
 
 
 def pools(call: Call) -> bool:

@@ -95,13 +95,15 @@ class _Placer:
         self.placement.behind[value] = self.ranges[value] = its
 
     def _visit(self, call: Call, kind: str) -> None:
-        if kind in (operators.KERNEL, operators.FUSING):
+        if kind in (operators.KERNEL, operators.FUSING, operators.SCALED):
             self._place(self._end_of(call, kind), Range(call.name))
         elif kind == operators.FIXED:
             self._place(call.outputs[0], Range(call.name, operators.prescribed(call, self.bits)))
         elif kind == operators.JOINED:
             self.ranges[call.outputs[0]] = self._joined(call)
         elif (kind == operators.RELU and not self._follows_pooling(call)) or kind == operators.OWN:
+            problem = self._unwritten(call, kind)
+            self.refused += [_said(call, problem)] if problem else []
             self._place(call.outputs[0], Range(call.name))
         elif kind == operators.NORM:
             self.refused.append(_said(call, _LONE))
@@ -128,6 +130,20 @@ class _Placer:
                     self.placement.folded.append(part.operation)
         return end
 
+    def _unwritten(self, call: Call, kind: str) -> str | None:
+        """What to do instead where TensorFlow Lite cannot write an operation, or not run it."""
+        if self.bits == 16 and operators.is_hard_silu(call):
+            return "It takes activations of 8 bits alone: use silu, or bits=8."
+        value = call.inputs[0]
+        maker = self.makers.get(value)
+        if kind == operators.RELU and maker is not None and not self.alone(value):
+            layer = inner_layer(maker.operation) if isinstance(maker.operation, Layer) else None
+            if isinstance(layer, keras.layers.Dense):
+                return (
+                    "Let nothing else read the dense layer before it, which is written twice then."
+                )
+        return None
+
     def _follows_pooling(self, call: Call) -> bool:
         value = call.inputs[0]
         maker = self.makers.get(value)
@@ -152,7 +168,7 @@ def _chain(call: Call, kind: str, placer: _Placer) -> Iterator[Call]:
     """The calls behind one that may be parts of it: each reads the one before, and alone."""
     value = call.outputs[0]
     layer = inner_layer(call.operation) if isinstance(call.operation, Layer) else call.operation
-    linear = kind == operators.FUSING or activation_of(layer) == "linear"
+    linear = kind != operators.KERNEL or activation_of(layer) == "linear"
     takes_norm = kind == operators.KERNEL and linear
     while linear and placer.alone(value):
         (part,) = placer.readers[value]

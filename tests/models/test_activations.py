@@ -231,8 +231,8 @@ def test_what_a_file_has_as_several_operators_becomes_these(invert):
     model = keras.Sequential([keras.Input((6,), name="x"), *stack])
     quantized = qareg.quantize_activations(model, data, bits=16)
     names = ["x", "normal", "rescaled_scaled", "rescaled", "silu_sigmoid", "silu", "fc"]
-    names += ["normal_scaled" if invert else "normal_moved", "fc_clipped", "fc_hard_sigmoid"]
-    assert set(placements(quantized)) == {f"{name}_range" for name in [*names, "fc_moved"]}
+    names += ["normal_scaled" if invert else "normal_moved", "fc_moved", "fc_hard_sigmoid"]
+    assert set(placements(quantized)) == {f"{name}_range" for name in names}
     np.testing.assert_allclose(predict(quantized, data), predict(model, data), atol=0.02)
     again = keras.models.model_from_json(quantized.to_json())
     again.set_weights(quantized.get_weights())
@@ -303,8 +303,20 @@ def test_what_has_no_integer_form_is_named_with_what_to_do():
     assert refusal(layers.ReLU(3.0, name="r")) == (
         "'r' (ReLU). Use one with max_value=6 or without, and with threshold=0."
     )
+    hard = keras.Sequential([keras.Input((4,)), layers.Activation("hard_silu", name="hard")])
+    assert (
+        "'hard' (Activation). It takes activations of 8 bits alone: use silu, or bits=8."
+        in error_of(qareg.quantize_activations, hard, bits=16)
+    )
     assert refusal(layers.Embedding(4, 3, name="words"), shape=(5,)).startswith(
         f"'words' (Embedding). {general}"
+    )
+    given = keras.Input((4,), name="x")
+    read = layers.Dense(3, name="read")(given)
+    clipped = layers.ReLU(name="clipped")(read)
+    assert error_of(qareg.quantize_activations, keras.Model(given, [clipped, read])).endswith(
+        "Received: 'clipped' (ReLU). Let nothing else read the dense layer before it, which is written "
+        "twice then."
     )
     words = keras.Input((5,), dtype="int32", name="words")
     model = keras.Model(words, layers.Flatten(name="flat")(words))
