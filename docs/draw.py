@@ -137,7 +137,7 @@ FLOORS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("models/", "whole-model transforms", ()),
     ("layers/", "who holds variables", ()),
     ("regularizers/", "what pulls weights together", ()),
-    ("what a user chooses", "", ("quantizers", "choices", "inputs", "data", "settings")),
+    ("what a user chooses", "", ("quantizers", "choices", "inputs", "data", "settings", "files")),
     ("numerics/", "pure functions", ()),
 )
 TINTS, BORDER, EDGE = ("#eef3f8", "#f7f4ec"), "#5b6b7b", 886

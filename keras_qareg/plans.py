@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
@@ -11,11 +10,19 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from keras_qareg import settings
+from keras_qareg.choices import check_choice, check_count, check_number, from_zero
+from keras_qareg.files import check_target
+from keras_qareg.models.configuring import ARGUMENTS, check_value
 from keras_qareg.summaries import table as text_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+# The forms of file that a plan may be for.
+FORMS = (
+    *("auto", "smallest", "codebook", "tflm", "int8-exact", "int4-exact", "int2-exact", "int8"),
+    "archive",
+)
 # A point of the trade-off: bytes of the whole file, divergence of the outputs.
 Point = tuple[int, float]
 
@@ -138,13 +145,15 @@ class Plan:
             The path of the file.
 
         Raises:
-            ValueError: If it ends otherwise, or `table`, `scale` or `group_size` is a function.
+            ValueError: If it ends otherwise or its folder does not exist, or `table`, `scale` or
+                `group_size` is a function.
         """
         import yaml
 
         path = Path(path)
         if path.suffix not in settings.SUFFIXES:
             raise ValueError(f"Expected the name of a YAML file, .yaml or .yml. Received: {path}")
+        check_target(path)
         for name in _SETTINGS:
             if callable(getattr(self, name)):
                 raise ValueError(
@@ -216,10 +225,13 @@ def _plan(content: Any) -> Plan:
                 f"Expected levels of '{path}' from 2 to 256, or float. Received: {count!r}"
             )
         for name, value in numbers.items():
-            _check_number(f"`{name}` of '{path}'", value)
+            _check_number(name, value, f" of '{path}'")
         rows.append(PlannedKernel(path, levels=count, **numbers))
+    check_choice("weights", notes["weights"], FORMS)
+    for name in _SETTINGS:
+        check_value(ARGUMENTS[name], content[name])
     for name in ("bytes", "loss"):
-        _check_number(f"`{name}`", notes[name])
+        _check_number(name, notes[name])
     curve = tuple(_point(point) for point in notes["curve"])
     uniform = {count: _point(point) for count, point in notes["uniform"].items()}
     numbers = notes["weights"], notes["bytes"], notes["loss"]
@@ -245,12 +257,14 @@ def _check_names(where: str, found: Any, names: Iterable[str], free: tuple[str, 
 def _point(point: Any) -> Point:
     if not isinstance(point, list) or len(point) != 2:
         raise ValueError(f"Expected points of bytes and loss. Received: {point!r}")
-    for number in point:
-        _check_number("a point", number)
+    for name, number in zip(("bytes", "loss"), point, strict=True):
+        _check_number(name, number, " of a point")
     return point[0], point[1]
 
 
-def _check_number(what: str, value: Any) -> None:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or value < 0:
-        raise ValueError(f"Expected {what} to be a number, 0 or more. Received: {value!r}")
+def _check_number(name: str, value: Any, of: str = "") -> None:
+    """Raises a `ValueError` unless a number of a plan is one, and whole where it counts something."""
+    if name in ("bytes", "weights"):
+        check_count(f"{name}{of}", value, least=int(name == "weights"))
+    else:
+        check_number(f"{name}{of}", value, "a number, 0 or more", from_zero)

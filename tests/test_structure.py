@@ -24,7 +24,7 @@ MODULES = sorted(
 FLOORS = {
     "": [
         ["__version__", "numerics"],
-        ["choices", "inputs", "settings"],
+        ["choices", "files", "inputs", "settings"],
         ["data"],
         ["regularizers", "quantizers"],
         ["layers"],
@@ -99,7 +99,7 @@ FLOORS = {
         ["page"],
         ["__init__"],
     ],
-    "export": [["files", "packing"], ["litert", "archive"], ["verification"], ["__init__"]],
+    "export": [["packing"], ["litert", "archive"], ["verification"], ["__init__"]],
 }
 RANKS = {
     folder: {name: rank for rank, names in enumerate(floors) for name in names}

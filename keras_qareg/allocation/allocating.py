@@ -14,12 +14,7 @@ from keras_qareg.choices import check_choice, check_count, check_number, shown
 from keras_qareg.models.configuring import Setting
 from keras_qareg.models.selection import Layers, check_built
 from keras_qareg.models.sharing import Tables
-from keras_qareg.plans import Plan
-
-FORMS = (
-    *("auto", "smallest", "codebook", "tflm", "int8-exact", "int4-exact", "int2-exact", "int8"),
-    "archive",
-)
+from keras_qareg.plans import FORMS, Plan
 
 METHODS = ("auto", "kmeans", "rate-distortion")
 # Forms of file whose activations may be whole numbers, by examples.

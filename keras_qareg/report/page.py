@@ -15,9 +15,9 @@ import keras
 
 from keras_qareg import __version__
 from keras_qareg.export.archive.container import is_archive
-from keras_qareg.export.files import check_target
 from keras_qareg.export.litert.inspection import is_litert
 from keras_qareg.export.litert.proof import ExportReport
+from keras_qareg.files import check_target
 from keras_qareg.layers import Weights
 from keras_qareg.models.reading import every_kernel
 from keras_qareg.models.selection import check_built

@@ -268,7 +268,28 @@ def test_a_plan_as_a_file(plan, tmp_path):
         (
             "bytes: 7654",
             "bytes: -1",
-            "Expected `bytes` to be a number, 0 or more. Received: -1",
+            "Expected `bytes` to be an integer, 0 or more. Received: bytes=-1",
+        ),
+        (
+            "bytes: 7654",
+            "bytes: 7654.5",
+            "Expected `bytes` to be an integer, 0 or more. Received: bytes=7654.5",
+        ),
+        (
+            "table: even",
+            "table: evne",
+            "Expected `table` to be one of ('int8', 'even', 'float32'). Received: table='evne'",
+        ),
+        (
+            "group_size: null",
+            "group_size: 2.5",
+            "Expected `group_size` to be a positive integer. Received: group_size=2.5",
+        ),
+        (
+            "weights: smallest",
+            "weights: smalest",
+            "Expected `weights` to be one of ('auto', 'smallest', 'codebook', 'tflm', 'int8-exact', "
+            "'int4-exact', 'int2-exact', 'int8', 'archive'). Received: weights='smalest'",
         ),
     ],
 )
@@ -283,6 +304,9 @@ def test_typos_in_a_file(plan, tmp_path, old, new, message):
 def test_names_of_files(plan):
     assert error_of(plan.save, Path("plan.txt")) == (
         "Expected the name of a YAML file, .yaml or .yml. Received: plan.txt"
+    )
+    assert error_of(plan.save, Path("nowhere/plan.yaml")) == (
+        "Expected a folder that exists. Received: nowhere, which does not"
     )
 
 

@@ -43,7 +43,7 @@ from keras_qareg.export.archive.proof import compare
 from keras_qareg.export.archive.reading import WORKERS, assets_of, read_archive
 from keras_qareg.export.archive.rebuilding import fill, rebuilt
 from keras_qareg.export.archive.tensors import encode_tensors
-from keras_qareg.export.files import check_target
+from keras_qareg.files import check_target
 from keras_qareg.models import codebooks, unquantized
 from keras_qareg.models.selection import check_float
 from keras_qareg.numerics.codebook import Codebook

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from keras_qareg import __version__
-from keras_qareg.export.files import check_new, check_target
 from keras_qareg.export.litert import flatbuffer
 from keras_qareg.export.litert.inspection import litert_content
 from keras_qareg.export.litert.micro_proof import measured_arena
+from keras_qareg.files import check_new, check_target
 
 SUFFIXES = (".cc", ".h")
 # What `Add...()` of TFLite Micro's MicroMutableOpResolver there is for built-in operators (August 2026).

@@ -14,7 +14,6 @@ from typing import Any
 import keras
 
 from keras_qareg.choices import check_flag
-from keras_qareg.export.files import check_target
 from keras_qareg.export.litert.agreement import agreement, inputs_in_range
 from keras_qareg.export.litert.converter import Source
 from keras_qareg.export.litert.forms import LOW_BIT_FORMS, rewrite
@@ -34,6 +33,7 @@ from keras_qareg.export.litert.samples import SAMPLES, sample_inputs, users_data
 from keras_qareg.export.litert.signature import Signature
 from keras_qareg.export.litert.vela import ACCELERATORS, compiled
 from keras_qareg.export.litert.writer import compacted
+from keras_qareg.files import check_target
 from keras_qareg.models import kernel_codebooks, quantizes_inputs, unquantized
 from keras_qareg.models.accounting import states_kept
 from keras_qareg.models.selection import check_built, check_choice

@@ -17,13 +17,15 @@ def check_target(path: str | os.PathLike[str], suffix: str | None = None) -> Pat
         A `Path`.
 
     Raises:
-        ValueError: If its name does not end in `suffix` or its folder does not exist.
+        ValueError: If its name does not end in `suffix`, its folder does not exist, or it is a folder.
     """
     path = Path(path)
     if suffix is not None and path.suffix != suffix:
         raise ValueError(f"Expected a file name that ends in '{suffix}'. Received: {path}")
     if not path.parent.is_dir():
         raise ValueError(f"Expected a folder that exists. Received: {path.parent}, which does not")
+    if path.is_dir():
+        raise ValueError(f"Expected the name of a file. Received: {path}, which is a folder")
     return path
 
 
