@@ -146,7 +146,19 @@ def opened(source: Source) -> Iterator[IO[bytes]]:
     """A file that can be sought in: the one of a path, which is closed again, or the one that is given.
 
     One that cannot be sought in, such as a download, is read first.
+
+    Raises:
+        ValueError: If it is neither, or a folder.
     """
+    folder = isinstance(source, str | os.PathLike) and Path(source).is_dir()
+    if folder or not (isinstance(source, str | os.PathLike) or hasattr(source, "read")):
+        found = (
+            f"{source}, which is a folder" if folder else f"an object of {type(source).__name__}"
+        )
+        raise ValueError(
+            "Expected the path of a file, or a file that was opened to read bytes (io.BytesIO of "
+            f"bytes). Received: {found}"
+        )
     if isinstance(source, str | os.PathLike):
         with Path(source).open("rb") as file:
             yield file

@@ -248,6 +248,18 @@ def test_one_tensor_or_all_from_an_open_file(tmp_path, capsys):
         np.testing.assert_array_equal(kernel, other.get_layer("out").kernel)
 
 
+@pytest.mark.one_backend
+def test_what_is_no_file_is_an_error_that_says_what_to_pass(tmp_path):
+    expected = (
+        "Expected the path of a file, or a file that was opened to read bytes (io.BytesIO of bytes). "
+        "Received: "
+    )
+    assert error_of(load_archive, b"QRG") == f"{expected}an object of bytes"
+    assert error_of(load_archive, tmp_path) == f"{expected}{tmp_path}, which is a folder"
+    folder = "Expected the name of a file. Received: "
+    assert error_of(save_archive, small_cnn(), tmp_path).startswith(folder)
+
+
 @pytest.mark.parametrize("kind", MODELS)
 def test_configurations_come_back(kind):
     make, _, _ = MODELS[kind]
