@@ -116,10 +116,14 @@ def _no_copy(layer: Layer, error: Exception) -> ValueError:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     cause = next((line for line in lines if line.startswith("Exception encountered: ")), None)
     said = (cause or (lines or [""])[0]).removeprefix("Exception encountered: ").rstrip(".")
+    advice = (
+        "Give the class a `get_config()` with all arguments of its `__init__`, which takes `**kwargs` "
+        "as well."
+    )
+    ours = type(layer).__module__.startswith("keras_qareg.")
     return ValueError(
         f"Expected '{layer.name}' ({type(layer).__name__}) to be made again from its configuration. "
-        f"Received: {type(error).__name__}: {said}. Give the class a `get_config()` with all arguments "
-        "of its `__init__`, which takes `**kwargs` as well."
+        f"Received: {type(error).__name__}: {said}.{'' if ours else f' {advice}'}"
     )
 
 

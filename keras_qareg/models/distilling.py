@@ -111,6 +111,13 @@ class Distiller(keras.Model):
     def teacher(self) -> keras.Model:
         return self._hidden()
 
+    def get_config(self) -> dict[str, Any]:
+        """Raises a `NotImplementedError`: neither of the two models is one that it could be made of."""
+        raise NotImplementedError(
+            "A Distiller trains a student, and is neither saved nor transformed itself: take its "
+            "`student`, which is a model like any other"
+        )
+
     def call(self, inputs: Any, training: bool | None = None, **kwargs: Any) -> Any:
         return self.student(inputs, training=training, **kwargs)
 

@@ -32,7 +32,7 @@ def check_structure(structure: Structure) -> Structure:
     if structure in ("weights", "channels") or _of_each(structure) is not None:
         return structure
     block = tuple(structure) if isinstance(structure, tuple | list) else ()
-    if len(block) == 2 and all(isinstance(n, int) and n > 0 for n in block):
+    if len(block) == 2 and all(isinstance(n, numbers.Integral) and n > 0 for n in block):
         return block
     raise ValueError(
         "Expected `structure` to be 'weights', 'channels', so many of each few as '2:4', or a block of "

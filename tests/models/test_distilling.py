@@ -132,6 +132,18 @@ def test_what_is_refused():
         qareg.distill(net(), net(units=4))
 
 
+@pytest.mark.one_backend
+def test_the_student_is_what_is_saved_and_transformed(tmp_path):
+    trainer = qareg.distill(net(), net())
+    its = "A Distiller trains a student, and is neither saved nor transformed itself: take its `student`"
+    with pytest.raises(NotImplementedError, match=its):
+        trainer.save(tmp_path / "model.keras")
+    for transform in (qareg.strip, lambda model: qareg.wnq(model, skip=())):
+        with pytest.raises(ValueError, match=its) as error:
+            transform(trainer)
+        assert "Give the class" not in str(error.value)
+
+
 def test_metrics_of_labels_are_left_out_without_labels():
     teacher, student = net("softmax"), net("softmax", seed=1)
     x, y = np.ones((8, *student.input_shape[1:]), "float32"), np.zeros(8)
