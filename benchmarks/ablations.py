@@ -119,7 +119,7 @@ def row(name: str, model: keras.Model, parts: tuple[Images, Images], arguments: 
 
 
 def tabulate(rows: list[Row]) -> str:
-    """A line a part: the mean without it, and how far it is from the mean with all."""
+    """A line a part: the mean without it, and how far it is from the mean of the same seeds with all."""
     lines = []
     for levels, name in product(LEVELS, PARTS):
         cell = f"{levels} levels, {name}"
@@ -127,6 +127,8 @@ def tabulate(rows: list[Row]) -> str:
             [row for row in rows if row["cell"] == each]
             for each in (cell, f"{levels} levels, {WHOLE}")
         )
+        seeds = {row["seed"] for row in same}
+        whole = [row for row in whole if row["seed"] in seeds]
         if same:
             means = [mean_and_deviation(few, "accuracy")[0] for few in (same, whole)]
             change = f"{means[0] - means[1]:+.2f}" if whole and name != WHOLE else ""
