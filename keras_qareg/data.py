@@ -41,6 +41,7 @@ class Data:
         source: Else what returns an iterable of batches.
         steps: How many batches count, or `None`: all.
         given: What was passed, where `keras.Model.fit` takes it as it is; else `None`.
+        anew: Whether `source` begins anew each time that it is called.
     """
 
     model: keras.Model
@@ -49,6 +50,7 @@ class Data:
     source: Callable[[], Iterable[Any]] | None = None
     steps: int | None = None
     given: Any = None
+    anew: bool = True
 
     @property
     def has_targets(self) -> bool:
@@ -78,7 +80,7 @@ class Data:
             empty = False
             yield batch
         if empty:
-            raise _no_inputs(self.name)
+            raise _no_inputs(self.name, ended=not self.anew)
 
     def _batches(self, batch_size: int) -> Iterator[Batch]:
         if self.whole is not None:
@@ -98,14 +100,16 @@ class Data:
             kept.append(batch)
             if sum(_rows(inputs) for inputs, _, _ in kept) >= count:
                 break
-        return replace(self, source=lambda: kept, steps=None, given=_Batches(kept))
+        return replace(self, source=lambda: kept, steps=None, given=_Batches(kept), anew=True)
 
     def repeatable(self) -> Data:
         """The same data where they can be read again; an iterator without `steps` is read and kept."""
         if self.source is None or self.given is not None or self.steps is not None:
             return self
+        if self.anew:  # a function, which may augment
+            return replace(self, steps=sum(1 for _ in self.batches(1)))
         kept = list(self.batches(1))
-        return replace(self, source=lambda: kept, given=_Batches(kept))
+        return replace(self, source=lambda: kept, given=_Batches(kept), anew=True)
 
     def steps_an_epoch(self, batch_size: int) -> int | None:
         """How many batches there are, where that is known beforehand."""
@@ -217,7 +221,7 @@ def read(data: Any, model: keras.Model, *, steps: int | None = None, name: str =
         given = data if endless or steps is None else None
         return Data(model, name, None, source, steps, given)
     if isinstance(data, Iterator):
-        return Data(model, name, None, lambda: data, steps)
+        return Data(model, name, None, lambda: data, steps, anew=False)
     if callable(data) and not hasattr(data, "shape"):
         return Data(model, name, None, data, steps)
     if isinstance(data, list) and _is_list_of_batches(model, data, name):
@@ -332,8 +336,12 @@ def _unpacked(model: keras.Model, batch: Any, name: str) -> Batch:
     return inputs, targets, weights
 
 
-def _no_inputs(name: str) -> ValueError:
-    return ValueError(f"Expected `{name}` with inputs. Received: none.")
+def _no_inputs(name: str, ended: bool = False) -> ValueError:
+    said = (
+        ": the iterator has ended. What is measured before and after training takes batches too: pass a "
+        "function that returns such an iterator, which is then begun anew"
+    )
+    return ValueError(f"Expected `{name}` with inputs. Received: none{said if ended else ''}.")
 
 
 def _rows(inputs: Any) -> int:

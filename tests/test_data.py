@@ -208,8 +208,13 @@ def test_batches_are_checked_as_they_are_read():
     assert error_of(lambda: list(given.batches(1))) == (
         "Expected `data` to have inputs of shape (None, 4) for 'x'. Received: shape=(10, 2)"
     )
-    assert error_of(lambda: list(read(iter([]), one_input()).batches(1))) == (
+    assert error_of(lambda: list(read(lambda: [], one_input()).batches(1))) == (
         "Expected `data` with inputs. Received: none."
+    )
+    assert error_of(lambda: list(read(iter([]), one_input()).batches(1))) == (
+        "Expected `data` with inputs. Received: none: the iterator has ended. What is measured before "
+        "and after training takes batches too: pass a function that returns such an iterator, which is "
+        "then begun anew."
     )
 
 
@@ -230,6 +235,21 @@ def test_fit_sees_the_same_examples_in_each_epoch(steps):
             continue  # an iterator with steps is one that does not end
         model.fit(**given.fit_arguments(4), epochs=2, verbose=0, callbacks=[Watching()])
         assert seen == 2 * [*range(steps or 3)]
+
+
+def test_a_function_is_called_anew_for_each_epoch():
+    model, calls = one_input(), []
+
+    def augmented():
+        calls.append(len(calls))
+        return ((x + len(calls), y) for x, y in BATCHES)
+
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    given = read(augmented, model).repeatable()
+    assert given.steps == 3 and calls == [0]
+    before = len(calls)
+    model.fit(**given.fit_arguments(4), epochs=4, verbose=0)
+    assert len(calls) - before >= 4
 
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="texts are tensors of TensorFlow alone")

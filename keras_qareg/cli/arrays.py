@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,7 @@ class Arrays:
             return samples(inputs, model, count=len(self[names[0]]), name=self.name)
         if self.targets is None and not self._has_targets(model, names):
             self._check(names)
+            self._warn_of_others(names)
             return samples(inputs, model, count=len(self[names[0]]), name=self.name), None, None
         more, outputs = self._outputs(model, names)
         weights = [self[_WEIGHTS]] if _WEIGHTS in self._file.files else []
@@ -104,7 +106,7 @@ class Arrays:
 
     def _check_spelling(self, taken: list[str], model: Any) -> None:
         """That no array is named nearly as targets or weights are: it would not count."""
-        outputs, held = getattr(model, "output_names", []), set(self._file.files)
+        outputs, held = _names_of_outputs(model), set(self._file.files)
         known = ["y", _WEIGHTS, *outputs]
         complete = "y" in held or held.issuperset(outputs or ["y"])
         wanted = [_WEIGHTS] if complete else known
@@ -116,16 +118,21 @@ class Arrays:
                     f"{self.path}, which holds {name} (did you mean {lacking[meant]}?)"
                 )
 
+    def _warn_of_others(self, taken: list[str]) -> None:
+        if others := sorted(set(self._file.files) - set(taken)):
+            warnings.warn(
+                f"{_listed(others)} in {self.path} is not used: targets are named y, or by the outputs",
+                stacklevel=2,
+            )
+
     def _has_targets(self, model: Any, taken: list[str]) -> bool:
         """Whether an array is named as targets are, or there are weights, which need them."""
-        named = {"y", _WEIGHTS, *getattr(model, "output_names", [])}
+        named = {"y", _WEIGHTS, *_names_of_outputs(model)}
         return bool(named & (set(self._file.files) - set(taken)))
 
     def _outputs(self, model: Any, taken: list[str]) -> tuple[list[str], Any]:
         """Names and arrays of the targets, in the structure of the model's outputs."""
-        structure = getattr(model, "output", None)
-        named = structure if isinstance(structure, dict) else getattr(model, "output_names", [])
-        names = list(named)
+        structure, names = getattr(model, "output", None), _names_of_outputs(model)
         if len(names) < 2 and "y" in self._file.files and "y" not in taken:
             return ["y"], self["y"]
         if not names or set(names) - set(self._file.files):
@@ -174,6 +181,12 @@ class Arrays:
                 f"Expected a readable .npz file for {self.name}. Received: {self.path} "
                 f"({plain(error)})"
             ) from error
+
+
+def _names_of_outputs(model: Any) -> list[str]:
+    """The keys of a dict that a model gives, else the names of the layers that give its outputs."""
+    structure = getattr(model, "output", None)
+    return list(structure if isinstance(structure, dict) else getattr(model, "output_names", []))
 
 
 def _listed(names: list[str]) -> str:

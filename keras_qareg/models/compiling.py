@@ -14,8 +14,8 @@ from keras_qareg.layers.keras_private import compile_arguments, optimizer_like
 def compile_like(copied: keras.Model, model: keras.Model, **changes: Any) -> None:
     """Compiles a copy with all that its model was compiled with.
 
-    The optimizer and the metrics are copies, with the learning rate of now; functions and what cannot
-    be copied from its configuration (a loss that is a lambda, say) are the model's own.
+    The optimizer and the metrics are copies, with the learning rate of now; losses, functions and what
+    cannot be copied from its configuration are the model's own.
 
     Args:
         copied: The copy; it stays uncompiled, with a warning, where the class of the model has a
@@ -52,8 +52,11 @@ def _check_signature(kind: type[keras.Model], arguments: dict[str, Any]) -> None
 
 
 def _copied(part: Any) -> Any:
-    """A metric or loss of its own for the copy, where its configuration says enough."""
-    if not isinstance(part, keras.metrics.Metric | keras.losses.Loss):
+    """A metric of its own for the copy, where its configuration says enough.
+
+    Losses keep nothing of a model, and the configuration of one may not say all (Keras's `Huber`).
+    """
+    if not isinstance(part, keras.metrics.Metric):
         return part
     try:
         return type(part).from_config(part.get_config())

@@ -155,7 +155,7 @@ class Distiller(keras.Model):
         if given is None or ops.is_tensor(given):
             return [given] * count
         if isinstance(given, dict):
-            names = sorted(outputs) if isinstance(outputs, dict) else self.output_names
+            names = names_of_outputs(self.student) or list(given)
             return [given.get(name) for name in names]
         return list(given)
 
@@ -194,12 +194,22 @@ def _check_outputs(student: keras.Model, teacher: keras.Model) -> None:
         )
 
 
+def names_of_outputs(model: keras.Model) -> list[str]:
+    """What losses and sample weights call the outputs of a model, in the order of `keras.tree.flatten`.
+
+    Where a model gives a dict, these are its keys, and not the names of layers. Empty: not known.
+    """
+    structure = outputs_struct(model)
+    if isinstance(structure, dict):
+        return sorted(structure)
+    return list(getattr(model, "output_names", None) or [])
+
+
 def shares_of_outputs(model: keras.Model, count: int) -> list[float]:
     """How much each of so many outputs counts: as in the loss that the model was compiled with."""
     given = compile_arguments(model).get("loss_weights") if model.compiled else None
     if isinstance(given, dict):
-        names = getattr(model, "output_names", None) or list(given)
-        given = [given.get(name, 1.0) for name in names]
+        given = [given.get(name, 1.0) for name in names_of_outputs(model) or list(given)]
     if not isinstance(given, list | tuple) or len(given) != count:
         return [1.0] * count
     return [1.0 if share is None else float(share) for share in given]
@@ -263,7 +273,7 @@ def losses_of_outputs(model: keras.Model, count: int) -> list[Any]:
     """The compiled loss of each output; `None` where there is none, or it is not known which."""
     given = getattr(model, "loss", None)
     if isinstance(given, dict):
-        names = getattr(model, "output_names", None) or list(given)
+        names = names_of_outputs(model) or list(given)
         return [given.get(name) for name in names] if len(names) == count else [None] * count
     if isinstance(given, list | tuple):
         return list(given) if count in (0, len(given)) else [None] * count

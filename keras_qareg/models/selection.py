@@ -12,7 +12,15 @@ import keras
 from keras.layers import Layer
 
 from keras_qareg.choices import check_choice
-from keras_qareg.layers import EXTENDED, QUANTIZED, KernelWrapper, Weights, kernels, path_inside
+from keras_qareg.layers import (
+    EXTENDED,
+    QUANTIZED,
+    KernelWrapper,
+    WeightNormalized,
+    Weights,
+    kernels,
+    path_inside,
+)
 from keras_qareg.layers.keras_private import layers_inside
 from keras_qareg.models.accounting import inner_layer, own_weights
 from keras_qareg.models.walking import leaf_layers
@@ -21,7 +29,7 @@ _RULE = (
     ". A kernel is a weight whose name ends in 'kernel' or 'embeddings'; name others in `weights`, as "
     "weights=['*kernel', 'w']."
 )
-Layers = str | Iterable[str] | Callable[[Layer], bool]
+Layers = str | Iterable[str] | type[Layer] | Callable[[Layer], bool]
 
 _CONVOLUTIONS = tuple(
     getattr(keras.layers, name)
@@ -69,10 +77,35 @@ def select(
         List of layers, wrapped or not, in the order of the model.
 
     Raises:
-        ValueError: If `layers` is none of what is accepted, or a name is unknown.
+        ValueError: If `layers` is none of what is accepted, a name is unknown, or a layer that is meant
+            has low-rank adaptation (LoRA).
     """
+    chosen = _chosen(model, layers, weights, deep)
+    adapted = [
+        layer.name
+        for layer in chosen
+        if any(getattr(x, "lora_enabled", False) for x in layers_inside(layer) if not _is_wnq(x))
+    ]
+    if adapted:
+        raise ValueError(
+            "Expected layers without low-rank adaptation, whose kernels are sums. Received: "
+            f"{adapted} with `enable_lora`. Make a model without it, and give each kernel the value of "
+            "`layer.kernel`, which is the sum; or leave these out by `layers`."
+        )
+    return chosen
+
+
+def _is_wnq(layer: Layer) -> bool:
+    """Whether a layer quantizes the sum of its kernel and its adaptation."""
+    return isinstance(layer, WeightNormalized)
+
+
+def _chosen(model: keras.Model, layers: Layers, weights: Weights, deep: bool) -> list[Layer]:
     leaves = leaf_layers(model, deep)
     candidates = [layer for layer in leaves if kernels(layer, weights)]
+    _check_weights(leaves, weights)
+    if isinstance(layers, type):
+        return [layer for layer in candidates if isinstance(inner_layer(layer), layers)]
     if callable(layers):
         return [layer for layer in candidates if layers(inner_layer(layer))]
     if isinstance(layers, str):
@@ -82,8 +115,8 @@ def select(
     names = list(layers) if isinstance(layers, Iterable) else [layers]
     if not all(isinstance(name, str) for name in names):
         raise ValueError(
-            "Expected `layers` to be 'all', 'conv', 'dense', names of layers, or a function of a layer. "
-            f"Received: layers={layers!r}"
+            "Expected `layers` to be 'all', 'conv', 'dense', names of layers, a class of layers, or a "
+            f"function of a layer. Received: layers={layers!r}"
         )
     known = [layer.name for layer in candidates]
     unknown = [name for name in names if name not in known]
@@ -93,6 +126,18 @@ def select(
             f"Received unknown names: {unknown}{_explained(leaves, weights, unknown)}"
         )
     return [layer for layer in candidates if layer.name in names]
+
+
+def _check_weights(leaves: list[Layer], weights: Weights) -> None:
+    """Raises a `ValueError` where one of several names of weights means none."""
+    if weights is None or isinstance(weights, str) or callable(weights):
+        return
+    idle = [name for name in weights if not any(kernels(layer, name) for layer in leaves)]
+    if idle and len(idle) < len(list(weights)):
+        raise ValueError(
+            "Expected each of `weights` to mean a weight of the model. "
+            f"Received: {idle}, which mean none"
+        )
 
 
 def names_of_kernels(

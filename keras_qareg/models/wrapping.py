@@ -60,8 +60,8 @@ def quantization_aware(
             layer's own `kernel_regularizer`, where that is one of this package. May be a setting, as
             `levels` of `share_weights`; `None` in it leaves a layer as it is.
         layers: Which layers: `"all"` that have kernels; `"conv"`; `"dense"` (attention included);
-            a list of layer names; or a function from a layer to whether it is wanted. A layer with
-            no more weights than levels is left out, with a warning.
+            a list of layer names; a class of layers; or a function from a layer to whether it is wanted.
+            A layer with no more weights than levels is left out, with a warning.
         levels: Integer from 2 to 256, in the place of what the regularizer says, or a setting; `None` in
             it leaves a layer as it is. `None` (default): what the regularizer says.
         weights: Which weights are kernels: a name, a name pattern (`"mixer_*"`) or path pattern inside

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import keras_qareg as qareg
+from keras_qareg.cli.arrays import Arrays
 from tests.helpers import BACKEND, digits, small_cnn, tensorflow_only
 
 
@@ -334,3 +335,17 @@ def test_an_existing_output_needs_force(saved, run, refused):
     )
     left = sorted(path.name for path in saved.iterdir())
     assert left == ["again.keras", "data.npz", "folder.keras", "model.keras", "model.qareg"]
+
+
+def test_targets_are_named_by_the_keys_of_a_dict_and_others_are_told_of(tmp_path):
+    inputs = keras.Input((6,), name="x")
+    heads = {
+        key: keras.layers.Dense(3, name=name)(inputs) for key, name in (("p", "a"), ("q", "b"))
+    }
+    model, values = keras.Model(inputs, heads), np.ones((4, 6), "float32")
+    np.savez(tmp_path / "all.npz", x=values, p=values[:, :3], q=2 * values[:, :3])
+    _, targets, _ = Arrays(tmp_path / "all.npz", targets=None).for_model(model)
+    assert {key: float(target.mean()) for key, target in targets.items()} == {"p": 1.0, "q": 2.0}
+    np.savez(tmp_path / "others.npz", x=values, labels=values)
+    with pytest.warns(UserWarning, match="labels in .*others.npz is not used: targets are named y"):
+        assert Arrays(tmp_path / "others.npz", targets=None).for_model(model)[1] is None

@@ -60,6 +60,14 @@ def test_all_arguments_come_along():
     assert found["loss"] < 100  # the head of weight 0 does not count
 
 
+def test_losses_keep_what_their_configuration_does_not_say():
+    model = small_cnn()
+    model.compile("sgd", keras.losses.Huber(0.1))  # Keras's configuration of it has no `delta`
+    x, y = np.ones((4, 8, 8, 1), "float32"), 5 * np.ones((4, 10), "float32")
+    losses = [m.evaluate(x, y, verbose=0) for m in (model, qareg.strip(model))]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
 @pytest.mark.parametrize("scale", [True, False])
 def test_loss_scaling_comes_along(scale):
     keras.config.set_dtype_policy("mixed_float16")

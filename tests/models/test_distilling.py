@@ -6,7 +6,7 @@ import pytest
 from keras import layers, ops
 
 import keras_qareg as qareg
-from keras_qareg.models.distilling import kinds_of_outputs
+from keras_qareg.models.distilling import kinds_of_outputs, losses_of_outputs, shares_of_outputs
 from tests.helpers import error_of
 
 
@@ -116,6 +116,22 @@ def test_several_outputs_count_as_they_were_compiled(x):
     assert trainer.evaluate(x, verbose=0, return_dict=True)["divergence"] == pytest.approx(
         0, abs=1e-6
     )
+
+
+@pytest.mark.one_backend
+def test_outputs_of_a_dict_are_called_by_its_keys(x):
+    inputs = keras.Input((8,))
+    heads = [layers.Dense(2, name=name)(inputs) for name in ("zeta", "alpha")]
+    # The name of each layer is the key of the other.
+    model = keras.Model(inputs, {"alpha": heads[0], "zeta": heads[1]})
+    losses = {
+        "alpha": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        "zeta": "mse",
+    }
+    model.compile("sgd", losses, loss_weights={"alpha": 1.0, "zeta": 0.0})
+    assert kinds_of_outputs(model) == ["logits", "values"]
+    assert shares_of_outputs(model, 2) == [1.0, 0.0]
+    assert losses_of_outputs(model, 2) == [losses["alpha"], "mse"]
 
 
 @pytest.mark.one_backend

@@ -114,6 +114,44 @@ def test_what_was_left_out_is_said():
     )
 
 
+@pytest.mark.one_backend
+def test_layers_with_low_rank_adaptation_are_refused():
+    model = keras.Sequential(
+        [keras.Input((8,)), layers.Dense(16, name="a"), layers.Dense(8, name="b")], name="m"
+    )
+    model.get_layer("a").enable_lora(2)
+    expected = (
+        "Expected layers without low-rank adaptation, whose kernels are sums. Received: ['a'] with "
+        "`enable_lora`. Make a model without it, and give each kernel the value of `layer.kernel`, "
+        "which is the sum; or leave these out by `layers`."
+    )
+    model.compile("sgd", "mse")
+    x = np.ones((4, 8), "float32")
+    for call in (
+        lambda: qareg.share_weights(model, 4),
+        lambda: qareg.quantization_aware(model, "sine"),
+        lambda: qareg.wnq(model, skip=()),
+        lambda: qareg.compress(model, x, levels=4, epochs=1, verbose=0),
+        lambda: qareg.allocate(model, target_ratio=0.5, data=x, weights="archive", verbose=0),
+        lambda: model.fit(x, x, callbacks=[qareg.callbacks.PruningSchedule()], verbose=0),
+    ):
+        assert error_of(call) == expected
+    shared = qareg.share_weights(model, 4, layers=["b"])
+    assert [isinstance(layer, SharedWeights) for layer in shared.layers] == [False, True]
+
+
+@pytest.mark.one_backend
+def test_a_class_of_layers_and_names_that_mean_nothing():
+    model = keras.Sequential(
+        [keras.Input((8, 8, 1)), layers.Conv2D(8, 3), layers.Flatten(), layers.Dense(8)]
+    )
+    shared = qareg.share_weights(model, 4, layers=layers.Conv2D)
+    assert [isinstance(layer, SharedWeights) for layer in shared.layers] == [True, False, False]
+    assert error_of(lambda: qareg.share_weights(model, 4, weights=["kernel", "nope"])) == (
+        "Expected each of `weights` to mean a weight of the model. Received: ['nope'], which mean none"
+    )
+
+
 def test_weights_of_keras_that_are_no_kernels_are_no_matter(recwarn):
     inputs = keras.Input((4, 4, 2))
     model = keras.Model(inputs, layers.Dense(3)(layers.PReLU()(inputs)))
