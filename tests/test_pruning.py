@@ -209,7 +209,7 @@ def test_zeros_that_would_be_lost_are_an_error():
         ({"begin": "a"}, "Expected `begin` to be a share of the training, from 0 to 1. Received: "),
         (
             {"layers": 3},
-            "Expected `layers` to be 'all', 'conv', 'dense', names of layers, or a fun",
+            "Expected `layers` to be 'all', 'conv', 'dense', names of layers, a class",
         ),
     ):
         assert error_of(lambda s: _fit(model, s), wrong).startswith(said)

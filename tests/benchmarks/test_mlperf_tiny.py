@@ -69,11 +69,18 @@ def test_a_part_of_the_recipe_is_left_out(part):
     assert len(books) == 2 and all(len(book.centroids) <= 4 for book in books.values())
 
 
+BYTES = {"smallest": 9, "archive": 8}
+
+
 def test_a_line_a_part_says_what_it_is_worth():
     rows = [
-        {"cell": f"4 levels, {part}", "accuracy": accuracy, "bytes": {"smallest": 9, "archive": 8}}
-        for part, accuracy in ((ablations.WHOLE, 80.0), ("no teacher", 78.5))
+        {"cell": f"4 levels, {part}", "accuracy": accuracy, "seed": seed, "bytes": BYTES}
+        for part, accuracy, seed in (
+            (ablations.WHOLE, 80.0, 0),
+            (ablations.WHOLE, 90.0, 1),
+            ("no teacher", 78.5, 0),
+        )
     ]
     first, second = ablations.tabulate(rows).splitlines()[2:]
-    assert first.startswith("4 levels, all parts") and "80.00" in first
+    assert first.startswith("4 levels, all parts") and "85.00 ± 7.07" in first
     assert second.startswith("4 levels, no teacher") and "-1.50" in second
