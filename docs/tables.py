@@ -50,7 +50,10 @@ PROGRAMS = {
 # Rows that no table has: bytes of files of networks that others have; runs of before.
 _BEFORE = ("ten_epochs", "three_levels", "five_levels", "channels")
 UNTOLD = (
-    *(f"cifar_wnq{its}_export" for its in ("", "_100_epochs", "_all_images", "_lower_rate")),
+    *(
+        f"cifar_wnq{its}_export"
+        for its in ("", "_100_epochs", "_all_images", "_lower_rate", "_weight_decay")
+    ),
     *(f"cifar_wnq_100_epochs_{its}" for its in ("float", "20_more")),
     *(f"deep_compression_resnet8_{its}" for its in _BEFORE),
     *(f"deep_compression_lenet_{its}" for its in ("five_levels", "fewer_zeros", "one_training")),
