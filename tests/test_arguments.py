@@ -12,6 +12,7 @@ from tests.helpers import BACKEND, compiled, error_of
 
 IMAGES = np.random.default_rng(0).random((16, 6, 6, 1)).astype("float32")
 LABELS = np.arange(16) % 3
+pytestmark = pytest.mark.one_backend
 # Values that no number of their kind, and no switch, may be.
 WRONG = {bool: ("yes", 2), int: ("4", 2.5, True, -3), float: ("0.5", float("nan"), True)}
 
