@@ -300,9 +300,9 @@ def tabulate(rows: list[Row]) -> str:
 def tabulate_steps(rows: list[Row]) -> str:
     """A line a cell: means over seeds, and over numbers of levels."""
     lines = []
-    for name in dict.fromkeys(row["cell"] for row in rows):
-        same = [row for row in rows if row["cell"] == name]
-        lines.append((name, written(same, "step"), str(len(same))))
+    for data, name in dict.fromkeys((row["data"], row["cell"]) for row in rows):
+        same = [row for row in rows if (row["data"], row["cell"]) == (data, name)]
+        lines.append((f"{data}, {name}", written(same, "step"), str(len(same))))
     return table(("", "time of a step", "rows"), lines)
 
 
