@@ -103,9 +103,9 @@ class PenaltySchedule(keras.callbacks.Callback):
     ):
         super().__init__()
         if warmup_epochs is not None:
-            check_count("warmup_epochs", warmup_epochs, least=0, else_=", or None")
+            check_count("warmup_epochs", warmup_epochs, least=0, besides=", or None")
         if ramp_epochs is not None:
-            check_count("ramp_epochs", ramp_epochs, else_=" or None")
+            check_count("ramp_epochs", ramp_epochs, besides=" or None")
         if initialize is not None and initialize not in METHODS:
             raise ValueError(
                 "Expected `initialize` to be 'kmeans', 'quantile', 'uniform' or None. "
@@ -113,7 +113,7 @@ class PenaltySchedule(keras.callbacks.Callback):
             )
         check_number("power", power)
         if balance is not None and balance != "auto":
-            check_count("balance", balance, else_=", 'auto' or None")
+            check_count("balance", balance, besides=", 'auto' or None")
         self.warmup_epochs, self.ramp_epochs = warmup_epochs, ramp_epochs
         self.initialize, self.power, self.balance = initialize, power, balance
         self._epoch, self._training = 0, False

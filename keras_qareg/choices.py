@@ -130,14 +130,14 @@ def check_flag(name: str, value: Any) -> bool:
     return bool(value)
 
 
-def check_count(name: str, value: Any, least: int = 1, else_: str = "") -> int:
+def check_count(name: str, value: Any, least: int = 1, besides: str = "") -> int:
     """`value` as an `int`; raises a `ValueError` unless it is an integer, `least` or more.
 
-    `else_` says, as in `" or None"`, what the caller takes besides.
+    `besides` says, as in `" or None"`, what the caller takes besides.
     """
     if isinstance(value, bool) or not hasattr(value, "__index__") or operator.index(value) < least:
         what = "a positive integer" if least == 1 else f"an integer, {least} or more"
-        raise ValueError(f"Expected `{name}` to be {what}{else_}. Received: {name}={value!r}")
+        raise ValueError(f"Expected `{name}` to be {what}{besides}. Received: {name}={value!r}")
     return operator.index(value)
 
 

@@ -211,7 +211,7 @@ def read(data: Any, model: keras.Model, *, steps: int | None = None, name: str =
     [(4, 3), (1, 3)]
     """
     if steps is not None:
-        steps = check_count("steps", steps, else_=" or None")
+        steps = check_count("steps", steps, besides=" or None")
     if _is_dataset(data):
         endless = _is_endless(data, steps, name)
         count = getattr(data, "num_batches", None)

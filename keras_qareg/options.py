@@ -99,7 +99,7 @@ def check(options: Options, data: Any) -> None:
     if options.learning_rate is not None:
         check_number("learning_rate", options.learning_rate)
     if options.seed is not None:
-        check_count("seed", options.seed, least=0, else_=" or None")
+        check_count("seed", options.seed, least=0, besides=" or None")
     check_number("temperature", options.temperature)
     check_number("distillation", options.distillation, "a number, 0 or more", from_zero)
     shown(options.verbose, auto=True)

@@ -126,7 +126,7 @@ class PruningSchedule(keras.callbacks.Callback):
                 f"Expected 0 <= begin <= end <= 1. Received: begin={begin!r}, end={end!r}"
             )
         if frequency is not None:
-            check_count("frequency", frequency, else_=" or None")
+            check_count("frequency", frequency, besides=" or None")
         self.structure = check_structure(structure)
         if isinstance(target_sparsity, numbers.Real):
             target_sparsity = _limited(check_sparsity(target_sparsity), self.structure)

@@ -124,7 +124,7 @@ def _check_calibration(data: Any, method: str, batch_size: int, steps: int | Non
     check_choice("method", method, METHODS)
     check_count("batch_size", batch_size)
     if steps is not None:
-        check_count("steps", steps, else_=" or None")
+        check_count("steps", steps, besides=" or None")
     if data is None and (method, batch_size, steps) != ("minmax", 32, None):
         raise ValueError(
             "Expected `data` to place ranges by. Received: data=None and "

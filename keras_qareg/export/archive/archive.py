@@ -113,7 +113,7 @@ def save_archive(
     # A model from its configuration has these weights in another order.
     check_float(model, "float8")
     if target_bytes is not None:
-        check_count("target_bytes", target_bytes, else_=" or None")
+        check_count("target_bytes", target_bytes, besides=" or None")
         size = functools.partial(size_of, float_dtype=float_dtype, fold=fold, effort=effort)
         # Steps of channels are in a folded normalization, and else take bytes.
         model = fitted(model, target_bytes, size, "auto" if fold else "kernel")
