@@ -117,3 +117,47 @@ def cases():
 def test_a_wrong_number_or_switch_is_an_error_that_names_it(function, name, value):
     message = error_of(CALLS[function], **{name: value})
     assert name in message and repr(value) in message
+
+
+@pytest.mark.parametrize(
+    ("function", "given", "message"),
+    [
+        (
+            qareg.wnq,
+            {"signed_activations": True},
+            "Expected `activation_bits` with signed_activations=True. Received: activation_bits=None",
+        ),
+        (
+            qareg.allocate,
+            {"representative_data": IMAGES},
+            "Expected weights='int8' or 'tflm' with `representative_data`: other forms of file are not "
+            "calibrated. Received: weights='archive'",
+        ),
+    ],
+)
+def test_arguments_that_would_not_count_are_errors(function, given, message):
+    assert error_of(CALLS[function], **given) == message
+
+
+def test_ranges_are_not_placed_without_data():
+    assert error_of(qareg.quantize_activations, network(), method="mse") == (
+        "Expected `data` to place ranges by. Received: data=None and method='mse', batch_size=32, "
+        "steps=None"
+    )
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="files of LiteRT need TensorFlow")
+def test_what_decodes_nothing_is_not_told_when():
+    said = error_of(CALLS[qareg.export.litert], weights="float32", decode_once=False)
+    assert said == (
+        "Expected a form whose kernels may be tables, as 'smallest', with decode_once=False. Received: "
+        "weights='float32'"
+    )
+
+
+def test_numbers_of_numpy_are_numbers():
+    schedule = qareg.callbacks.PenaltySchedule(np.int64(1), power=np.float32(2))
+    assert schedule.warmup_epochs == 1 and schedule.power == 2
+    assert qareg.callbacks.PruningSchedule(np.float32(0.5)).target_sparsity == 0.5
+    assert qareg.callbacks.FreezeBatchNormalization(steps=np.int32(3)).steps == 3
+    assert allocated(target_bytes=np.int64(1500)).bytes <= 1500
