@@ -184,9 +184,9 @@ class Arrays:
 
 
 def _names_of_outputs(model: Any) -> list[str]:
-    """The keys of a dict that a model gives, else the names of the layers that give its outputs."""
-    structure = getattr(model, "output", None)
-    return list(structure if isinstance(structure, dict) else getattr(model, "output_names", []))
+    from keras_qareg.models.distilling import names_of_outputs
+
+    return names_of_outputs(model)
 
 
 def _listed(names: list[str]) -> str:

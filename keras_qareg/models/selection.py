@@ -84,7 +84,11 @@ def select(
     adapted = [
         layer.name
         for layer in chosen
-        if any(getattr(x, "lora_enabled", False) for x in layers_inside(layer) if not _is_wnq(x))
+        # Layers of WNQ quantize the sum of their kernel and its adaptation.
+        if any(
+            getattr(part, "lora_enabled", False) and not isinstance(part, WeightNormalized)
+            for part in layers_inside(layer)
+        )
     ]
     if adapted:
         raise ValueError(
@@ -93,11 +97,6 @@ def select(
             "`layer.kernel`, which is the sum; or leave these out by `layers`."
         )
     return chosen
-
-
-def _is_wnq(layer: Layer) -> bool:
-    """Whether a layer quantizes the sum of its kernel and its adaptation."""
-    return isinstance(layer, WeightNormalized)
 
 
 def _chosen(model: keras.Model, layers: Layers, weights: Weights, deep: bool) -> list[Layer]:
