@@ -41,7 +41,7 @@ class Data:
         source: Else what returns an iterable of batches.
         steps: How many batches count, or `None`: all.
         given: What was passed, where `keras.Model.fit` takes it as it is; else `None`.
-        anew: Whether `source` begins anew each time that it is called.
+        anew: Whether `source` is a function of the user's, which may give other batches each time.
     """
 
     model: keras.Model
@@ -50,7 +50,7 @@ class Data:
     source: Callable[[], Iterable[Any]] | None = None
     steps: int | None = None
     given: Any = None
-    anew: bool = True
+    anew: bool = False
 
     @property
     def has_targets(self) -> bool:
@@ -80,7 +80,8 @@ class Data:
             empty = False
             yield batch
         if empty:
-            raise _no_inputs(self.name, ended=not self.anew)
+            one = not self.anew and self.source is not None and isinstance(self.source(), Iterator)
+            raise _no_inputs(self.name, ended=one)
 
     def _batches(self, batch_size: int) -> Iterator[Batch]:
         if self.whole is not None:
@@ -100,16 +101,16 @@ class Data:
             kept.append(batch)
             if sum(_rows(inputs) for inputs, _, _ in kept) >= count:
                 break
-        return replace(self, source=lambda: kept, steps=None, given=_Batches(kept), anew=True)
+        return replace(self, source=lambda: kept, steps=None, given=_Batches(kept))
 
     def repeatable(self) -> Data:
         """The same data where they can be read again; an iterator without `steps` is read and kept."""
         if self.source is None or self.given is not None or self.steps is not None:
             return self
-        if self.anew:  # a function, which may augment
+        if self.anew:  # it may augment
             return replace(self, steps=sum(1 for _ in self.batches(1)))
         kept = list(self.batches(1))
-        return replace(self, source=lambda: kept, given=_Batches(kept), anew=True)
+        return replace(self, source=lambda: kept, given=_Batches(kept))
 
     def steps_an_epoch(self, batch_size: int) -> int | None:
         """How many batches there are, where that is known beforehand."""
@@ -221,9 +222,9 @@ def read(data: Any, model: keras.Model, *, steps: int | None = None, name: str =
         given = data if endless or steps is None else None
         return Data(model, name, None, source, steps, given)
     if isinstance(data, Iterator):
-        return Data(model, name, None, lambda: data, steps, anew=False)
+        return Data(model, name, None, lambda: data, steps)
     if callable(data) and not hasattr(data, "shape"):
-        return Data(model, name, None, data, steps)
+        return Data(model, name, None, data, steps, anew=True)
     if isinstance(data, list) and _is_list_of_batches(model, data, name):
         return Data(model, name, None, lambda: data, steps)
     return Data(model, name, _unpacked(model, data, name), None, steps)

@@ -237,6 +237,12 @@ def test_fit_sees_the_same_examples_in_each_epoch(steps):
         assert seen == 2 * [*range(steps or 3)]
 
 
+def test_batches_of_a_list_are_given_whole_so_that_fit_mixes_them():
+    for data in (BATCHES, iter(BATCHES)):
+        given = read(data, one_input()).repeatable()
+        assert isinstance(given.fit_arguments(4)["x"], keras.utils.PyDataset)
+
+
 def test_a_function_is_called_anew_for_each_epoch():
     model, calls = one_input(), []
 
