@@ -43,11 +43,10 @@ from keras_qareg.callbacks import PenaltySchedule, PruningSchedule
 from keras_qareg.report import table
 
 Row = dict[str, Any]
-# Of the epochs of a training: those of the float network before, and of tuning after.
-FLOAT, TUNING = 2.0, 0.25
+TUNING = 0.25  # of the epochs of a training: those of tuning after
 SETTINGS = (
-    "channels", "sparsity", "levels", "small", "small_levels", "regularizer", "bit", "epochs",
-    "batch_size", "shift", "seed",
+    "channels", "sparsity", "levels", "small", "small_levels", "regularizer", "bit",
+    "start_epochs", "epochs", "batch_size", "shift", "seed",
 )  # fmt: skip
 _MEASURED = 4_096  # images that batch normalization is measured on; harm takes some of them
 
@@ -96,9 +95,9 @@ class Pipeline:
         self.random = np.random.default_rng(arguments.seed)
         keras.utils.set_random_seed(arguments.seed)
 
-    def fit(self, model: keras.Model, share: float, rate: float, *callbacks: Any) -> keras.Model:
-        """Trains for a share of the epochs, with a rate that falls by a cosine."""
-        its, epochs = self.arguments, max(1, round(share * self.arguments.epochs))
+    def fit(self, model: keras.Model, epochs: int, rate: float, *callbacks: Any) -> keras.Model:
+        """Trains with a rate that falls by a cosine."""
+        its = self.arguments
         batches = Batches(self.train, self.scale, its.seed, its.batch_size, its.shift)
         decay = keras.optimizers.schedules.CosineDecay(rate, epochs * len(batches))
         softmax = getattr(model.layers[-1], "activation", None) is keras.activations.softmax
@@ -138,7 +137,7 @@ class Pipeline:
         its = self.arguments
         if its.model is None:
             network = its.network and NETWORKS[its.network](self.train.classes)
-            return self.fit(network or digits_network(), FLOAT, its.rate)
+            return self.fit(network or digits_network(), its.start_epochs, its.rate)
         if its.model.suffix == ".keras":
             return keras.saving.load_model(its.model)
         return qareg.from_tf_keras(its.model)
@@ -148,18 +147,20 @@ class Pipeline:
         its = self.arguments
         model = self.start()
         self.note("float", model)
-        steps = 1 + bool(its.channels) + bool(its.sparsity) + TUNING
-        control = self.fit(qareg.strip(model), steps, its.rate)
+        tuning = max(1, round(TUNING * its.epochs))
+        trainings = 1 + bool(its.channels) + bool(its.sparsity)
+        control = self.fit(qareg.strip(model), trainings * its.epochs + tuning, its.rate)
         self.note("float control", control)
         self.teacher = control
         if its.channels:
             pruning = PruningSchedule(its.channels, structure="channels", layers=its.layers)
-            self.fit(model, 1, its.rate, pruning)
+            self.fit(model, its.epochs, its.rate, pruning)
             model = qareg.shrink(model)
             self.note("channels pruned, shrunk", model)
         if its.sparsity:
             shares = sparsities(model, its.sparsity, self.some)
-            self.fit(model, 1, its.rate, PruningSchedule(lambda layer: shares[layer.name] or None))
+            weights = PruningSchedule(lambda layer: shares[layer.name] or None)
+            self.fit(model, its.epochs, its.rate, weights)
             self.note("weights pruned", model)
         kind = getattr(qareg.regularizers, its.regularizer)
 
@@ -170,7 +171,7 @@ class Pipeline:
 
         regularizer = kind(its.levels, zero_basin=True)
         model = qareg.quantization_aware(model, regularizer, levels=levels)
-        self.fit(model, 1, its.rate, PenaltySchedule(warmup_epochs=0, power=12))
+        self.fit(model, its.epochs, its.rate, PenaltySchedule(warmup_epochs=0, power=12))
         self.note(f"trained, {its.levels} levels", model)
 
         def rate(layer: Any) -> float:
@@ -184,7 +185,7 @@ class Pipeline:
         # Where there is batch normalization: on images like those that it was trained on.
         qareg.recalibrate(model, varied(self.some, self.random, its.shift))
         self.note("shared by rate", model)
-        self.note("tuned", self.fit(model, TUNING, its.rate / 10))
+        self.note("tuned", self.fit(model, tuning, its.rate / 10))
         return model
 
     def write(self, model: keras.Model, path: Path) -> None:
@@ -247,6 +248,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--regularizer", default="Sine", help="default: Sine")
     parser.add_argument("--bit", type=float, default=0.02, help="what a bit may cost (0.02)")
     parser.add_argument("--epochs", type=int, default=15, help="of each training (15)")
+    parser.add_argument("--start-epochs", type=int, help="of the float network (2 * --epochs)")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--shift", type=float, default=1 / 8, help="photographs move by so much")
@@ -255,6 +257,8 @@ def parsed() -> argparse.Namespace:
     arguments = parser.parse_args()
     arguments.name = arguments.model.stem if arguments.model else arguments.network or "digits"
     arguments.small_levels = arguments.small_levels or arguments.levels
+    if arguments.start_epochs is None:
+        arguments.start_epochs = 0 if arguments.model else 2 * arguments.epochs
     arguments.dataset = "digits" if arguments.name == "digits" else "cifar10"
     return arguments
 
