@@ -207,8 +207,7 @@ FIGURES: dict[str, Callable[[Path], None]] = {
     "pareto.png": pareto,
     "wnq_error.png": wnq_error,
     **{f"cifar10_{kind}.png": cifar10 for kind in ("alexnet", "vgg16")},
-    **{f"{name}.png": cifar_wnq for name in ("cifar_wnq_curves", "cifar_wnq_errors")},
-    "cifar_wnq_peers_curves.png": cifar_wnq,
+    **{f"cifar_wnq_{what}.png": cifar_wnq for what in ("curves", "errors", "peers_curves")},
 }
 
 

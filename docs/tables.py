@@ -52,9 +52,9 @@ _BEFORE = ("ten_epochs", "three_levels", "five_levels", "channels")
 UNTOLD = (
     *(
         f"cifar_wnq{its}_export"
-        for its in ("", "_100_epochs", "_all_images", "_lower_rate", "_weight_decay")
+        for its in ("", "_100_epochs", "_35_epochs", "_all_images", "_half", "_lower_rate")
     ),
-    *(f"cifar_wnq_100_epochs_{its}" for its in ("float", "20_more")),
+    *(f"cifar_wnq_{its}" for its in ("100_epochs_float", "100_epochs_20_more", "validation")),
     *(f"deep_compression_resnet8_{its}" for its in _BEFORE),
     *(f"deep_compression_lenet_{its}" for its in ("five_levels", "fewer_zeros", "one_training")),
 )
