@@ -9,10 +9,11 @@ from typing import Any
 import keras
 
 from keras_qareg import settings
-from keras_qareg.allocation.allocating import CALIBRATED, allocate
+from keras_qareg.allocation.allocating import allocate
 from keras_qareg.allocation.fitting import fit_archive, keep_within
 from keras_qareg.callbacks import PenaltySchedule
 from keras_qareg.data import Data, read
+from keras_qareg.export.litert.forms import CALIBRATED
 from keras_qareg.layers import QuantizationAware, Weights
 from keras_qareg.models import quantization_aware, share_weights, strip, wnq
 from keras_qareg.models.accounting import states_kept

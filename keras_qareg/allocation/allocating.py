@@ -11,14 +11,13 @@ from keras_qareg.allocation.network import PROBES, Network
 from keras_qareg.allocation.rates import RateSearch
 from keras_qareg.allocation.searching import EXCHANGES, POINTS, ROUNDS, STEPS, Search, Unmet
 from keras_qareg.choices import check_choice, check_count, check_number, shown
+from keras_qareg.export.litert.forms import CALIBRATED
 from keras_qareg.models.configuring import Setting
 from keras_qareg.models.selection import Layers, check_built
 from keras_qareg.models.sharing import Tables
 from keras_qareg.plans import FORMS, Plan
 
 METHODS = ("auto", "kmeans", "rate-distortion")
-# Forms of file whose activations may be whole numbers, by examples.
-CALIBRATED = ("int8", "tflm")
 
 
 def allocate(

@@ -16,7 +16,7 @@ import keras
 from keras_qareg.choices import check_flag
 from keras_qareg.export.litert.agreement import agreement, inputs_in_range
 from keras_qareg.export.litert.converter import Source
-from keras_qareg.export.litert.forms import LOW_BIT_FORMS, rewrite
+from keras_qareg.export.litert.forms import CALIBRATED, LOW_BIT_FORMS, rewrite
 from keras_qareg.export.litert.integer import keep_grids
 from keras_qareg.export.litert.micro import expanded, rewrite_micro
 from keras_qareg.export.litert.precision import in_float32
@@ -42,9 +42,8 @@ from keras_qareg.numerics.codebook import Codebook
 WEIGHTS = (*LOW_BIT_FORMS, "tflm", *TOLERANCES)
 END_TYPES = ("float32", "int8", "uint8")
 _WIDE_END_TYPES = ("float32", "int16")
-_INTEGER = ("int8", "tflm")
 # Forms whose kernels no operator of the file makes from tables.
-_UNDECODED = (*_INTEGER, "float16", "float32")
+_UNDECODED = (*CALIBRATED, "float16", "float32")
 CALIBRATION_SAMPLES = 200
 
 
@@ -125,7 +124,7 @@ def litert(
         )
     _check_backend()
     ranges = Ranges.of(model)
-    integer = weights in _INTEGER and (representative_data is not None or ranges is not None)
+    integer = weights in CALIBRATED and (representative_data is not None or ranges is not None)
     _check_ranges(ranges, weights)
     _check_types(ranges, integer, weights, input_type, output_type)
     _check_npu(npu, integer, weights)
@@ -209,7 +208,7 @@ def _plain(model: keras.Model, ranges: Ranges | None) -> keras.Model:
 
 
 def _check_ranges(ranges: Ranges | None, weights: str) -> None:
-    if ranges is not None and weights not in _INTEGER:
+    if ranges is not None and weights not in CALIBRATED:
         raise ValueError(
             "Expected weights='int8' or 'tflm' for a model with activation ranges, which full-integer "
             f"files have. Received: weights={weights!r}. For other files, `strip` the model first."

@@ -19,6 +19,8 @@ from keras_qareg.export.packing import CODE_RANGES, bits_of_kind, words_bytes
 from keras_qareg.numerics.codebook import Codebook
 
 LOW_BIT_FORMS = ("auto", "smallest", "int8-exact", "int4-exact", "int2-exact", "codebook")
+# Forms of file whose activations may be whole numbers, by examples.
+CALIBRATED = ("int8", "tflm")
 # The oldest runtime that opens each form, from the newest on.
 RUNTIMES = {
     "int2": "LiteRT 2.1.0",
