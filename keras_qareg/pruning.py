@@ -250,7 +250,7 @@ class _Pruned:
             self._zero(variable, mask)
         if self._is_new and isinstance(self.layer, SharedWeights):
             # Weights that are assigned anew go to the centroid at 0 at once, not when they are due.
-            place = next(i for i, its in enumerate(self.layer.kernels) if its is self.kernel)
+            place = self.layer.place_of(self.kernel)
             kernel, held = ops.convert_to_tensor(self.kernel), self.layer.indices[place]
             found, indices = self.layer.nearest(place), ops.convert_to_tensor(held)
             held.assign(ops.where(kernel == 0, ops.cast(found, indices.dtype), indices))
@@ -293,9 +293,9 @@ def _to_prune(
         inner = inner_layer(layer)
         its = zip(kernels(layer, weights), given.kernel_values(layer), strict=True)
         pairs = [(k, target) for k, target in its if target is not None and k.trainable]
-        if not _computes_with_zeros(layer, any(target for _, target in pairs)):
-            continue
         for kernel, target in pairs:
+            if not _computes_with_zeros(layer, kernel, target > 0):
+                continue
             target = _limited(target, structure)
             able = not whole or type(inner) in FOLDED_INTO
             if able and fits(structure, tuple(kernel.shape), output_axes(inner, kernel)):
@@ -361,22 +361,24 @@ def _limited(target: float, structure: Structure) -> float:
     return only
 
 
-def _computes_with_zeros(layer: Layer, is_pruned: bool) -> bool:
-    """Whether a layer computes with the zeros of its kernels; an error where it is to have more."""
+def _computes_with_zeros(layer: Layer, kernel: keras.Variable, is_pruned: bool) -> bool:
+    """Whether a layer computes with the zeros of a kernel; an error where it is to have more."""
     if not isinstance(layer, QUANTIZED) or isinstance(layer, IntegerKernels):
         return True
-    trains = isinstance(layer, QuantizationAware) or getattr(layer, "reassign_every", None)
-    if trains and layer.keeps_zeros:
-        return True
-    if is_pruned:
-        wanted = "a plain layer"
-        if isinstance(layer, QuantizationAware):
-            wanted = "a regularizer with zero_basin=True"
+    wanted, zeros = "a plain layer", np.array(False)
+    if isinstance(layer, QuantizationAware):
+        wanted, zeros = "a regularizer with zero_basin=True", np.array(layer.keeps_zeros)
+    elif getattr(layer, "reassign_every", None):
+        wanted = "share_weights with zero_centroid=True"
+        if layer.keeps_zeros:  # of its tables, some may have no 0
+            zeros = (layer.codebooks()[layer.place_of(kernel)].centroids == 0).any(axis=0)
+    if is_pruned and not zeros.all():
         raise ValueError(
-            f"Expected {wanted}, to prune layer '{layer.name}'. Received: {type(layer).__name__}, "
-            "which computes with other values than 0. Prune first, then quantize or share."
+            f"Expected {wanted}, to prune '{kernel.name}' of layer '{layer.name}'. Received: "
+            f"{type(layer).__name__}, which computes with other values than 0. Prune first, then "
+            "quantize or share."
         )
-    return False
+    return bool(zeros.any())
 
 
 def _normalizations(model: keras.Model) -> dict[int, Layer]:

@@ -184,7 +184,7 @@ def test_zeros_that_would_be_lost_are_an_error():
     model, images = small_cnn(), digits(32)
     wrapped = compiled(qareg.quantization_aware(model, NearestSquared(4)))
     assert error_of(wrapped.fit, *images, verbose=0, callbacks=[PruningSchedule()]) == (
-        "Expected a regularizer with zero_basin=True, to prune layer 'conv'. Received: "
+        "Expected a regularizer with zero_basin=True, to prune 'kernel' of layer 'conv'. Received: "
         "QuantizationAware, which computes with other values than 0. Prune first, then quantize or "
         "share."
     )

@@ -40,7 +40,7 @@ def mixing():
     return keras.optimizers.Muon(0.02)
 
 
-@pytest.mark.parametrize(("table", "group_size"), [("int8", None), ("float32", 4)])
+@pytest.mark.parametrize(("table", "group_size"), [("int8", None), ("float32", 4), ("even", None)])
 def test_zeros_stay_where_weights_go_to_other_values(table, group_size):
     model, gone = half_zero()
     model.layers[0].kernel_regularizer = keras.regularizers.OrthogonalRegularizer(1.0)
@@ -193,3 +193,44 @@ def test_what_is_no_switch_is_refused():
     assert error_of(qareg.share_weights, model, 4, zero_centroid=1) == (
         "Expected `zero_centroid` to be True, False or 'auto'. Received: 1"
     )
+
+
+@pytest.mark.parametrize("group_size", [None, 4])
+def test_kernels_whose_tables_have_no_zero_are_not_said_to_be_pruned(group_size):
+    if group_size is None:
+        model = keras.Sequential([keras.Input((5, 8)), layers.GRU(6, name="gru"), layers.Dense(4)])
+        wrong, x = "recurrent_kernel", RNG.normal(size=(32, 5, 8))
+    else:
+        model = keras.Sequential(
+            [keras.Input((16,)), layers.Dense(12, name="gru"), layers.Dense(4)]
+        )
+        wrong, x = "kernel", X
+    kernel = qareg.layers.kernels(model.layers[0])[0]
+    values = arrays(kernel)[0].copy()
+    values[::2, :4] = 0.0
+    kernel.assign(values)
+    settings = {"group_size": group_size, "trainable": "assignments"}
+    shared = qareg.share_weights(model, 8, **settings)
+    schedule = PruningSchedule({"gru": 0.5, "*": None})
+    assert error_of(lambda: fit(shared, schedule, x=x)) == (
+        f"Expected share_weights with zero_centroid=True, to prune '{wrong}' of layer 'gru'. "
+        "Received: SharedWeights, which computes with other values than 0. Prune first, then quantize "
+        "or share."
+    )
+    fit(shared, PruningSchedule({"gru": 0.0, "*": None}), x=x)
+    assert not qareg.codebooks(shared)[kernel.path].weights[values == 0].any()
+    able = qareg.share_weights(model, 8, zero_centroid=True, **settings)
+    fit(able, schedule, x=x, epochs=3)
+    computed = {path: np.mean(book.weights == 0) for path, book in qareg.codebooks(able).items()}
+    held = {path: share for path, share in computed.items() if "gru" in path}
+    assert len(schedule.sparsity()) == len(held) and min(held.values()) >= 0.5
+
+
+@pytest.mark.parametrize("settings", [{"levels": {"first": None, "*": 8}}, {"layers": ["last"]}])
+def test_zeros_stay_in_kernels_that_compress_leaves_float(settings):
+    model, gone = half_zero()
+    model.layers[0].name, model.layers[1].name = "first", "last"
+    model.compile(keras.optimizers.Adam(0.01), "mse")
+    before = left(model)
+    small = qareg.compress(model, X, Y, epochs=3, verbose=0, **settings)
+    assert not left(small)[gone].any() and (left(small) != before).mean() > 0.4

@@ -264,7 +264,8 @@ class KernelWrapper(keras.layers.Wrapper):
                 f"'{self.layer.name}'. Received: levels={levels}"
             )
 
-    def _place_of(self, kernel: keras.Variable) -> int:
+    def place_of(self, kernel: keras.Variable) -> int:
+        """The place of a kernel in `kernels`."""
         return next(place for place, held in enumerate(self.kernels) if held is kernel)
 
     def used_kernels(self) -> list[Any]:

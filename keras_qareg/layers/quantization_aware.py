@@ -139,7 +139,7 @@ class QuantizationAware(KernelWrapper):
 
         self.centroids = self._add_per_kernel(
             "centroids",
-            shape=lambda kernel: (self.kernel_regularizers[self._place_of(kernel)].levels,),
+            shape=lambda kernel: (self.kernel_regularizers[self.place_of(kernel)].levels,),
             initializer=start,
             dtype="float32",
             trainable=self.regularizer.learned,

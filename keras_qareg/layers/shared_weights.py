@@ -331,15 +331,15 @@ class SharedWeights(KernelWrapper):
         return self._codes(place) / np.float32(self._unit(place))
 
     def _table_shape(self, kernel: keras.Variable) -> tuple[int, ...]:
-        place = self._place_of(kernel)
+        place = self.place_of(kernel)
         return (self.kernel_levels[place], *self._units_shape(kernel))
 
     def _sizes_shape(self, kernel: keras.Variable) -> tuple[int, ...]:
-        channels = self._channels(self._place_of(kernel))
+        channels = self._channels(self.place_of(kernel))
         return channels.shape if self._by_channel(channels) else (channels.groups,)
 
     def _units_shape(self, kernel: keras.Variable) -> tuple[int, ...]:
-        groups = self._channels(self._place_of(kernel)).groups
+        groups = self._channels(self.place_of(kernel)).groups
         return (groups,) if groups > 1 else ()
 
     def _channels(self, place: int) -> Channels:

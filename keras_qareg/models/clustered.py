@@ -197,7 +197,8 @@ def _book(values: np.ndarray, axes: int, its: _Kernel) -> tuple[Codebook, bool]:
     if wanted.table == "even":
         if zero:
             regularizers.check_zero("zero_centroid", way.zero_centroid, levels, wanted.table)
-        book, zero = _on_grid(values, levels, scaled, centroids), False
+        book = _on_grid(values, levels, scaled, centroids)
+        zero = zero and levels > 2  # a grid of two has no 0
     elif centroids is not None:
         book = _of_centroids(values, centroids, its.means, zero, wanted.table)
     else:

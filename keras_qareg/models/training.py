@@ -14,7 +14,7 @@ from keras import ops
 from keras.layers import Layer
 
 from keras_qareg.data import Batch, Data
-from keras_qareg.layers import QuantizationAware, Weights
+from keras_qareg.layers import QuantizationAware, Weights, kernels
 from keras_qareg.layers.keras_private import frozen, layers_inside
 from keras_qareg.models.compiling import compile_like
 from keras_qareg.models.configuring import LEVELS, Setting, resolve
@@ -26,9 +26,10 @@ from keras_qareg.models.distilling import (
 )
 from keras_qareg.models.reading import every_kernel
 from keras_qareg.models.recalibrating import recalibrate
-from keras_qareg.models.selection import Layers, select, wrappers
+from keras_qareg.models.selection import Layers, quantized_layers, select, wrappers
 from keras_qareg.models.surroundings import only_behind
 from keras_qareg.models.teaching import known_outputs
+from keras_qareg.numerics.clustering import MAX_LEVELS, many_zeros
 
 # Inputs without which the statistics of batch normalization are better left as they are, and about so
 # many, evenly taken, as are enough for them.
@@ -236,7 +237,7 @@ class Job:
             trainer.fit(
                 **self.told(trainer, arguments, self.data, "trained on"),
                 epochs=epochs,
-                callbacks=[*callbacks, best],
+                callbacks=[_KeptZeros(network), *callbacks, best],
                 verbose=self.verbose,
             )
         best.restore()
@@ -274,6 +275,28 @@ class Job:
             return keras.optimizers.Adam(rate)
         decay = keras.optimizers.schedules.CosineDecay(rate, max(1, epochs * steps))
         return keras.optimizers.Adam(decay)
+
+
+class _KeptZeros(keras.callbacks.Callback):
+    """Keeps the zeros of pruned weights that train in float, where no level holds them."""
+
+    def __init__(self, network: keras.Model):
+        super().__init__()
+        layers = quantized_layers(network)
+        held = {id(w) for x in layers for w in (*kernels(x), *x.quantization_weights)}
+        self._masked = []
+        for weight in network.trainable_weights:
+            values = ops.convert_to_numpy(weight)
+            is_pruned = values.ndim > 1 and values.any() and many_zeros(values, MAX_LEVELS)
+            if is_pruned and id(weight) not in held:
+                self._masked.append((weight, ops.convert_to_tensor(values != 0)))
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
+        if self._masked and keras.backend.backend() == "jax":
+            self.model.jax_state_sync()  # during an epoch, Keras keeps the weights elsewhere
+        for weight, mask in self._masked:
+            value = ops.convert_to_tensor(weight)
+            weight.assign(ops.where(mask, value, ops.zeros_like(value)))
 
 
 class _BestEpoch(keras.callbacks.Callback):
