@@ -56,7 +56,10 @@ UNTOLD = (
     ),
     *(f"cifar_wnq_{its}" for its in ("100_epochs_float", "100_epochs_20_more", "validation")),
     *(f"deep_compression_resnet8_{its}" for its in _BEFORE),
-    *(f"deep_compression_lenet_{its}" for its in ("five_levels", "fewer_zeros", "one_training")),
+    *(
+        f"deep_compression_lenet_{its}"
+        for its in ("more_zeros", "fewer_epochs", "five_levels", "one_training")
+    ),
 )
 # What one may want, the call, its training, and whose rows have its bytes and accuracy: study and cell.
 _LITERT, _SMALLEST = "`export.litert(model, path, {})`", ', `"smallest"`'
