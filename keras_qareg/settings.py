@@ -30,14 +30,28 @@ class RatedLevels:
         path: The file.
         levels: The levels of each kernel by path.
         rates: What a bit of each may cost.
+        sizes: How many weights each has in the model of the plan.
     """
 
     path: Path
     levels: Mapping[str, Any]
     rates: Mapping[str, Any]
+    sizes: Mapping[str, Any]
 
     def __str__(self) -> str:
         return str(self.path)
+
+
+class PlannedLevels(dict[str, Any]):
+    """The levels in the file of another plan, by path or as they were changed by hand.
+
+    Attributes:
+        sizes: How many weights each kernel has in the model of the plan.
+    """
+
+    def __init__(self, levels: Mapping[str, Any], sizes: Mapping[str, Any]):
+        super().__init__(levels)
+        self.sizes = sizes
 
 
 def is_file(value: Any) -> bool:
@@ -52,8 +66,8 @@ def read(path: str | PurePath) -> dict[str, Any]:
         path: The file.
 
     Returns:
-        Dict from names of arguments to what each layer gets, as the file says it; of a plan by rates,
-        its levels are `RatedLevels`.
+        Dict from names of arguments to what each layer gets, as the file says it; levels of the file of
+        a plan are `PlannedLevels`, or `RatedLevels` where it is by rates.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -67,13 +81,14 @@ def read(path: str | PurePath) -> dict[str, Any]:
         raise FileNotFoundError(f"Expected a YAML file. Received: {path}, which does not exist")
     try:
         config = parsed(path.read_text(encoding="utf-8"))
-        rated = _rated(path, config.pop(NOTES, None)) if isinstance(config, dict) else None
+        notes = config.pop(NOTES, None) if isinstance(config, dict) else None
+        planned = _planned(path, notes, config)
         for name, setting in check_keys(config).items():
             if isinstance(setting, Mapping):
                 _check_texts(f"`{name}`", setting)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    return config if rated is None else {"levels": rated, **config}
+    return config if planned is None else {**config, "levels": planned}
 
 
 def write(path: Path, text: str) -> None:
@@ -84,18 +99,24 @@ def write(path: Path, text: str) -> None:
         draft.replace(path)
 
 
-def _rated(path: Path, notes: Any) -> RatedLevels | None:
-    """What `Plan.save` noted of a plan by rates; of another file, nothing."""
+def _planned(path: Path, notes: Any, config: Any) -> RatedLevels | PlannedLevels | None:
+    """The levels of a plan with what `Plan.save` noted of it; of another file, nothing."""
     kernels = notes.get("kernels") if isinstance(notes, dict) else None
     if not isinstance(kernels, dict):
         return None
-    rates = {kernel: its["rate"] for kernel, its in kernels.items() if "rate" in (its or {})}
+    known = {kernel: its for kernel, its in kernels.items() if isinstance(its, dict)}
+    sizes = {kernel: its["weights"] for kernel, its in known.items() if "weights" in its}
+    rates = {kernel: its["rate"] for kernel, its in known.items() if "rate" in its}
+    if isinstance(config.get("levels"), dict):
+        return PlannedLevels(config["levels"], sizes)
+    if not rates:
+        return None
     levels = notes.get("levels")
-    if rates and not isinstance(levels, dict):
+    if not isinstance(levels, dict):
         raise ValueError(
             f"Expected `{NOTES}` with `levels` by paths of kernels. Received: {levels!r}"
         )
-    return RatedLevels(path, levels, rates) if rates else None
+    return RatedLevels(path, levels, rates, sizes)
 
 
 def check_keys(config: Any) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from keras_qareg.export.archive.proof import compare
 from keras_qareg.export.archive.reading import read_archive
 from keras_qareg.export.litert import flatbuffer
 from keras_qareg.export.litert.agreement import agreement, inputs_in_range
+from keras_qareg.export.litert.flatbuffer import operator_name
 from keras_qareg.export.litert.inspection import describe_litert, stored_constants
 from keras_qareg.export.litert.micro import expanded
 from keras_qareg.export.litert.proof import TOLERANCES, prove
@@ -23,7 +24,7 @@ from keras_qareg.export.litert.ranges import Ranges, check_ranges
 from keras_qareg.export.litert.recognition import along, is_kernel
 from keras_qareg.export.litert.runtime import input_details, tensor_values
 from keras_qareg.export.litert.samples import SAMPLES, in_batches, sample_inputs, users_data
-from keras_qareg.export.litert.signature import Signature
+from keras_qareg.export.litert.signature import Signature, misplaced
 from keras_qareg.models.stripping import unquantized, used_kernels
 from keras_qareg.models.walking import leaf_layers
 
@@ -78,9 +79,14 @@ def verify(
         check_ranges(runnable, ranges)
     if precision == "int8":  # others are as random inputs are
         wide = inputs_in_range(signature, runnable) if data is None else signature.named(data)
-        inputs = in_batches(signature, {name: array[:SAMPLES] for name, array in wide.items()})
+        inputs = {name: array[:SAMPLES] for name, array in wide.items()}
     one = in_batches(signature, {name: array[:1] for name, array in inputs.items()})
     with _advice():
+        if content != runnable and misplaced(content, [x.name for x in signature.leaves]):
+            raise ValueError(
+                f"Expected inputs and outputs in the order of model '{model.name}': TFLite Micro has no "
+                "names. Received: others first"
+            )
         difference, output_range = prove(model, signature, inputs, runnable, precision)
         count = _check_kernels(content, path, model, one)
     if ranges is not None:
@@ -111,7 +117,11 @@ def _advice() -> Iterator[None]:
 def _precision(content: bytes) -> str:
     """How precise a file computes, by the types of the constants that multiply."""
     model = flatbuffer.read(content)
-    if any(c.consumers - {"DEQUANTIZE"} for c in flatbuffer.constants(model, "int8")):
+    # Operators that have no integer form compute in float, with what is rounded around them.
+    rounds = any(
+        operator_name(model, o) == "QUANTIZE" for g in model.subgraphs for o in g.operators or []
+    )
+    if rounds or any(c.consumers - {"DEQUANTIZE"} for c in flatbuffer.constants(model, "int8")):
         return "int8"
     kinds = {stored.kind for stored in stored_constants(model) if len(stored.shape) >= 2}
     return "float16" if "float16" in kinds else "float32"

@@ -221,8 +221,10 @@ def check_value(argument: Argument, setting: Any) -> Any:
 
 
 def _check_sizes(setting: Any, kernels: list[Kernel]) -> None:
-    """Raises a `ValueError` where a plan is of kernels of other sizes."""
+    """Raises a `ValueError` where a plan, or the file of one, is of kernels of other sizes."""
+    setting = _opened(setting)
     planned = {row.path: row.weights for row in getattr(setting, "rows", ())}
+    planned = planned or getattr(setting, "sizes", {})
     sizes = {kernel.path: math.prod(kernel.variable.shape) for kernel in kernels}
     other = {path: n for path, n in planned.items() if sizes.get(path, n) != n}
     if other:

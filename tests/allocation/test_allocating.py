@@ -310,14 +310,17 @@ def test_names_of_files(plan):
     )
 
 
-def test_a_plan_of_other_sizes_is_refused():
+@pytest.mark.parametrize("form", ["archive", "smallest"])
+def test_a_plan_of_other_sizes_is_refused(tmp_path, form):
     def net(units):
         stack = [keras.layers.Dense(units, "relu", name="a"), keras.layers.Dense(4, name="b")]
         return keras.Sequential([keras.Input((16,)), *stack], name="net")
 
     x = np.random.default_rng(0).normal(size=(64, 16)).astype("float32")
-    plan = qareg.allocate(net(32), target_ratio=0.4, data=x, weights="archive", verbose=0)
-    assert error_of(qareg.share_weights, net(128), plan) == (
-        "Expected the plan of a model with 512 weights in 'net/a/kernel'. Received: a model with 2,048 "
-        "there. Plan anew with keras_qareg.allocate."
-    )
+    plan = qareg.allocate(net(32), target_ratio=0.6, data=x, weights=form, verbose=0)
+    for given in (plan, plan.save(tmp_path / "plan.yaml"), str(tmp_path / "plan.yaml")):
+        qareg.share_weights(net(32), given)
+        assert error_of(qareg.share_weights, net(128), given) == (
+            "Expected the plan of a model with 512 weights in 'net/a/kernel'. Received: a model with "
+            "2,048 there. Plan anew with keras_qareg.allocate."
+        )

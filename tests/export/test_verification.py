@@ -253,3 +253,24 @@ def test_another_model_is_not_an_integer_file(tmp_path):
             assert error_of(qareg.export.verify, wrong, path, inputs)
     ranged.layers[-2].layer.bias.assign([100.0] * 4)
     assert "follow those of model" in error_of(qareg.export.verify, ranged, path, x)
+
+
+@tensorflow_only
+def test_a_file_that_computes_in_float_between_whole_numbers_is_int8(tmp_path):
+    inputs = keras.Input((6, 6, 6, 2))  # LiteRT has no integers for convolutions of three axes
+    x = layers.Conv3DTranspose(3, 2)(layers.Conv3D(4, 3, activation="swish")(inputs))
+    model = keras.Model(inputs, layers.Flatten()(x))
+    images = RNG.normal(size=(16, 6, 6, 6, 2)).astype("float32")
+    qareg.export.litert(model, tmp_path / "model.tflite", "int8", images)
+    said = qareg.export.verify(model, tmp_path / "model.tflite", images)
+    assert said.startswith("int8, which rounds")
+
+
+@tensorflow_only
+def test_open_sizes_that_a_file_loses_are_an_error_with_advice(tmp_path):
+    inputs = keras.Input((None, 5))
+    model = keras.Model(inputs, layers.TimeDistributed(layers.Dense(8))(inputs))
+    said = error_of(lambda: qareg.export.litert(model, tmp_path / "model.tflite"))
+    assert said.startswith("Expected a file with the outputs of model")
+    assert said.endswith("Say the sizes as `input_shape`.")
+    qareg.export.litert(model, tmp_path / "model.tflite", input_shape=(7, 5))

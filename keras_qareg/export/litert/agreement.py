@@ -11,7 +11,7 @@ import numpy as np
 from keras_qareg.export.litert import flatbuffer
 from keras_qareg.export.litert.flatbuffer import operator_name
 from keras_qareg.export.litert.runtime import input_details, run_by_name, signature
-from keras_qareg.export.litert.samples import SAMPLES, in_batches, random_inputs
+from keras_qareg.export.litert.samples import SAMPLES, in_parts, random_inputs
 from keras_qareg.export.litert.signature import Signature
 
 # So many inputs are drawn, of large ones as many as have so many numbers.
@@ -59,33 +59,28 @@ def agreement(
     inputs = dict(zip(names, inputs.values(), strict=True))
     count = len(next(iter(inputs.values())))
     size = signature.leaves[0].shape[0] or count
-    expected: list[dict[str, np.ndarray]] = []
+    batches = in_parts(signature, inputs)
+    expected = [signature.call(model, batch) for batch in batches]
     furthest, equal = 0.0, 1.0
-    scales = output_scales(content)
+    scales = named_as(output_scales(content), expected[0])
     for delegate in (True, False):
         same, total = 0, 0
-        for place, start in enumerate(range(0, count, size)):
-            part = {name: array[start : start + size] for name, array in inputs.items()}
-            batch = in_batches(signature, part)
-            if delegate:
-                expected.append(signature.call(model, batch))
-            got = run_by_name(content, batch, delegate)
-            for (name, want), found in zip(
-                expected[place].items(), _in_order(got, expected[place]), strict=True
-            ):
-                apart = np.abs(found.astype("float64") - want) / scales.get(name, 1.0)
-                apart = np.rint(apart[: count - start])
+        for place, (batch, wanted) in enumerate(zip(batches, expected, strict=True)):
+            got = named_as(run_by_name(content, batch, delegate), wanted)
+            for name, want in wanted.items():
+                apart = np.abs(got[name].astype("float64") - want) / scales.get(name, 1.0)
+                apart = np.rint(apart[: count - place * size])
                 furthest = max(furthest, float(apart.max(initial=0)))
                 same, total = same + int((apart == 0).sum()), total + apart.size
         equal = min(equal, same / max(total, 1))
     return Agreement(int(furthest), equal, count, _requantized(content))
 
 
-def _in_order(got: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> list[np.ndarray]:
-    """The outputs of a file in the order of the model's; a single one may have another name."""
+def named_as(got: dict[str, Any], expected: dict[str, np.ndarray]) -> dict[str, Any]:
+    """What there is of the outputs of a file, by the model's names: a single one may have another."""
     if set(got) != set(expected) and len(got) == len(expected) == 1:
-        return list(got.values())
-    return [got[name] for name in expected]
+        return dict(zip(expected, got.values(), strict=True))
+    return got
 
 
 def inputs_in_range(model_signature: Signature, content: bytes) -> dict[str, np.ndarray]:

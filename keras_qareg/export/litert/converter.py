@@ -13,7 +13,7 @@ import numpy as np
 
 from keras_qareg.export.litert import flatbuffer
 from keras_qareg.export.litert.samples import in_batches
-from keras_qareg.export.litert.signature import Signature, is_flat, named_outputs
+from keras_qareg.export.litert.signature import Signature, is_flat, misplaced, named_outputs
 from keras_qareg.models.selection import check_float
 
 
@@ -190,7 +190,10 @@ def _converted(
             if type(error).__name__ == "ConverterError":  # pages of the compiler's own language
                 check_float(model)
             raise
-    return file.read_bytes()
+    content = bytearray(file.read_bytes())
+    for held, wanted in misplaced(content, [x.name for x in signature.leaves]):
+        held[:] = wanted
+    return bytes(content)
 
 
 def _foreign(content: bytes) -> list[str]:

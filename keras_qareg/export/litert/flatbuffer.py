@@ -69,6 +69,24 @@ class Constant:
     consumers: frozenset[str]
 
 
+def ends(content: bytes | bytearray) -> dict[str, tuple[np.ndarray, dict[str, int]]]:
+    """The tensors that are the `inputs` and the `outputs` of a file, in its order, and by name.
+
+    Args:
+        content: A file with a signature. Of a `bytearray`, what is written to the arrays is written to
+            the file.
+    """
+    from ai_edge_litert.schema_py_generated import Model
+
+    root = Model.GetRootAs(content)
+    graph, names, found = root.Subgraphs(0), root.SignatureDefs(0), {}
+    for kind in ("Inputs", "Outputs"):
+        count, named = getattr(names, f"{kind}Length")(), getattr(names, kind)
+        places = {named(i).Name().decode(): named(i).TensorIndex() for i in range(count)}
+        found[kind.lower()] = getattr(graph, f"{kind}AsNumpy")(), places
+    return found
+
+
 def constants(model: Any, kind: str = "float32", axes: int = 2) -> list[Constant]:
     """The constants of one type that have so many axes or more, and that operators take.
 

@@ -13,7 +13,7 @@ import numpy as np
 import zstandard
 
 from keras_qareg.export.litert import flatbuffer
-from keras_qareg.export.litert.agreement import Agreement
+from keras_qareg.export.litert.agreement import Agreement, named_as, output_scales
 from keras_qareg.export.litert.differences import LayerDifference, layer_differences
 from keras_qareg.export.litert.forms import KernelForm, oldest_runtime
 from keras_qareg.export.litert.inspection import stored_constants
@@ -24,7 +24,7 @@ from keras_qareg.export.litert.runtime import (
     run_by_name,
     time_ratio,
 )
-from keras_qareg.export.litert.samples import batch_size, in_batches
+from keras_qareg.export.litert.samples import batch_size, in_batches, in_parts
 from keras_qareg.export.litert.sections import Sections, sections
 from keras_qareg.export.litert.signature import Signature
 from keras_qareg.export.litert.vela import Compiled
@@ -175,8 +175,9 @@ def prove(
 
     Args:
         model: The Keras model.
-        signature: Its inputs.
-        inputs: What to run on, by name.
+        signature: Its inputs, as the file takes them.
+        inputs: What to run on, by name. A file of a form that rounds runs on all of them, if need be one
+            after the other: what outputs vary by is only seen of several. Others run on one batch.
         content: The `.tflite` file.
         weights: The form of its weights.
 
@@ -186,26 +187,26 @@ def prove(
     Raises:
         ValueError: If the difference is more than the form explains, or Keras gives NaN.
     """
-    expected = signature.call(model, inputs)
     tolerance = TOLERANCES.get(weights, TOLERANCES["float32"])
+    batches = in_parts(signature, inputs)[: 1 if tolerance is not None else None]
+    wanted = [signature.call(model, batch) for batch in batches]
+    scales = named_as(output_scales(content), wanted[0])
     difference, counted, output_range = 0.0, 0.0, 0.0
     for delegate in (True, False):
-        got = run_by_name(content, inputs, delegate)
-        if set(got) != set(expected) and len(got) == len(expected) == 1:
-            got = dict(zip(expected, got.values(), strict=True))
-        if {name: part.shape for name, part in got.items()} != {
-            name: part.shape for name, part in expected.items()
-        }:
+        found = [named_as(run_by_name(content, batch, delegate), wanted[0]) for batch in batches]
+        if _shapes(found[0]) != _shapes(wanted[0]):
+            advice = " Say the sizes as `input_shape`." if signature.open_inputs else ""
             raise ValueError(
-                f"Expected a file with the outputs of model '{model.name}', {_shapes(expected)}. "
-                f"Received: {_shapes(got)}"
+                f"Expected a file with the outputs of model '{model.name}', {_shapes(wanted[0])}. "
+                f"Received: {_shapes(found[0])}.{advice}"
             )
-        for name, want in expected.items():
-            apart = _difference(got[name], want)
+        for name in wanted[0]:
+            want, got = (_joined([part[name] for part in parts]) for parts in (wanted, found))
+            apart = _difference(got, want)
             difference, output_range = max(difference, apart), max(output_range, _reach(want))
-            if not _rounded_over(got[name], want, tolerance or 0.0):
+            if not _rounded_over(got, want, tolerance or 0.0):
                 counted = max(counted, apart)
-            if tolerance is None and not _follows(got[name], want):
+            if tolerance is None and not _follows(got, want, scales.get(name, 0.0)):
                 raise ValueError(
                     f"Expected outputs of the {weights} file that follow those of model '{model.name}'. "
                     f"Received: a difference of {apart:.3g} with outputs up to {_reach(want):.3g}, more "
@@ -221,14 +222,18 @@ def prove(
     return difference, output_range
 
 
-def _follows(got: np.ndarray, want: np.ndarray) -> bool:
-    """Whether outputs of a file that rounds are nearer than those of another model would be."""
+def _joined(parts: list[np.ndarray]) -> np.ndarray:
+    return np.concatenate([part.reshape(-1) for part in parts])
+
+
+def _follows(got: np.ndarray, want: np.ndarray, step: float) -> bool:
+    """Whether outputs of a file that rounds to steps are nearer than another model's would be."""
     finite = np.isfinite(want)
     got, want = got[finite], want[finite]
     if not np.issubdtype(want.dtype, np.floating) or not want.size:
         return True
     error = float(np.mean(np.square(got.astype("float64") - want)))
-    step = _reach(want) / 255
+    step = max(step, _reach(want) / 255)
     return error <= _UNEXPLAINED * float(np.var(want, dtype="float64")) + (_STEPS * step) ** 2
 
 
@@ -293,7 +298,7 @@ def report_on(
     furthest: tuple[LayerDifference, ...] = ()
     if reference is not None and precision in _ROUNDING:
         furthest = layer_differences(model, signature, inputs, runnable, rounding or reference)
-    inputs = in_batches(signature.as_in(input_details(runnable)), inputs)
+    signature = signature.as_in(input_details(runnable))
     try:
         difference, output_range = prove(model, signature, inputs, runnable, precision)
     except ValueError as error:
@@ -302,6 +307,7 @@ def report_on(
         raise ValueError(
             f"{error} Furthest from Keras (signal to noise): {_told(furthest)}."
         ) from error
+    inputs = in_batches(signature, inputs)
     one = {name: array[:1] for name, array in inputs.items()}
     found = _read_file(content)
     found["runtime_version"] = oldest_runtime(found["runtime_version"], kernels)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import statistics
 import time
 from collections.abc import Iterable
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from keras_qareg.export.litert import flatbuffer
-from keras_qareg.export.litert.signature import natural
+from keras_qareg.export.litert.signature import in_models_order
 
 _TIMED_RUNS = 30
 
@@ -139,9 +138,7 @@ def run_litert(
         inputs = {names[0]: parts[0]}
     arrays = {name: np.asarray(part) for name, part in inputs.items()}
     outputs = run_by_name(content, arrays, delegate)
-    # Outputs in a list are named by their places; Keras takes those in a dict by sorted key.
-    listed = all(re.fullmatch(r"output(_\d+)+", name) for name in outputs)
-    return [outputs[name] for name in sorted(outputs, key=natural if listed else None)]
+    return [outputs[name] for name in in_models_order(outputs)]
 
 
 def tensor_values(

@@ -83,6 +83,16 @@ def in_batches(signature: Signature, inputs: dict[str, np.ndarray]) -> dict[str,
     }
 
 
+def in_parts(signature: Signature, inputs: dict[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
+    """All examples, as many at a time as there must be in a batch; the last batch is filled up."""
+    count = len(next(iter(inputs.values())))
+    size = signature.leaves[0].shape[0] or count
+    parts = [
+        {k: v[start : start + size] for k, v in inputs.items()} for start in range(0, count, size)
+    ]
+    return [in_batches(signature, part) for part in parts]
+
+
 def batch_size(content: bytes) -> int | None:
     """The number of examples that a file takes at once, or `None` for any number."""
     sizes = {

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_qareg.export.litert import flatbuffer
 from keras_qareg.export.litert.precision import STEPS, in_float32, widest_step
 from keras_qareg.layers.keras_private import layers_inside
 from keras_qareg.models.accounting import keeping_states, remembered
@@ -168,6 +169,37 @@ def is_flat(outputs: Any) -> bool:
 
 def _keyed(structure: Any) -> bool:
     return isinstance(structure, dict) or hasattr(structure, "_fields")
+
+
+def in_models_order(outputs: Iterable[str]) -> list[str]:
+    """The names of the outputs of a file, in the order of the outputs of the model."""
+    # Those in a list are named by their places; Keras takes those in a dict by sorted key.
+    names = list(outputs)
+    listed = all(re.fullmatch(r"output(_\d+)+", name) for name in names)
+    return sorted(names, key=natural if listed else None)
+
+
+def misplaced(content: bytes | bytearray, inputs: list[str]) -> list[tuple[np.ndarray, list[int]]]:
+    """The inputs, and the outputs, of a file if they are in another order than those of the model.
+
+    TFLite Micro has no names: there they go by their places.
+
+    Args:
+        content: A `.tflite` file.
+        inputs: The names of the inputs, in the order of the model.
+
+    Returns:
+        For each of the two that is, its tensors as the file has them (`flatbuffer.ends`), and as the
+        model has them.
+    """
+    found = []
+    for kind, (held, places) in flatbuffer.ends(content).items():
+        order = inputs if kind == "inputs" else in_models_order(places)
+        wanted = [places[name] for name in order if name in places]
+        # One tensor may be several outputs.
+        if wanted != held.tolist() and sorted(wanted) == sorted(held.tolist()):
+            found.append((held, wanted))
+    return found
 
 
 def natural(name: str) -> list[Any]:

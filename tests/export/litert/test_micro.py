@@ -231,3 +231,43 @@ def test_bits_are_reversible(bits, numbers):
     text += "0" * (-len(text) % 8)
     assert packed.tolist() == [int(text[i : i + 8], 2) for i in range(0, len(text), 8)]
     np.testing.assert_array_equal(packing.unpacked_bits(packed, bits, indices.size), indices)
+
+
+@tensorflow_only
+def test_a_file_of_one_number_is_judged_by_several_examples(tmp_path):
+    model = keras.Sequential([keras.Input((16,)), layers.Dense(1, activation="sigmoid")])
+    kernel = np.random.default_rng(1).normal(size=(16, 1))
+    model.layers[0].kernel.assign(8 * kernel)  # most outputs are near 0 or 1
+    images = np.random.default_rng(0).normal(size=(80, 16)).astype("float32")
+    outputs = model.predict(images, verbose=0)[:, 0]
+    images = images[np.argsort(outputs)]  # what comes first varies least
+    path = tmp_path / "model.tflite"
+    qareg.export.litert(model, path, "tflm", images)
+    qareg.export.verify(model, path, images)
+    qareg.export.verify(model, path)
+    model.layers[0].kernel.assign(-8 * kernel)
+    said = error_of(lambda: qareg.export.verify(model, path, images[::10]))
+    assert said.startswith("Expected outputs of the int8 file that follow those of model")
+
+
+@tensorflow_only
+def test_inputs_and_outputs_are_in_the_order_of_the_model(tmp_path):
+    from ai_edge_litert.tools import flatbuffer_utils
+
+    inputs = [keras.Input((size,), name=f"x{size}") for size in (3, 12, 7)]
+    heads = [layers.Dense(size + 1)(x) for size, x in zip((3, 12, 7), inputs, strict=True)]
+    model = qareg.share_weights(keras.Model(inputs, heads[::-1]), 4)
+    path = tmp_path / "model.tflite"
+    for form in ("tflm", "auto"):
+        qareg.export.litert(model, path, form)
+        content = flatbuffer_utils.read_model(str(path))
+        graph = content.subgraphs[0]
+        ends = [[int(graph.tensors[i].shape[-1]) for i in x] for x in (graph.inputs, graph.outputs)]
+        assert ends == [[3, 12, 7], [8, 13, 4]]
+    qareg.export.litert(model, path, "tflm")
+    content = flatbuffer_utils.read_model(str(path))
+    content.subgraphs[0].outputs = content.subgraphs[0].outputs[::-1]
+    flatbuffer_utils.write_model(content, str(path))
+    assert error_of(lambda: qareg.export.verify(model, path)).startswith(
+        f"Expected inputs and outputs in the order of model '{model.name}': TFLite Micro has no names."
+    )
