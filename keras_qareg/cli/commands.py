@@ -78,6 +78,7 @@ def _verify(options: argparse.Namespace) -> int:
         raise CommandError(
             f"Expected a .tflite file or an archive. Received: {options.file}, which is {kind.value}"
         )
+    data = None if options.data is None else Arrays(options.data, targets=False)
     check_backend()
     with custom_objects(options.custom_objects):
         from keras_qareg.export import ArchiveError
@@ -85,9 +86,10 @@ def _verify(options: argparse.Namespace) -> int:
 
         model = load_model(options.source)
         _described(options.file, kind)  # raises where the file is damaged
+        inputs = None if data is None else data.for_model(model)
         try:
             with opening(options.file):
-                say(f"{options.file}: {verify(model, options.file)}")
+                say(f"{options.file}: {verify(model, options.file, inputs)}")
         except ArchiveError:
             raise
         except ValueError as error:

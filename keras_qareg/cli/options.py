@@ -245,6 +245,7 @@ def _add_verify(commands: Any) -> None:
         "whether a .tflite or an archive is a model: status 0 if it is, 1 if not",
     )
     verify.add_argument("file", type=Path, metavar="FILE")
+    verify.add_argument("--data", type=Path, metavar="FILE.npz", help=f"{_DATA}. To run both on")
 
 
 def _add_inspect(commands: Any) -> None:

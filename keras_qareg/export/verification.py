@@ -81,7 +81,10 @@ def verify(
         wide = inputs_in_range(signature, runnable) if data is None else signature.named(data)
         inputs = {name: array[:SAMPLES] for name, array in wide.items()}
     one = in_batches(signature, {name: array[:1] for name, array in inputs.items()})
-    with _advice():
+    guessed = precision == "int8" and ranges is None and data is None
+    with _advice(
+        " Random inputs may leave the ranges inside: pass some like those in use." * guessed
+    ):
         if content != runnable and misplaced(content, [x.name for x in signature.leaves]):
             raise ValueError(
                 f"Expected inputs and outputs in the order of model '{model.name}': TFLite Micro has no "
@@ -103,14 +106,14 @@ def verify(
 
 
 @contextmanager
-def _advice() -> Iterator[None]:
-    """Says what to do where a file is another model."""
+def _advice(more: str) -> Iterator[None]:
+    """Says what to do where a file is another model, or may not be."""
     try:
         yield
     except ValueError as error:
         told = str(error).rstrip(".")
         raise ValueError(
-            f"{told}. Pass the model that the file was made of, or write the file anew."
+            f"{told}. Pass the model that the file was made of, or write the file anew.{more}"
         ) from error
 
 

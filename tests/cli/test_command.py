@@ -294,6 +294,8 @@ def test_verify_tells_a_mismatch_from_an_error(saved, run, refused):
     for file, found in zip(files, said, strict=False):
         status, printed, _ = run("verify", saved / "four.keras", file)
         assert status == 0 and "equal: " in printed and found in printed
+        with_data = run("verify", saved / "four.keras", file, "--data", saved / "data.npz")
+        assert with_data[0] == 0 and found in with_data[1]
         assert "Expected the " in refused("verify", saved / "model.keras", file, status=1)
         content = bytearray(file.read_bytes())
         content[20:40] = bytes(20)
