@@ -105,7 +105,7 @@ def _planned(path: Path, notes: Any, config: Any) -> RatedLevels | PlannedLevels
     if not isinstance(kernels, dict):
         return None
     known = {kernel: its for kernel, its in kernels.items() if isinstance(its, dict)}
-    sizes = {kernel: its["weights"] for kernel, its in known.items() if "weights" in its}
+    sizes = {k: its["weights"] for k, its in known.items() if isinstance(its.get("weights"), int)}
     rates = {kernel: its["rate"] for kernel, its in known.items() if "rate" in its}
     if isinstance(config.get("levels"), dict):
         return PlannedLevels(config["levels"], sizes)

@@ -310,7 +310,7 @@ def test_names_of_files(plan):
     )
 
 
-@pytest.mark.parametrize("form", ["archive", "smallest"])
+@pytest.mark.parametrize("form", ["archive", pytest.param("smallest", marks=tensorflow_only)])
 def test_a_plan_of_other_sizes_is_refused(tmp_path, form):
     def net(units):
         stack = [keras.layers.Dense(units, "relu", name="a"), keras.layers.Dense(4, name="b")]
