@@ -257,6 +257,8 @@ def parsed() -> argparse.Namespace:
     arguments = parser.parse_args()
     arguments.name = arguments.model.stem if arguments.model else arguments.network or "digits"
     arguments.small_levels = arguments.small_levels or arguments.levels
+    if arguments.model and arguments.start_epochs:
+        parser.error("--start-epochs is of a float network that is trained, not of --model")
     if arguments.start_epochs is None:
         arguments.start_epochs = 0 if arguments.model else 2 * arguments.epochs
     arguments.dataset = "digits" if arguments.name == "digits" else "cifar10"

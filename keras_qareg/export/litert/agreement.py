@@ -10,7 +10,7 @@ import numpy as np
 
 from keras_qareg.export.litert import flatbuffer
 from keras_qareg.export.litert.flatbuffer import operator_name
-from keras_qareg.export.litert.runtime import input_details, run_by_name, signature
+from keras_qareg.export.litert.runtime import input_details, run_by_name
 from keras_qareg.export.litert.samples import SAMPLES, in_parts, random_inputs
 from keras_qareg.export.litert.signature import Signature
 
@@ -91,10 +91,7 @@ def inputs_in_range(model_signature: Signature, content: bytes) -> dict[str, np.
         content: The file.
     """
     named = model_signature.as_in(input_details(content))
-    places = {
-        name: int(detail["index"])
-        for name, detail in signature(content).get_input_details().items()
-    }
+    _, places = flatbuffer.ends(content)["inputs"]
     read, random = flatbuffer.read(content), np.random.default_rng(0)
     graph, found = read.subgraphs[0], {}
     fallback = random_inputs(named)
@@ -135,8 +132,7 @@ def output_scales(content: bytes) -> dict[str, float]:
     """The steps of the outputs of a file by name, of those that are quantized inside."""
     model, found = flatbuffer.read(content), {}
     graph = model.subgraphs[0]
-    for name, detail in signature(content).get_output_details().items():
-        place = int(detail["index"])
+    for name, place in flatbuffer.ends(content)["outputs"][1].items():
         scale = _scale(graph.tensors[place])
         for operator in graph.operators:
             if operator_name(model, operator) == "DEQUANTIZE" and operator.outputs[0] == place:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import keras
 import numpy as np
 
 from keras_qareg.export.litert import flatbuffer
-from keras_qareg.export.litert.samples import in_batches
+from keras_qareg.export.litert.samples import in_batches, in_parts
 from keras_qareg.export.litert.signature import Signature, is_flat, misplaced, named_outputs
 from keras_qareg.models.selection import check_float
 
@@ -101,7 +100,7 @@ class Source:
         options: dict[str, Any] = {}
         if data is not None:
             self._check_no_loops("Leave out `representative_data`, or unroll")
-            options["representative_dataset"] = lambda: self._examples(data)
+            options["representative_dataset"] = lambda: iter(in_parts(self.signature, data, 1))
             options |= _ends(input_type, output_type)
         return self._optimized(options)
 
@@ -126,13 +125,6 @@ class Source:
                 f"'{self.model.name}' with {loops} of them. {advice} the recurrent layers "
                 "(unroll=True)."
             )
-
-    def _examples(self, data: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
-        """One batch of the file after the other, as the converter's calibration asks for them."""
-        size = self.signature.leaves[0].shape[0] or 1
-        for start in range(0, len(next(iter(data.values()))), size):
-            batch = {name: part[start : start + size] for name, part in data.items()}
-            yield in_batches(self.signature, batch)
 
     def _optimized(self, options: dict[str, Any]) -> bytes:
         import tensorflow as tf

@@ -83,10 +83,15 @@ def in_batches(signature: Signature, inputs: dict[str, np.ndarray]) -> dict[str,
     }
 
 
-def in_parts(signature: Signature, inputs: dict[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
-    """All examples, as many at a time as there must be in a batch; the last batch is filled up."""
+def in_parts(
+    signature: Signature, inputs: dict[str, np.ndarray], size: int | None = None
+) -> list[dict[str, np.ndarray]]:
+    """All examples, as many at a time as there must be in a batch; the last batch is filled up.
+
+    Where there may be any number, they are `size`, by default all.
+    """
     count = len(next(iter(inputs.values())))
-    size = signature.leaves[0].shape[0] or count
+    size = signature.leaves[0].shape[0] or size or count
     parts = [
         {k: v[start : start + size] for k, v in inputs.items()} for start in range(0, count, size)
     ]
