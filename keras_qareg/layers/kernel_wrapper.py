@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_qareg.layers import keras_private
@@ -330,6 +331,37 @@ def without_gradient_at_zero(kernel: Any) -> Any:
     free = ops.cast(kernel != 0, kernel.dtype)
     free = ops.maximum(free, 1.0 - ops.max(free))
     return kernel * ops.stop_gradient(free)
+
+
+def leave_out_of_files(
+    part: keras.layers.Layer, left: list[keras.Variable], loaded: Callable[[bool], None]
+) -> None:
+    """Keeps weights of a layer out of files.
+
+    Args:
+        part: The layer.
+        left: The weights, and others; those that are not the layer's own do not count.
+        loaded: Called where a file is loaded, with whether it has all weights none the less.
+    """
+    save, load = part.save_own_variables, part.load_own_variables
+
+    def entries() -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        save(found)
+        return found
+
+    def save_own_variables(store: Any) -> None:
+        for key, value in entries().items():
+            if not any(value is weight for weight in left):
+                store[key] = value
+
+    def load_own_variables(store: Any) -> None:
+        held = {key: store[key] for key in store.keys()}  # noqa: SIM118 (no mapping)
+        lacking = {k: np.asarray(ops.convert_to_numpy(v)) for k, v in entries().items()}
+        loaded(set(lacking) <= set(held))
+        load({**lacking, **held})
+
+    part.save_own_variables, part.load_own_variables = save_own_variables, load_own_variables
 
 
 def _refuse_to_quantize(

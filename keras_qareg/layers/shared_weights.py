@@ -12,8 +12,8 @@ from keras import ops
 
 from keras_qareg.choices import check_choice, check_count, check_flag
 from keras_qareg.layers.keras_private import layers_inside
-from keras_qareg.layers.kernel_wrapper import KernelWrapper, channel_axes
-from keras_qareg.numerics.assignment import nearest_places, stand_ins
+from keras_qareg.layers.kernel_wrapper import KernelWrapper, channel_axes, leave_out_of_files
+from keras_qareg.numerics.assignment import assigned, stand_ins
 from keras_qareg.numerics.clustering import check_levels
 from keras_qareg.numerics.codebook import Codebook, lookup
 from keras_qareg.numerics.compiled import cond
@@ -150,34 +150,15 @@ class SharedWeights(KernelWrapper):
             self.steps = self.add_weight(name="steps", shape=(), dtype="int32", **whole)
         for part in layers_inside(self.layer):
             if any(weight is kernel for weight in part.weights for kernel in self.held_kernels):
-                self._leave_out_kernels(part)
+                leave_out_of_files(part, self.kernels, self._remember)
 
     @property
     def held_kernels(self) -> list[keras.Variable]:
         """The kernels that take no part: all, or none where weights are assigned anew."""
         return self.kernels if self.reassign_every is None else []
 
-    def _leave_out_kernels(self, part: keras.layers.Layer) -> None:
-        """Keeps the kernels from before sharing out of files, which hold them as tables and indices."""
-        save, load = part.save_own_variables, part.load_own_variables
-
-        def entries() -> dict[str, Any]:
-            found: dict[str, Any] = {}
-            save(found)
-            return found
-
-        def save_own_variables(store: Any) -> None:
-            for key, value in entries().items():
-                if not any(value is kernel for kernel in self.kernels):
-                    store[key] = value
-
-        def load_own_variables(store: Any) -> None:
-            held = {key: store[key] for key in store.keys()}  # noqa: SIM118 (no mapping)
-            lacking = {k: np.asarray(ops.convert_to_numpy(v)) for k, v in entries().items()}
-            self.remembers = set(lacking) <= set(held)
-            load({**lacking, **held})
-
-        part.save_own_variables, part.load_own_variables = save_own_variables, load_own_variables
+    def _remember(self, complete: bool) -> None:
+        self.remembers = complete
 
     def _keep_constraints(self) -> None:
         for place, kernel in enumerate(self.kernels):
@@ -187,44 +168,78 @@ class SharedWeights(KernelWrapper):
                         trained[place].constraint = kernel.constraint
 
     def call(self, *args: Any, training: bool | None = None, **kwargs: Any) -> Any:
-        if training and self.steps is not None:
-            self._reassign(self.steps)
-        return self._call_with(self.used_kernels(), *args, **kwargs)
+        anew = training and self.steps is not None
+        kernels = self._reassigned(self.steps) if anew else self.used_kernels()
+        return self._call_with(kernels, *args, **kwargs)
 
     def used_kernels(self) -> list[Any]:
         """The kernels as `centroids[indices]`: a list of tensors, differentiable in what trains."""
         shared = [self._shared_kernel(place) for place in range(len(self.kernels))]
-        if self.reassign_every is None:
-            return shared
+        return shared if self.reassign_every is None else self._straight_through(shared)
+
+    def _straight_through(self, shared: list[Any]) -> list[Any]:
         kernels = [self._latent(kernel) for kernel in self.kernels]
         pairs = zip(kernels, shared, strict=True)
         return [stand_ins(latent, ops.cast(values, latent.dtype)) for latent, values in pairs]
 
-    def _reassign(self, counter: keras.Variable) -> None:
-        """Counts a training step, and gives each weight that trains its nearest centroid when due."""
+    def _reassigned(self, counter: keras.Variable) -> list[Any]:
+        """Counts a training step; the kernels, where each weight that trains was assigned when due."""
         trained = {id(weight) for weight in self.layer.trainable_variables}
-        steps = (ops.convert_to_tensor(counter) + 1) % self.reassign_every
+        steps, shared = (ops.convert_to_tensor(counter) + 1) % self.reassign_every, []
         for place, kernel in enumerate(self.kernels):
+            values = None
             if id(kernel) in trained:
-                indices = ops.convert_to_tensor(self.indices[place])
                 # Assigned in any case: replicas cannot meet inside a branch.
-                self.indices[place].assign(
-                    cond(steps == 0, partial(self.nearest, place), partial(ops.copy, indices))
-                )
+                if self.reassign_every == 1:
+                    values, indices = self._assigned(place)
+                else:
+                    held = ops.convert_to_tensor(self.indices[place])
+                    due = partial(self.nearest, place), partial(ops.copy, held)
+                    indices = cond(steps == 0, *due)
+                self.indices[place].assign(indices)
+            shared.append(self._shared_kernel(place) if values is None else values)
         counter.assign(steps)
+        return self._straight_through(shared)
 
     def nearest(self, place: int) -> Any:
         """The indices of the centroids that are nearest to the kernel inside."""
-        latent, (table, sizes) = ops.cast(self.kernels[place], "float32"), self._factors_of(place)
+        return self._assigned(place)[1]
+
+    def _assigned(self, place: int) -> tuple[Any, Any]:
+        """A kernel as its nearest centroids, and their indices."""
+        latent, (table, sizes) = ops.cast(self.kernels[place], "float32"), self._tables_of(place)
         if sizes is not None:
-            sizes = self._of_channels(place, sizes)
             latent = latent / ops.where(sizes == 0, ops.ones_like(sizes), sizes)
         if len(table.shape) == 1:
-            return nearest_places(latent, table)
+            values, indices = assigned(latent, table)
+        else:
+            channels = self._channels(place)
+            parts = channels.cut(ops.reshape(latent, (-1, channels.count)))
+            pairs = [assigned(part, table[:, group]) for group, part in enumerate(parts)]
+            both = [ops.concatenate(found, axis=1) for found in zip(*pairs, strict=True)]
+            values, indices = (ops.reshape(found, latent.shape) for found in both)
+        return values if sizes is None else values * sizes, indices
+
+    def _shared_kernel(self, place: int) -> Any:
+        indices, (table, sizes) = self.indices[place], self._tables_of(place)
+        if len(table.shape) > 1:
+            starts = table.shape[0] * self._channels(place).places
+            table = ops.reshape(ops.transpose(table), (-1,))  # one behind the other
+            indices = ops.cast(indices, "int32") + ops.convert_to_tensor(starts)
+        values = lookup(table, indices)
+        return values if sizes is None else values * sizes
+
+    def _tables_of(self, place: int) -> tuple[Any, Any]:
+        """Tables `(levels,)` or `(levels, groups)`, and what each channel's values are multiplied by."""
+        table, sizes = self._factors_of(place)
+        if sizes is None:
+            return table, None
+        if tuple(sizes.shape) in ((1,), tuple(table.shape[1:])):
+            return table * sizes, None  # so many products as levels, not as weights
         channels = self._channels(place)
-        parts = channels.cut(ops.reshape(latent, (-1, channels.count)))
-        found = [nearest_places(part, table[:, group]) for group, part in enumerate(parts)]
-        return ops.reshape(ops.concatenate(found, axis=1), latent.shape)
+        if channels.groups == 1 or self._by_channel(channels):
+            return table, sizes
+        return table, ops.take(sizes, channels.places)
 
     def _factors_of(self, place: int) -> tuple[Any, Any]:
         """The levels and the sizes that they are multiplied by, or `None`: tensors."""
@@ -238,26 +253,6 @@ class SharedWeights(KernelWrapper):
         if self.table == "int8":
             table = rounded(table, ops.convert_to_tensor(self.centroid_units[place]))
         return table, sizes
-
-    def _shared_kernel(self, place: int) -> Any:
-        indices, (table, sizes) = self.indices[place], self._factors_of(place)
-        if self.table == "even":
-            return lookup(table, indices) * self._of_channels(place, sizes)
-        if sizes is not None and tuple(sizes.shape) in ((1,), tuple(table.shape[1:])):
-            table, sizes = table * sizes, None  # so many products as levels, not as weights
-        if len(table.shape) > 1:
-            starts = table.shape[0] * self._channels(place).places
-            table = ops.reshape(ops.transpose(table), (-1,))  # one behind the other
-            indices = ops.cast(indices, "int32") + ops.convert_to_tensor(starts)
-        values = lookup(table, indices)
-        return values if sizes is None else values * sizes
-
-    def _of_channels(self, place: int, sizes: Any) -> Any:
-        """Sizes that multiply weights: those of groups as one for each channel."""
-        channels = self._channels(place)
-        if channels.groups == 1 or self._by_channel(channels):
-            return sizes
-        return ops.take(sizes, channels.places)
 
     def assign_codebooks(self, codebooks: list[Codebook]) -> None:
         """Takes over centroids and indices.

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from keras import ops
 
+from keras_qareg.numerics.codebook import lookup
 from keras_qareg.numerics.compiled import (
     COMPARED_LEVELS,
     Tensor,
@@ -66,23 +67,36 @@ def nearest(weights: Tensor, centroids: Tensor) -> Tensor:
     return custom_gradient(quantize)(float_tensor(weights), float_tensor(centroids))
 
 
-def nearest_places(weights: Tensor, centroids: Tensor) -> Tensor:
-    """Which centroid is the nearest of each weight; it has no gradient.
+def assigned(weights: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
+    """The nearest centroid of each weight, and which one it is.
 
     Args:
-        weights: Tensor of any shape.
+        weights: Tensor of any shape; they get no gradient.
         centroids: Tensor of shape `(levels,)`, at most 256, in any order, equal values allowed.
 
     Returns:
-        A uint8 tensor in the shape of the weights (at a tie, the lower of two centroids).
+        A float32 tensor in the shape of the weights (at a tie, the lower of two centroids), in which
+        each centroid gets the sum of the gradients of its members; and the places of these centroids,
+        a uint8 tensor of the same shape.
 
     Example:
 
-    >>> ops.convert_to_numpy(nearest_places([0.1, 0.7, 3.0], [1.0, 0.0])).tolist()
+    >>> values, places = assigned([0.1, 0.7, 3.0], [1.0, 0.0])
+    >>> ops.convert_to_numpy(places).tolist()
     [1, 0, 0]
     """
-    weights, centroids = (ops.stop_gradient(float_tensor(x)) for x in (weights, centroids))
-    return _nearest_places()(weights, centroids)
+    centroids = float_tensor(centroids)
+    fixed = ops.stop_gradient(float_tensor(weights)), ops.stop_gradient(centroids)
+    if not are_few(centroids):
+        # One program of both would search twice.
+        places = _sought()(*fixed)
+        return lookup(centroids, places), places
+    values, places = _compared()(*fixed)
+
+    def look_up(centroids: Tensor) -> Any:
+        return values, lambda upstream: (segment_sums(upstream, places, centroids.shape[0]),)
+
+    return custom_gradient(look_up)(centroids), places
 
 
 def stand_ins(weights: Tensor, values: Tensor) -> Tensor:
@@ -162,16 +176,24 @@ def _nearest_values() -> Callable[..., Any]:
 
 
 @functools.lru_cache
-def _nearest_places() -> Callable[..., Any]:
-    def places(weights: Tensor, centroids: Tensor) -> Tensor:
+def _compared() -> Callable[..., Any]:
+    def found(weights: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
+        """The nearest of a few centroids of each weight, and its place in the given order."""
+        order, ascending, midpoints = in_order(centroids)
+        places = compared(weights, midpoints, ops.cast(order, "uint8"))
+        return compared(weights, midpoints, ascending), places
+
+    return compiled(found)
+
+
+@functools.lru_cache
+def _sought() -> Callable[..., Any]:
+    def found(weights: Tensor, centroids: Tensor) -> Tensor:
         """The nearest centroid of each weight, by its place in the given order."""
-        if are_few(centroids):
-            order, _, midpoints = in_order(centroids)
-            return compared(weights, midpoints, ops.cast(order, "uint8"))
         cells = cells_of(centroids)
         return take(ops.cast(cells.order, "uint8"), _found_places(weights, cells))
 
-    return compiled(places)
+    return compiled(found)
 
 
 def _found_places(weights: Tensor, cells: Cells) -> Tensor:

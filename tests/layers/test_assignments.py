@@ -49,6 +49,31 @@ def test_weights_go_to_the_nearest_centroid_when_they_are_due(table, scale):
     np.testing.assert_array_equal(layer.codebooks()[0].indices, book.indices)
 
 
+@pytest.mark.parametrize("table", ["int8", "even", "float32"])
+@pytest.mark.parametrize(
+    ("scale", "group_size", "levels"),
+    [("kernel", None, 4), ("channel", None, 4), ("kernel", 3, 4), ("kernel", None, 20)],
+)
+def test_a_step_is_the_same_whether_all_are_due_or_this_one(table, scale, group_size, levels):
+    inputs, targets = RNG.normal(size=(8, 20)), RNG.normal(size=(8, 7))
+    model = keras.Sequential([keras.Input((20,)), layers.Dense(7, name="fc")])
+    settings = {"table": table, "scale": scale, "group_size": group_size}
+    kernel, found = RNG.normal(0, 0.3, (20, 7)), []
+    for every in (1, 2):
+        shared = qareg.share_weights(model, levels, trainable="assignments", **settings)
+        layer = shared.get_layer("fc")
+        layer.reassign_every = every
+        layer.steps.assign(every - 1)
+        layer.layer.kernel.assign(kernel)
+        shared.compile(keras.optimizers.SGD(0.1), "mse")
+        shared.fit(inputs, targets, verbose=0)
+        found.append({weight.path.split("/")[-1]: arrays(weight)[0] for weight in shared.weights})
+    assert found[0].keys() == found[1].keys() >= {"kernel", "bias", "centroids", "steps"}
+    for name, value in found[0].items():
+        np.testing.assert_allclose(value, found[1][name], atol=1e-6, err_msg=name)
+    assert not np.array_equal(found[0]["kernel"], kernel.astype("float32"))
+
+
 def test_weights_train_straight_through_and_centroids_by_their_members():
     inputs, targets = RNG.normal(size=(8, 6)), RNG.normal(size=(8, 5))
     layer = SharedWeights(layers.Dense(5, use_bias=False), levels=3, reassign_every=1)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from keras import ops
 
-from keras_qareg.numerics.assignment import nearest, nearest_places
+from keras_qareg.numerics.assignment import assigned, nearest
 from keras_qareg.numerics.codebook import Codebook
 from keras_qareg.numerics.compiled import COMPARED_LEVELS
 from tests.helpers import gradients, program
@@ -50,9 +50,22 @@ def test_a_large_kernel_keeps_its_shape():
 
 
 @pytest.mark.parametrize("levels", [2, COMPARED_LEVELS, COMPARED_LEVELS + 1, 256])
-def test_places_are_those_of_the_given_order(levels):
+def test_weights_are_assigned_by_place_in_the_given_order(levels):
     weights = RNG.integers(-99, 99, (7, 300)).astype("float32") / 8
     centroids = RNG.permutation(np.arange(levels)).astype("float32") / 4 - 5
-    found = ops.convert_to_numpy(program(nearest_places)(weights, centroids))
+    values, places = program(assigned)(weights, centroids)
+    found = ops.convert_to_numpy(places)
     assert found.dtype == "uint8" and found.shape == weights.shape
-    np.testing.assert_array_equal(centroids[found], Codebook.nearest(weights, centroids).weights)
+    best = Codebook.nearest(weights, centroids).weights
+    np.testing.assert_array_equal(centroids[found], best)
+    np.testing.assert_array_equal(values, best)
+    slopes = np.arange(weights.size, dtype="float32").reshape(weights.shape) / weights.size
+    _, (of_weights, of_centroids) = gradients(
+        lambda w, c: ops.sum(ops.multiply(assigned(w, c)[0], slopes)),
+        weights,
+        centroids,
+        graph=True,
+    )
+    assert of_weights is None or not np.any(of_weights)
+    sums = np.bincount(found.reshape(-1), slopes.reshape(-1), levels)
+    np.testing.assert_allclose(of_centroids, sums, rtol=1e-4)
