@@ -36,7 +36,7 @@ from benchmarks.compress import bytes_of
 from benchmarks.tfmot_accuracy import STARTS, Order
 from benchmarks.timing import interleaved, ratios
 from examples.data import Images, augmented, evenly, load
-from examples.study import Row, Study, written
+from examples.study import Row, Study, at_least, written
 from examples.training import accuracy, digits_network
 from examples.training import fit as fit_digits
 from keras_qareg.cli.opening import load_model
@@ -50,7 +50,9 @@ TAUGHT = {COMPRESS: "auto", "compress, DKM": "dkm", "compress, centroids alone":
 TFMOT = {start: f"TFMOT, {start}" for start in STARTS}
 STRAIGHT = ", straight through"
 KINDS = ("Sine", "Cosine", "NearestSquared", "NearestExponential")
-KEYS = ("data", "cell", "levels", "seed", "epochs", "rate", "validation")
+KEYS = ("data", "cell", "levels", "seed", "epochs", "rate", "validation", "power")
+# Of the schedule of the penalty.
+POWER = 6.0
 NEEDED = ("tf_keras", "tensorflow_model_optimization")
 
 
@@ -271,6 +273,8 @@ def cells(name: str, given: argparse.Namespace) -> Iterator[Row]:
     """All cells, those of the float network once."""
     common = {"data": name, "epochs": given.epochs, "rate": given.rate}
     common["validation"] = given.validation
+    if given.power != POWER:  # rows of the default do not say so
+        common["power"] = given.power
     for seed in given.seeds:
         for levels in given.levels:
             for cell in given.cells:
@@ -308,16 +312,20 @@ def tabulate_steps(rows: list[Row]) -> str:
 
 def parsed(names: list[str]) -> argparse.Namespace:
     parser = results.parser(__doc__ or "")
-    parser.add_argument("--float", type=Path, help="a float network for CIFAR-10 (default: digits)")
+    parser.add_argument(
+        "--float", type=Path, help="a float network for CIFAR-10 (default: digits), told by name"
+    )
     parser.add_argument("--data-dir", type=Path, help="cifar10-train.zip, cifar10-test.zip")
-    parser.add_argument("--levels", type=int, nargs="+", default=[16, 8, 4, 2])
-    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--levels", type=at_least(2), nargs="+", default=[16, 8, 4, 2])
+    parser.add_argument("--epochs", type=at_least(1), default=10)
     parser.add_argument("--rate", type=float, default=1e-3)
-    parser.add_argument("--power", type=float, default=6.0, help="of the schedule")
+    parser.add_argument("--power", type=float, default=POWER, help="of the schedule")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--cells", nargs="+", choices=names, default=names)
     parser.add_argument("--validation", type=float, default=0.0, help="share of training images")
-    parser.add_argument("--rounds", type=int, default=15, help="steps that are timed; 0: none")
+    parser.add_argument(
+        "--rounds", type=at_least(0), default=15, help="steps that are timed; 0: none"
+    )
     parser.add_argument("--steps", action="store_true", help="time steps, and train nothing")
     parser.add_argument("--no-files", dest="files", action="store_false")
     found: argparse.Namespace = parser.parse_args()

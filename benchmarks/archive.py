@@ -150,7 +150,7 @@ def tabulate(rows: list[dict[str, Any]]) -> str:
 
 def tabulate_models(rows: list[dict[str, Any]]) -> str:
     """A line a model and number of levels."""
-    header = [name for name in rows[0] if name != "python"]
+    header = [name for name in rows[0] if name not in results.ORIGIN]
     return table(header, [tuple(_shown(row[name]) for name in header) for row in rows])
 
 

@@ -32,13 +32,14 @@ import keras_qareg as qareg
 from benchmarks import pareto_peers, results
 from benchmarks.compress import LOSS, accuracy
 from examples.data import Images, augmented, load
-from examples.study import Row, Study
+from examples.study import Row, Study, at_least
 from keras_qareg.cli.opening import load_model
 from keras_qareg.export.litert.runtime import restored, stored
 from keras_qareg.report import table
 
 OURS, TRAINED, ARCHIVE = "keras_qareg", "keras_qareg, trained", "keras_qareg, archive"
 BATCH, CALIBRATION, SAMPLES = 500, 2048, 512
+UNTRAINED = {"epochs": 0, "rate": 0.0}
 LEVELS = (4, 6, 8, 12, 16, 24, 32, 64)
 MANY = (64, 256)  # so near to float that measuring normalization anew can only add noise
 BUDGETS = (30_000, 35_000, 40_000, 49_000, 60_000, 80_000)
@@ -278,7 +279,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--model", type=Path, required=True, help="the float ResNet8")
     parser.add_argument("--data-dir", type=Path, required=True, help="cifar10-train.zip, -test.zip")
     parser.add_argument("--compressed", type=Path, help="rows of benchmarks.compress")
-    parser.add_argument("--epochs", type=int, default=10, help="of TFMOT's training; default: 10")
+    parser.add_argument("--epochs", type=at_least(1), default=10, help="of TFMOT's training (10)")
     parser.add_argument("--rate", type=float, default=1e-3, help="its first learning rate")
     parser.add_argument("--kept", type=Path, default=Path("output"), help="for what TFMOT trains")
     parser.add_argument("--only", nargs="+", metavar="TEXT", help="cells with one of these in them")
@@ -296,12 +297,13 @@ def wanted(cells: dict[str, Any], only: list[str] | None) -> Iterator[str]:
 
 def main() -> None:
     given = parsed()
-    study = Study(given.out / "pareto.jsonl", ("cell", "epochs"))
+    study = Study(given.out / "pareto.jsonl", ("cell", "epochs", "rate", "float"))
     if not given.draw:
         train, test = load("cifar10", given.data_dir)
         model = load_model(given.model)
         model.compile("sgd", LOSS, metrics=["accuracy"])
         ours = Ours(model, *inputs(train))
+        known = accuracy(model, test)  # another float network has other cells
         context = pareto_peers.Context(
             model, ours.samples, ours.on_grid, given.kept, given.data_dir, given.epochs, given.rate
         )
@@ -317,15 +319,14 @@ def main() -> None:
                 return pareto_peers.unsupported(error)
             return found
 
-        cells = [
-            {
-                "cell": name,
-                "series": makers[name][0],
-                "epochs": given.epochs if makers[name][0] == pareto_peers.TFMOT else 0,
-            }
-            for name in wanted(makers, given.only)
-        ]
+        cells = []
+        for name in wanted(makers, given.only):
+            series = makers[name][0]
+            theirs = series == pareto_peers.TFMOT
+            training = {"epochs": given.epochs, "rate": given.rate} if theirs else UNTRAINED
+            cells.append({"cell": name, "series": series, **training, "float": known})
         study.run(cells, compute, "accuracy")
+        study.rows = [row for row in study.rows if row["float"] == known]
     rows = [*study.rows, *compressed_rows(given.compressed)]
     text = tabulate(rows)
     (given.out / "pareto.txt").write_text(text + "\n")

@@ -180,7 +180,7 @@ def _tfmot() -> Iterator[tuple[str, Maker]]:
 
 def _clustered(context: Context, levels: int, form: str) -> bytes:
     """A file of TFMOT's clustered model, which is trained once for all forms."""
-    folder = context.kept / f"tfmot_{levels}_{context.epochs}"
+    folder = context.kept / f"tfmot_{levels}_{context.epochs}_{context.rate:g}"
     settings = {
         "data-dir": context.data_dir,
         "levels": levels,

@@ -7,6 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from examples.study import circumstances
+
+# What rows say of where they come from; `recorded`: the commit that added them, where no other is known.
+ORIGIN = ("commit", "recorded", "backend", "device", "machine", "python")
+
 
 def parser(documentation: str) -> argparse.ArgumentParser:
     """A parser with `--out` that says the first line of a module's documentation."""
@@ -87,8 +92,8 @@ def save(
 ) -> None:
     """Writes `name.jsonl` and `name.txt`, and prints the table."""
     out.mkdir(parents=True, exist_ok=True)
-    machine = {"python": platform.python_version()}
-    (out / f"{name}.jsonl").write_text("".join(json.dumps({**r, **machine}) + "\n" for r in rows))
+    where = {**circumstances(), "python": platform.python_version()}
+    (out / f"{name}.jsonl").write_text("".join(json.dumps({**r, **where}) + "\n" for r in rows))
     text = tabulate(rows)
     (out / f"{name}.txt").write_text(text + "\n")
     print(f"\n{text}")

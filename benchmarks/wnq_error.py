@@ -23,7 +23,7 @@ from keras import ops
 
 import keras_qareg as qareg
 from benchmarks import results
-from examples.study import mean_and_deviation
+from examples.study import circumstances, mean_and_deviation
 from examples.training import EPOCHS, NORMALIZE, digits, digits_network, fit
 from keras_qareg.models import kernel_codebooks
 from keras_qareg.quantizers import WeightNormalizationQuantizer
@@ -184,7 +184,7 @@ def main() -> None:
         for bits in arguments.bits:
             for row in all_rows(bits, arguments.seeds, arguments.epochs):
                 rows.append(row)
-                file.write(json.dumps({**row, "backend": keras.backend.backend()}) + "\n")
+                file.write(json.dumps({**row, **circumstances()}) + "\n")
                 print(
                     f"\r{len(rows)} of {arguments.seeds * PER_SEED * len(arguments.bits)} rows",
                     end="",

@@ -28,7 +28,7 @@ import numpy as np
 
 import keras_qareg as qareg
 from examples import training
-from examples.study import Row, Study, mean_and_deviation, written
+from examples.study import Row, Study, at_least, mean_and_deviation, written
 from examples.training import BASELINE, METHODS, Experiment
 from keras_qareg.report import table
 
@@ -197,10 +197,10 @@ def draw(rows: list[Row], file: Path) -> None:
 
 def parsed() -> argparse.Namespace:
     parser = training.parser(__doc__.split("\n")[0], network="vgg16", epochs=60)
-    parser.add_argument("--layers", nargs="+", default=["conv", "dense", "all"])
-    parser.add_argument("--levels", type=int, nargs="+", default=[4, 16])
+    parser.add_argument("--layers", nargs="+", choices=[*NAMES], default=[*NAMES])
+    parser.add_argument("--levels", type=at_least(2), nargs="+", default=[4, 16])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--tuning-epochs", type=int, default=5)
+    parser.add_argument("--tuning-epochs", type=at_least(0), default=5)
     parser.add_argument("--strength", type=float, default=1.0, help="times the default")
     parser.add_argument(
         "--straight-through",
@@ -208,7 +208,9 @@ def parsed() -> argparse.Namespace:
         help="compute with quantized kernels while the penalty rises",
     )
     parser.add_argument("--power", type=float, default=6.0, help="of the ramp of the strength")
-    parser.add_argument("--balance", type=int, default=40_000, help="of PenaltySchedule; 0: none")
+    parser.add_argument(
+        "--balance", type=at_least(0), default=40_000, help="of PenaltySchedule; 0: none"
+    )
     return parser.parse_args()
 
 

@@ -28,7 +28,7 @@ import numpy as np
 
 import keras_qareg as qareg
 from examples import peers, training
-from examples.study import Row, Study, written
+from examples.study import Row, Study, at_least, circumstances, written
 from examples.training import Experiment
 from keras_qareg.report import summary, table
 
@@ -251,7 +251,7 @@ def export_best(experiment: Quantizers, rows: list[Row], out: Path) -> None:
                 "{method}, 2 bits, {form}: {bytes:,} bytes of {float_bytes:,}, accuracy {litert:.2f} "
                 "in LiteRT, {keras:.2f} in Keras".format(**found[-1])
             )
-    text = "".join(json.dumps(row) + "\n" for row in found)
+    text = "".join(json.dumps({**row, **circumstances()}) + "\n" for row in found)
     (out / "cifar_wnq_export.jsonl").write_text(text)
     if any(row["keras"] != row["litert"] for row in found):
         raise SystemExit("An exported file does not have the accuracy of its model.")
@@ -274,11 +274,13 @@ def draw_histograms(experiment: Quantizers, rows: list[Row], file: Path) -> None
 def parsed() -> argparse.Namespace:
     parser = training.parser(__doc__.split("\n")[0], network="resnet20", epochs=160)
     parser.add_argument("--start", choices=("scratch", "float"), default="scratch")
-    parser.add_argument("--start-epochs", type=int, help="of `--start float` (default: --epochs)")
+    parser.add_argument(
+        "--start-epochs", type=at_least(1), help="of `--start float` (default: --epochs)"
+    )
     parser.add_argument("--start-rate", type=float, help="of that (default: --learning-rate)")
     parser.add_argument("--learning-rate", type=float, default=3e-3, help="(default: 3e-3)")
-    parser.add_argument("--bits", type=int, nargs="*", default=[1, 2, 3])
-    parser.add_argument("--inputs", type=int, nargs="*", default=[], help="bits of both")
+    parser.add_argument("--bits", type=at_least(1), nargs="*", default=[1, 2, 3])
+    parser.add_argument("--inputs", type=at_least(1), nargs="*", default=[], help="bits of both")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     arguments = parser.parse_args()
     if arguments.start == "scratch":

@@ -36,7 +36,7 @@ from keras import ops
 import keras_qareg as qareg
 from examples.architectures import NETWORKS
 from examples.data import Images, augmented, evenly, load
-from examples.study import circumstances
+from examples.study import at_least, circumstances
 from examples.training import digits_network
 from keras_qareg.allocation.sensitivity import Probe
 from keras_qareg.callbacks import PenaltySchedule, PruningSchedule
@@ -238,18 +238,26 @@ def parsed() -> argparse.Namespace:
     parser.add_argument(
         "--data-dir", type=Path, help="cifar10-train.zip, -test.zip (examples/data)"
     )
-    parser.add_argument("--images", type=int, help="so many images to train on; default: all")
+    parser.add_argument(
+        "--images", type=at_least(1), help="so many images to train on; default: all"
+    )
     parser.add_argument("--channels", type=float, default=0.25, help="share of channels that go")
     parser.add_argument("--layers", default="all", help="whose channels: all, conv or dense")
     parser.add_argument("--sparsity", type=float, default=0.8, help="share of zeros after that")
-    parser.add_argument("--levels", type=int, default=8)
-    parser.add_argument("--small-levels", type=int, help="of small kernels; default: as many")
-    parser.add_argument("--small", type=int, default=5_000, help="fewer weights are small (5000)")
+    parser.add_argument("--levels", type=at_least(2), default=8)
+    parser.add_argument(
+        "--small-levels", type=at_least(2), help="of small kernels; default: as many"
+    )
+    parser.add_argument(
+        "--small", type=at_least(0), default=5_000, help="fewer weights are small (5000)"
+    )
     parser.add_argument("--regularizer", default="Sine", help="default: Sine")
     parser.add_argument("--bit", type=float, default=0.02, help="what a bit may cost (0.02)")
-    parser.add_argument("--epochs", type=int, default=15, help="of each training (15)")
-    parser.add_argument("--start-epochs", type=int, help="of the float network (2 * --epochs)")
-    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--epochs", type=at_least(1), default=15, help="of each training (15)")
+    parser.add_argument(
+        "--start-epochs", type=at_least(1), help="of the float network (2 * --epochs)"
+    )
+    parser.add_argument("--batch-size", type=at_least(1), default=32)
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--shift", type=float, default=1 / 8, help="photographs move by so much")
     parser.add_argument("--seed", type=int, default=0)

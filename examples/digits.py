@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import keras
 
 import keras_qareg as qareg
-from examples.study import Row, Study, mean_and_deviation
+from examples.study import Row, Study, at_least, mean_and_deviation
 from examples.training import (
     BASELINE,
     EPOCHS,
@@ -35,13 +35,14 @@ from examples.training import (
 )
 from keras_qareg.report import table
 
-KEYS = ("method", "levels", "seed")
+KEYS = ("method", "levels", "seed", "epochs", "tuning_epochs")
 
 
 def cells(arguments: argparse.Namespace) -> Iterator[Row]:
     """All cells, seed by seed."""
+    epochs = {"epochs": arguments.epochs, "tuning_epochs": arguments.tuning_epochs}
     for seed, levels, method in product(range(arguments.seeds), arguments.levels, METHODS):
-        yield {"method": method, "levels": levels, "seed": seed}
+        yield {"method": method, "levels": levels, "seed": seed, **epochs}
 
 
 def study(arguments: argparse.Namespace) -> keras.Model:
@@ -67,9 +68,9 @@ def study(arguments: argparse.Namespace) -> keras.Model:
             best = (figures["tuned"], shared)
         return {**figures, **file_sizes(shared, arguments.out)}
 
-    path = arguments.out / "digits.jsonl"
-    path.unlink(missing_ok=True)  # the best model is wanted too: all cells are run
-    Study(path, KEYS).tabulated(cells(arguments), compute, "tuned", tabulate)
+    # The best model is wanted too: all cells are run.
+    rows = Study(arguments.out / "digits.jsonl", KEYS, anew=True)
+    rows.tabulated(cells(arguments), compute, "tuned", tabulate)
     return best[1]
 
 
@@ -127,10 +128,12 @@ def export_best(model: keras.Model, path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--seeds", type=int, default=1, help="how many, from 0 (default: 1)")
-    parser.add_argument("--levels", type=int, nargs="+", default=[4], help="default: 4")
-    parser.add_argument("--epochs", type=int, default=EPOCHS, help=f"default: {EPOCHS}")
-    parser.add_argument("--tuning-epochs", type=int, default=TUNING_EPOCHS)
+    parser.add_argument(
+        "--seeds", type=at_least(1), default=1, help="how many, from 0 (default: 1)"
+    )
+    parser.add_argument("--levels", type=at_least(2), nargs="+", default=[4], help="default: 4")
+    parser.add_argument("--epochs", type=at_least(1), default=EPOCHS, help=f"default: {EPOCHS}")
+    parser.add_argument("--tuning-epochs", type=at_least(0), default=TUNING_EPOCHS)
     parser.add_argument("--out", type=Path, default=Path("output"), help="default: output")
     arguments = parser.parse_args()
 

@@ -23,7 +23,7 @@ import keras_qareg as qareg
 from examples import distribution
 from examples.architectures import resnet18
 from examples.data import imagenet
-from examples.study import Row, Study
+from examples.study import Row, Study, at_least
 from examples.training import on_devices, sgd
 
 DECAY, WARM_UP_EPOCHS = 1e-4, 5
@@ -115,14 +115,20 @@ def write(model: keras.Model, arguments: argparse.Namespace, classes: int) -> Ro
 def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data-dir", type=Path, help="of TensorFlow Datasets")
-    parser.add_argument("--bits", type=int, default=2, help="of kernels; 0: float (default: 2)")
-    parser.add_argument("--activation-bits", type=int, help="of their inputs (default: float)")
+    parser.add_argument(
+        "--bits", type=at_least(0), default=2, help="of kernels; 0: float (default: 2)"
+    )
+    parser.add_argument(
+        "--activation-bits", type=at_least(1), help="of their inputs (default: float)"
+    )
     parser.add_argument(
         "--no-normalization", dest="normalize", action="store_false", help="LQ-Nets"
     )
     parser.add_argument("--start", type=Path, help="a float `resnet18.keras` to start from")
-    parser.add_argument("--epochs", type=int, default=90)
-    parser.add_argument("--batch-size", type=int, default=256, help="of all devices together")
+    parser.add_argument("--epochs", type=at_least(1), default=90)
+    parser.add_argument(
+        "--batch-size", type=at_least(1), default=256, help="of all devices together"
+    )
     parser.add_argument("--rate", type=float, default=0.1, help="for 256 images a batch")
     parser.add_argument("--policy", default="mixed_bfloat16", help="or mixed_float16, float32")
     parser.add_argument("--width", type=float, default=1.0, help="of all layers")

@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import keras
 
 import keras_qareg as qareg
+from examples.study import at_least
 from examples.training import digits, train
 
 WIDTH = 1280
@@ -64,7 +65,7 @@ def screenshot(page: Path, picture: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--epochs", type=int, default=15, help="default: 15")
+    parser.add_argument("--epochs", type=at_least(1), default=15, help="default: 15")
     parser.add_argument("--share", type=float, default=0.15, help="default: 0.15 of the float file")
     parser.add_argument("--out", type=Path, default=Path("output"), help="default: output")
     parser.add_argument("--screenshot", type=Path, metavar="FILE.png", help="also draw the page")

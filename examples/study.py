@@ -1,5 +1,6 @@
 """What studies share: cells that are run once and kept, means over seeds, and the time that is left."""
 
+import argparse
 import json
 import os
 import platform
@@ -23,14 +24,19 @@ class Study:
     Args:
         path: The file; it is appended to.
         keys: The names of what tells cells apart, for example `("method", "seed")`.
+        anew: Whether to run all cells anew; the rows of before stay in the file until all are there.
     """
 
-    def __init__(self, path: Path, keys: Sequence[str]):
+    def __init__(self, path: Path, keys: Sequence[str], anew: bool = False):
         self.path, self.keys = path, tuple(keys)
         path.parent.mkdir(parents=True, exist_ok=True)
-        lines = path.read_text().splitlines() if path.exists() else []
+        self._file = path.with_name(f"{path.name}.new") if anew else path
+        if anew:
+            self._file.unlink(missing_ok=True)
+        text = self._file.read_text() if self._file.exists() else ""
         # The last line of a run that was killed may be half a line.
-        self.rows = [row for row in map(_parsed, lines) if row is not None]
+        self._torn = bool(text) and not text.endswith("\n")
+        self.rows = [row for row in map(_parsed, text.splitlines()) if row is not None]
         self._began, self._done = time.time(), 0
 
     def find(self, cell: Row) -> Row | None:
@@ -51,8 +57,9 @@ class Study:
         telling = [k for k in self.keys if len({cell.get(k) for cell in cells}) > 1] or self.keys
         for place, cell in enumerate(missing, start=1):
             row = {**cell, **compute(cell), **circumstances()}
-            with self.path.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+            with self._file.open("a") as file:
+                file.write("\n" * self._torn + json.dumps(row) + "\n")
+            self._torn = False
             self.rows.append(row)
             left = (time.time() - self._began) / place * (len(missing) - place)
             name = ", ".join(f"{key} {cell[key]}" for key in telling)
@@ -60,6 +67,8 @@ class Study:
                 f"[{place}/{len(missing)}] {name}: {say} {row[say]:.2f} (about {left:.0f} s left)",
                 flush=True,
             )
+        if self._file != self.path and self._file.exists():
+            self._file.replace(self.path)
         return [row for cell in cells if (row := self.find(cell)) is not None]
 
     def tabulated(
@@ -103,6 +112,17 @@ def written(rows: Iterable[Row], figure: str, digits: int = 2) -> str:
     mean, deviation = mean_and_deviation(rows, figure)
     spread = f" ± {deviation:.{digits}f}" if len(rows) > 1 else ""
     return f"{mean:.{digits}f}{spread}"
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """What reads an integer of the command line that has a least value, for `argparse`."""
+
+    def integer(text: str) -> int:
+        if (value := int(text)) < least:
+            raise argparse.ArgumentTypeError(f"expected {least} or more, received {value}")
+        return value
+
+    return integer
 
 
 def _parsed(line: str) -> Row | None:

@@ -19,6 +19,7 @@ import keras_qareg as qareg
 from examples import distribution
 from examples.architectures import NETWORKS
 from examples.data import augmented, batches, load
+from examples.study import at_least
 from keras_qareg.report import summary
 
 # Ways to few distinct weights: plain training and k-means, or a regularizer of this name.
@@ -279,12 +280,12 @@ def parser(description: str, network: str, epochs: int) -> argparse.ArgumentPars
     found.add_argument("--width", type=float, default=1.0, help="of all layers (default: 1)")
     found.add_argument("--dataset", default="cifar10")
     found.add_argument("--data-dir", type=Path, help="zips or folders of class folders")
-    found.add_argument("--images", type=int, default=0, help="to train on (default: all)")
+    found.add_argument("--images", type=at_least(0), default=0, help="to train on (default: all)")
     found.add_argument("--validation", type=float, default=0.0, help="share of training images")
     found.add_argument("--augment", action="store_true", help="turn images over, move them")
-    found.add_argument("--seeds", type=int, default=3)
-    found.add_argument("--epochs", type=int, default=epochs)
-    found.add_argument("--batch-size", type=int, default=128)
+    found.add_argument("--seeds", type=at_least(1), default=3)
+    found.add_argument("--epochs", type=at_least(1), default=epochs)
+    found.add_argument("--batch-size", type=at_least(1), default=128)
     found.add_argument("--weight-decay", type=float, help="trains by SGD with it, not by Adam")
     found.add_argument("--verbose", type=int, default=0, help="of fit")
     found.add_argument("--distribute", choices=distribution.KINDS, default="none")

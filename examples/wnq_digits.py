@@ -21,13 +21,13 @@ import numpy as np
 
 import keras_qareg as qareg
 from examples.digits import export_best
-from examples.study import Row, Study, mean_and_deviation
+from examples.study import Row, Study, at_least, mean_and_deviation
 from examples.training import EPOCHS, NORMALIZE, Data, accuracy, digits, digits_network, fit
 from keras_qareg.report import summary, table
 
 # Bits of weights and of activations; None is float.
 BITS = ((1, None), (2, None), (3, None), (2, 2))
-KEYS = ("start", "layers", "bits", "inputs", "method", "seed")
+KEYS = ("start", "layers", "bits", "inputs", "method", "seed", "epochs")
 SKIP = {"inner": ("first", "last"), "all": ()}
 
 
@@ -36,7 +36,7 @@ def cells(arguments: argparse.Namespace) -> list[Row]:
     found = []
     for seed in range(arguments.seeds):
         for start in arguments.start:
-            cell = {"seed": seed, "start": start}
+            cell = {"seed": seed, "start": start, "epochs": arguments.epochs}
             found.append({**cell, "layers": "none", "method": "float", "bits": 32, "inputs": None})
             for layers in arguments.layers:
                 for bits, inputs in BITS:
@@ -82,9 +82,9 @@ def study(arguments: argparse.Namespace) -> dict[str, keras.Model]:
             kept[cell["method"]] = model
         return figures_of(model, test)
 
-    path = arguments.out / "wnq_digits.jsonl"
-    path.unlink(missing_ok=True)  # models are wanted too: all cells are run
-    Study(path, KEYS).tabulated(cells(arguments), compute, "accuracy", tabulate)
+    # Models are wanted too: all cells are run.
+    rows = Study(arguments.out / "wnq_digits.jsonl", KEYS, anew=True)
+    rows.tabulated(cells(arguments), compute, "accuracy", tabulate)
     return kept
 
 
@@ -122,8 +122,10 @@ def tabulate(rows: list[Row]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--seeds", type=int, default=1, help="how many, from 0 (default: 1)")
-    parser.add_argument("--epochs", type=int, default=EPOCHS, help=f"default: {EPOCHS}")
+    parser.add_argument(
+        "--seeds", type=at_least(1), default=1, help="how many, from 0 (default: 1)"
+    )
+    parser.add_argument("--epochs", type=at_least(1), default=EPOCHS, help=f"default: {EPOCHS}")
     parser.add_argument("--layers", nargs="+", choices=SKIP, default=["inner"])
     parser.add_argument("--start", nargs="+", choices=("scratch", "float"), default=["scratch"])
     parser.add_argument("--out", type=Path, default=Path("output"), help="default: output")

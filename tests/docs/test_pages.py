@@ -4,6 +4,7 @@ import ast
 import base64
 import configparser
 import inspect
+import json
 import re
 from importlib import import_module
 from pathlib import Path
@@ -116,6 +117,13 @@ def test_figures_are_drawn_from_rows_that_are_kept(tmp_path, name):
     file = tmp_path / f"{name}.png"
     draw.FIGURES[file.name](file)
     assert file.read_bytes().startswith(b"\x89PNG") and file.stat().st_size > 10_000
+
+
+def test_each_row_leads_to_a_commit():
+    for file in sorted((ROOT / "results").glob("*.jsonl")):
+        for row in map(json.loads, file.read_text().splitlines()):
+            commit = row.get("recorded") or row.get("commit", "none")
+            assert re.fullmatch(r"[0-9a-f]{7,}", commit), (file.name, row)
 
 
 @pytest.mark.parametrize("name", tables.texts())

@@ -29,7 +29,6 @@ def test_a_study_goes_on_where_it_stopped(tmp_path, capsys):
         Study(path, ("method", "seed")).run(cells, compute, "tuned")
     with path.open("a") as file:
         file.write('{"method": "a", "se')  # killed while it wrote
-    path.write_text(path.read_text() + "\n")
     rows = Study(path, ("method", "seed")).run(cells, compute, "tuned")
     assert calls == [0, 1, 2, 2, 3] and [row["tuned"] for row in rows] == [90, 91, 92, 93]
     assert {"commit", "backend", "device"} <= set(rows[-1])
@@ -41,6 +40,12 @@ def test_a_study_goes_on_where_it_stopped(tmp_path, capsys):
         [*cells, {"method": "b", "seed": 0}], compute, "tuned", str, draw=True
     )
     assert drawn == rows and len(calls) == 5, "what was not run stays so"
+    again = Study(path, ("method", "seed"))
+    assert again.rows == rows, "half a line spoils no row behind it"
+    anew = Study(path, ("method", "seed"), anew=True)
+    assert anew.run(cells[:1], lambda cell: {"tuned": 1.0}, "tuned")[0]["tuned"] == 1.0
+    assert [row["tuned"] for row in Study(path, ("method",)).rows] == [1.0]
+    assert sorted(file.name for file in path.parent.iterdir()) == ["rows.jsonl", "rows.txt"]
     with pytest.raises(ValueError, match="Received none"):
         Study(path, ("method",)).tabulated([{"method": "b"}], compute, "tuned", str, draw=True)
 
