@@ -141,18 +141,20 @@ def as_array(value: Any) -> Any:
 
 
 def check_numbers(model: keras.Model, inputs: Any, name: str) -> None:
-    """Raises a `ValueError` where inputs have NaN."""
+    """Raises a `ValueError` where inputs have NaN or infinite numbers."""
     specs, leaves = keras.tree.flatten(expected_inputs(model)), keras.tree.flatten(inputs)
     names = [spec.name for spec in specs if spec is not None] or [
         f"input_{i}" for i in range(len(leaves))
     ]
     for label, leaf in zip(names, leaves, strict=True):
-        if isinstance(leaf, np.ndarray) and leaf.dtype.kind == "f" and np.isnan(leaf).any():
-            rows = np.isnan(leaf).reshape(len(leaf), -1).any(axis=1).sum()
-            raise ValueError(
-                f"Expected `{name}` without NaN. Received: NaN in '{label}', in {rows} of {len(leaf)} "
-                "examples."
-            )
+        if not isinstance(leaf, np.ndarray) or leaf.dtype.kind != "f" or np.isfinite(leaf).all():
+            continue
+        found = "NaN" if np.isnan(leaf).any() else "infinite numbers"
+        rows = (~np.isfinite(leaf)).reshape(len(leaf), -1).any(axis=1).sum()
+        raise ValueError(
+            f"Expected `{name}` without NaN and infinite numbers. Received: {found} in '{label}', in "
+            f"{rows} of {len(leaf)} examples."
+        )
 
 
 def is_array(value: Any) -> bool:

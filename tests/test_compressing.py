@@ -356,3 +356,15 @@ def test_the_optimizer_that_was_passed_is_copied_and_used(task, method):
         np.testing.assert_array_equal(a, b)
     other = qareg.compress(model, x, **way)
     assert any((a != b).any() for a, b in zip(one.get_weights(), other.get_weights(), strict=True))
+
+
+@pytest.mark.skipif(BACKEND == "torch", reason="Keras trains no stateful RNN there")
+def test_a_model_for_batches_of_one_size_is_compressed():
+    inputs = keras.Input(batch_shape=(8, 6, 4))
+    model = keras.Model(inputs, layers.Dense(3)(layers.LSTM(6, stateful=True)(inputs)))
+    model.compile("adam", "mse")
+    random = np.random.default_rng(0)
+    x, y = random.normal(size=(32, 6, 4)).astype("float32"), random.normal(size=(32, 3))
+    small = qareg.compress(model, x, y, levels=4, epochs=2, batch_size=8, verbose=0)
+    assert small.input_shape == (8, 6, 4)
+    assert all(book.levels_used <= 4 for book in qareg.codebooks(small).values())

@@ -180,7 +180,8 @@ def test_samples_stop_where_shapes_change():
         ((X[:, :3], Y), WRONG_SHAPE + "shape=(10, 3)"),
         (
             np.where(X == 5, np.nan, X),
-            "Expected `data` without NaN. Received: NaN in 'x', in 1 of 10 examples.",
+            "Expected `data` without NaN and infinite numbers. Received: NaN in 'x', in 1 of 10 "
+            "examples.",
         ),
         (
             (X, Y[:9]),

@@ -17,16 +17,25 @@ from keras_qareg.export.archive.reading import read_archive
 from keras_qareg.export.litert import flatbuffer
 from keras_qareg.export.litert.agreement import agreement, inputs_in_range
 from keras_qareg.export.litert.flatbuffer import operator_name
-from keras_qareg.export.litert.inspection import describe_litert, stored_constants
+from keras_qareg.export.litert.inspection import describe_litert, reading, stored_constants
 from keras_qareg.export.litert.micro import expanded
 from keras_qareg.export.litert.proof import TOLERANCES, prove
 from keras_qareg.export.litert.ranges import Ranges, check_ranges
 from keras_qareg.export.litert.recognition import along, is_kernel
 from keras_qareg.export.litert.runtime import input_details, tensor_values
-from keras_qareg.export.litert.samples import SAMPLES, in_batches, sample_inputs, users_data
+from keras_qareg.export.litert.samples import (
+    GIVEN,
+    SAMPLES,
+    in_batches,
+    sample_inputs,
+    users_data,
+)
 from keras_qareg.export.litert.signature import Signature, misplaced
 from keras_qareg.models.stripping import unquantized, used_kernels
 from keras_qareg.models.walking import leaf_layers
+
+# What a runtime raises where a file is damaged, beside a `ValueError`.
+_DAMAGES = (RuntimeError, MemoryError, IndexError, KeyError, TypeError, AttributeError)
 
 
 def verify(
@@ -35,18 +44,18 @@ def verify(
     """Compares a `.tflite` file or an archive with a Keras model.
 
     An archive must have the very tensors of the plain model, or these rounded or folded where it was
-    saved so, and a network made of it the model's outputs, to 1e-4 of the largest. A `.tflite` file must
-    give its outputs, with XNNPACK and without: to 1e-4 of the largest, to 1e-2 where weights are
-    float16. Those of int8 must follow the model's, with an error of less than half of what these vary
-    by, and how far they are is said. Each kernel that `export.litert` rewrote must be one of the
-    model's, in the order of its axes and times a factor a channel. A model that was shared, what `strip`
-    makes of it, and that loaded again are all the model of a file.
+    saved so, its settings, and a network made of it the model's outputs, to 1e-4 of the largest. A
+    `.tflite` file must give its outputs, with XNNPACK and without: each to 1e-4 of its largest, to 1e-2
+    where weights are float16. Those of int8 must follow the model's, with an error of less than half of
+    what these vary by, and how far they are is said. Each kernel that `export.litert` rewrote must be
+    one of the model's, in the order of its axes and times a factor a channel. A model that was shared,
+    what `strip` makes of it, and that loaded again are all the model of a file.
 
     Args:
         model: A built model.
         path: The file.
-        representative_data: Inputs to run both on, as `model.predict` takes them; by default random
-            ones.
+        representative_data: Inputs to run both on, as `model.predict` takes them, of which the first 64
+            count; by default eight random ones, which may not reach all that a `.tflite` file computes.
 
     Returns:
         What was found, as a text.
@@ -69,21 +78,25 @@ def verify(
         return _verify_archive(model, path, representative_data)
     describe_litert(path)  # raises where the file is none, or is damaged
     content = path.read_bytes()
-    runnable = expanded(content)
-    precision = _precision(runnable)
-    data = users_data(model, representative_data, SAMPLES)
-    signature = Signature.of(model, data).as_in(input_details(runnable))
+    with reading(path):
+        runnable = expanded(content)
+        precision = _precision(runnable)
+    given = input_details(runnable)
+    data = users_data(model, representative_data, GIVEN)
+    signature = Signature.of(model, data).as_in(given)
     ranges = Ranges.of(model)
     inputs = wide = sample_inputs(model, signature, data)
+    if data is not None:
+        inputs = wide = signature.named(data)
     if ranges is not None:
         check_ranges(runnable, ranges)
-    if precision == "int8":  # others are as random inputs are
-        wide = inputs_in_range(signature, runnable) if data is None else signature.named(data)
+    if precision == "int8" and data is None:  # others are as random inputs are
+        wide = inputs_in_range(signature, runnable)
         inputs = {name: array[:SAMPLES] for name, array in wide.items()}
     one = in_batches(signature, {name: array[:1] for name, array in inputs.items()})
     guessed = precision == "int8" and ranges is None and data is None
     with _advice(
-        " Random inputs may leave the ranges inside: pass some like those in use." * guessed
+        path, " Random inputs may leave the ranges inside: pass some like those in use." * guessed
     ):
         if content != runnable and misplaced(content, [x.name for x in signature.leaves]):
             raise ValueError(
@@ -106,10 +119,15 @@ def verify(
 
 
 @contextmanager
-def _advice(more: str) -> Iterator[None]:
-    """Says what to do where a file is another model, or may not be."""
+def _advice(path: Path, more: str) -> Iterator[None]:
+    """Says what to do where a file is another model, or may not be, or is damaged."""
     try:
         yield
+    except _DAMAGES as error:
+        told = (
+            f"Expected a readable .tflite file. Received: {path} ({type(error).__name__}: {error})"
+        )
+        raise ValueError(f"{told}. Write the file anew.") from error
     except ValueError as error:
         told = str(error).rstrip(".")
         raise ValueError(

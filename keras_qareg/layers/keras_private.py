@@ -351,16 +351,18 @@ def normalizing_by_batches(layers: list[BatchNormalization]) -> Iterator[None]:
 
     The mean is over all calls, of which a layer may have several a batch. The instances' `call` is in
     the way of the class's (`Layer.__call__` calls `self.call`), and they are trainable, without which
-    `BatchNormalization` learns nothing. All of it is as it was afterwards.
+    `BatchNormalization` learns nothing; flags of their weights stay. All of it is as it was afterwards.
     """
     settings = [(layer, layer.momentum, layer.trainable) for layer in layers]
     try:
         for layer in layers:
-            layer.trainable, layer.call = True, _measuring(layer)
+            set_trainable_alone(layer, True)
+            layer.call = _measuring(layer)
         yield
     finally:
         for layer, momentum, trainable in settings:
-            layer.momentum, layer.trainable = momentum, trainable
+            layer.momentum = momentum
+            set_trainable_alone(layer, trainable)
             vars(layer).pop("call", None)
 
 

@@ -299,6 +299,13 @@ class KernelWrapper(keras.layers.Wrapper):
         mapping = [(v, given.get(id(v), v.value)) for v in self.layer.variables]
         with _RecordingScope(mapping, collect_losses=True) as scope:
             outputs = self.layer(*args, **kwargs)
+        own = [variable.name for variable, _ in scope.updates.values() if id(variable) in given]
+        if own:
+            raise ValueError(
+                "Expected layers that leave their kernels as they are when they are called. Received: "
+                f"layer '{self.layer.name}' of type {type(self.layer).__name__}, which assigns {own} in "
+                "its call: what is computed with would be others. Leave it out (`layers`, or `skip`)."
+            )
         for variable, value in scope.updates.values():
             variable.assign(value)
         for loss in scope.losses:

@@ -141,6 +141,9 @@ def warn_of_other_tables(levels: Any, **given: Any) -> None:
         planned = settings.read(levels)
     else:
         planned = {name: getattr(levels, name) for name in given if hasattr(levels, name)}
+    for name, choices in (("table", TABLES), ("scale", SCALES)):
+        if name in planned and not isinstance(planned[name], Mapping):
+            check_choice(name, planned[name], choices)
     others = [
         f"{name}={planned[name]!r}"
         for name, value in given.items()

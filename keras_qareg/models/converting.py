@@ -21,7 +21,13 @@ from keras_qareg.layers import (
 )
 from keras_qareg.models.cloning import clone, fresh
 from keras_qareg.models.configuring import ACTIVATION_BITS, BITS, Setting, resolve
-from keras_qareg.models.selection import Layers, check_built, check_plain, select
+from keras_qareg.models.selection import (
+    Layers,
+    check_built,
+    check_plain,
+    select,
+    warn_of_constraints,
+)
 from keras_qareg.models.surroundings import (
     first_layers,
     last_layers,
@@ -118,6 +124,7 @@ def wnq(
     wanted = [layer for layer in wanted if each[id(layer)]["bits"] is not None]
     chosen = {id(layer): _KINDS[type(layer)] for layer in wanted if convertible(layer)}
     _report_others(model, wanted, layers, skip)
+    warn_of_constraints(layer for layer in wanted if id(layer) in chosen)
     if not signed_activations:
         _warn_of_negative_inputs(
             model, [x for x in wanted if id(x) in chosen and each[id(x)]["activation_bits"]]

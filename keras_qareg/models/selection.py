@@ -14,6 +14,7 @@ from keras.layers import Layer
 from keras_qareg.choices import check_choice
 from keras_qareg.layers import (
     EXTENDED,
+    KEPT_CONSTRAINTS,
     QUANTIZED,
     KernelWrapper,
     WeightNormalized,
@@ -78,7 +79,7 @@ def select(
 
     Raises:
         ValueError: If `layers` is none of what is accepted, a name is unknown, or a layer that is meant
-            has low-rank adaptation (LoRA).
+            has low-rank adaptation (LoRA), or is a `SpectralNormalization`.
     """
     chosen = _chosen(model, layers, weights, deep)
     adapted = [
@@ -96,7 +97,37 @@ def select(
             f"{adapted} with `enable_lora`. Make a model without it, and give each kernel the value of "
             "`layer.kernel`, which is the sum; or leave these out by `layers`."
         )
+    normalizing = [
+        layer.name
+        for layer in chosen
+        if any(isinstance(p, keras.layers.SpectralNormalization) for p in layers_inside(layer))
+    ]
+    if normalizing:
+        raise ValueError(
+            "Expected layers that leave their kernels as they are when they are called. Received: "
+            f"{normalizing} of type SpectralNormalization, which divides its kernel in each training "
+            "step. Make a model of the layers inside, which have its weights; or leave these out by "
+            "`layers`."
+        )
     return chosen
+
+
+def warn_of_constraints(
+    layers: Iterable[Layer], weights: Weights = None, stacklevel: int = 3
+) -> None:
+    """Warns of constraints that hold for float kernels, not for the levels that are computed with."""
+    held = [
+        f"'{kernel.path}' ({type(kernel.constraint).__name__})"
+        for layer in layers
+        for kernel in kernels(layer, weights)
+        if kernel.constraint is not None and not isinstance(kernel.constraint, KEPT_CONSTRAINTS)
+    ]
+    if held:
+        warnings.warn(
+            "Constraints hold for the float kernels, not for the levels nearest to them, which layers "
+            f"compute with and `strip` leaves: {', '.join(held)}.",
+            stacklevel=stacklevel,
+        )
 
 
 def _chosen(model: keras.Model, layers: Layers, weights: Weights, deep: bool) -> list[Layer]:

@@ -105,7 +105,8 @@ class Job:
         plain = type(self.teacher).compute_loss is keras.Model.compute_loss and not self._by_itself
         if plain and getattr(self.teacher, "loss", None) is not None:
             for data in (self.data, self.judged):
-                check_targets(self.teacher, next(data.batches(1)), f"`{data.name}`")
+                batch = next(data.batches(fixed_batch(self.teacher) or 1))
+                check_targets(self.teacher, batch, f"`{data.name}`")
 
     @property
     def has_loss(self) -> bool:
@@ -330,8 +331,9 @@ class _BestEpoch(keras.callbacks.Callback):
 
 def check_targets(model: keras.Model, batch: Batch, name: str) -> None:
     """Raises a `ValueError` unless a compiled model has a loss for the targets of a batch, if any."""
+    some = fixed_batch(model) or 1
     inputs, targets, weights = keras.tree.map_structure(
-        lambda array: None if array is None else array[:1], batch
+        lambda array: None if array is None else array[:some], batch
     )
     if targets is None:
         return
@@ -345,6 +347,11 @@ def check_targets(model: keras.Model, batch: Batch, name: str) -> None:
             f"Expected targets in {name} that fit the model's loss and its outputs of "
             f"{shapes_of(outputs)}. Received: {shapes_of(targets)} ({reason})"
         ) from error
+
+
+def fixed_batch(model: keras.Model) -> int | None:
+    """How many examples a model takes at once; `None`: any number."""
+    return next((x.shape[0] for x in getattr(model, "inputs", None) or [] if x.shape), None)
 
 
 def shapes_of(values: Any) -> str:

@@ -35,7 +35,7 @@ def trial_inputs(model: keras.Model, size: int) -> Any:
     """
     generator = np.random.default_rng(0)
     words = _vocabulary(model)
-    tokens = _fewest(model)
+    tokens = fewest(model)
     masked = [
         layer.mask_value
         for layer in layers_inside(model)
@@ -162,7 +162,7 @@ def _is_image(tensor: keras.KerasTensor) -> bool:
     return len(tensor.shape) > 2
 
 
-def _fewest(model: keras.Model) -> int | None:
+def fewest(model: keras.Model) -> int | None:
     """The size of the smallest table that inputs are looked up in."""
     sizes: list[int] = []
     for layer in layers_inside(model):

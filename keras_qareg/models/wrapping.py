@@ -32,6 +32,7 @@ from keras_qareg.models.selection import (
     names_of_kernels,
     no_kernel,
     select,
+    warn_of_constraints,
     warn_of_overlooked,
 )
 from keras_qareg.numerics.clustering import MAX_LEVELS, many_zeros
@@ -168,6 +169,7 @@ def _wanted(
         if several and large_enough(layer, its, weights):
             own = own.with_levels(*several) if len(several) == 1 else own
             found[layer] = _with_zero(_Wrap(own, its), layer, tables.value(layer), weights)
+    warn_of_constraints(found, weights, stacklevel=4)
     return found
 
 

@@ -274,3 +274,113 @@ def test_open_sizes_that_a_file_loses_are_an_error_with_advice(tmp_path):
     assert said.startswith("Expected a file with the outputs of model")
     assert said.endswith("Say the sizes as `input_shape`.")
     qareg.export.litert(model, tmp_path / "model.tflite", input_shape=(7, 5))
+
+
+def changed(model, place, change):
+    """The same model with other values of one weight."""
+    found, values = keras.models.clone_model(model), [w.copy() for w in model.get_weights()]
+    values[place] = change(values[place])
+    found.set_weights(values)
+    return found
+
+
+@tensorflow_only
+def test_each_output_is_held_to_its_own_largest(tmp_path):
+    inputs = keras.Input((6,))
+    x = layers.Dense(8, "relu")(inputs)
+    large = layers.Rescaling(64e3)(layers.Dense(4, name="large")(x))
+    model = keras.Model(inputs, [large, layers.Dense(3, "softmax", name="small")(x)])
+    place = [weight.path for weight in model.weights].index("small/kernel")
+    path = qareg.export.litert(model, tmp_path / "model.tflite", "float32").path
+    assert qareg.export.verify(model, path).startswith("equal")
+    message = error_of(qareg.export.verify, changed(model, place, lambda kernel: -kernel), path)
+    assert "each relative to its largest. Received: a difference of" in message
+
+
+@tensorflow_only
+def test_whole_numbers_of_integer_files_are_compared(tmp_path):
+    inputs, data = keras.Input((6,)), RNG.normal(size=(64, 6)).astype("float32")
+    model = keras.Model(inputs, layers.Dense(4)(layers.Dense(8, "relu")(inputs)) > 0)
+    path = qareg.export.litert(model, tmp_path / "model.tflite", "int8", data).path
+    assert qareg.export.verify(model, path, data).startswith("int8, which rounds")
+    other = changed(model, 2, lambda kernel: -kernel)
+    assert "more than half of what they vary by" in error_of(qareg.export.verify, other, path, data)
+
+
+@tensorflow_only
+@pytest.mark.parametrize("form", ["float32", "auto", "float16"])
+def test_all_rows_of_a_table_are_looked_up(form, tmp_path):
+    model = keras.Sequential(
+        [
+            keras.Input((6,), dtype="int32"),
+            layers.Embedding(50, 8),
+            layers.GlobalAveragePooling1D(),
+            layers.Dense(3),
+        ]
+    )
+    path = qareg.export.litert(model, tmp_path / "model.tflite", form).path
+    assert qareg.export.verify(model, path).startswith("equal")
+    rest = RNG.normal(size=(48, 8))
+    other = changed(model, 0, lambda rows: np.concatenate([rows[:2], rest]))
+    assert "Received: a difference of" in error_of(qareg.export.verify, other, path)
+
+
+@tensorflow_only
+def test_later_examples_of_the_users_count(tmp_path):
+    model = keras.Sequential([keras.Input((6,)), layers.Dense(8, "relu"), layers.Dense(3)])
+    weights = model.get_weights()
+    weights[0][:, 0], weights[1][0] = 1.0, -9.0  # at work for large inputs alone
+    model.set_weights(weights)
+    path = qareg.export.litert(model, tmp_path / "model.tflite").path
+    data = RNG.normal(size=(30, 6)) * np.where(np.arange(30) < 20, 1, 10)[:, None]
+    other = changed(model, 2, lambda kernel: np.concatenate([0 * kernel[:1] + 5, kernel[1:]]))
+    assert qareg.export.verify(model, path, data).startswith("equal")
+    assert "Received: a difference of" in error_of(qareg.export.verify, other, path, data)
+
+
+@tensorflow_only
+@pytest.mark.parametrize("kind", [layers.LSTM, layers.GRU])
+def test_a_file_begins_with_the_states_of_the_model(kind, tmp_path):
+    inputs = keras.Input(batch_shape=(1, 5, 4))
+    model = keras.Model(inputs, layers.Dense(2)(kind(4, stateful=True)(inputs)))
+    states = model.layers[1].states
+    path = qareg.export.litert(model, tmp_path / "model.tflite", "float32").path
+    assert qareg.export.verify(model, path).startswith("equal")
+    assert not any(np.any(ops.convert_to_numpy(state)) for state in states)
+
+
+@tensorflow_only
+def test_damaged_files_are_refused_in_words(tmp_path):
+    from ai_edge_litert.tools import flatbuffer_utils
+
+    from keras_qareg.export.litert import flatbuffer
+
+    model = keras.Sequential([keras.Input((6,)), layers.Dense(8, "relu"), layers.Dense(3)])
+    path = qareg.export.litert(model, tmp_path / "model.tflite").path
+    content = path.read_bytes()
+
+    def refused(damage):
+        read = flatbuffer.read(content)
+        damage(read, read.subgraphs[0])
+        path.write_bytes(flatbuffer_utils.convert_object_to_bytearray(read))
+        message = error_of(qareg.export.verify, model, path)
+        assert message.startswith(f"Expected a readable .tflite file. Received: {path} (")
+        return message
+
+    def too_far(read, graph):
+        graph.operators[0].inputs[0] = 99
+
+    def without_a_buffer(read, graph):
+        graph.tensors[0].buffer = 77
+
+    def of_another_size(read, graph):
+        (kernel,) = (b for b in read.buffers if b.data is not None and len(b.data) == 8 * 6 * 4)
+        kernel.data = kernel.data[:-4]
+
+    def of_no_code(read, graph):
+        graph.operators[0].opcodeIndex = 9
+
+    assert "tensors [99] of" in refused(too_far)
+    assert "index 77 is out of bounds" in refused(without_a_buffer)
+    assert "188 bytes in the place of 192" in refused(of_another_size)
+    assert "list index out of range" in refused(of_no_code)

@@ -105,3 +105,66 @@ def test_weights_that_are_not_finite(bad):
     wrapped = qareg.quantization_aware(small_cnn(), Sine(4))
     wrapped.get_layer("fc").layer.kernel.assign(kernel)
     assert error_of(qareg.share_weights, wrapped).endswith(expected.split(": ", 1)[1])
+
+
+@keras.saving.register_keras_serializable("tests")
+class Normalizing(layers.Dense):
+    """Assigns its own kernel in training."""
+
+    def call(self, inputs, training=None):
+        if training:
+            self.kernel.assign(self.kernel / ops.max(ops.abs(self.kernel)))
+        return super().call(inputs)
+
+
+TRANSFORMS = (
+    lambda model: qareg.share_weights(model, 4),
+    lambda model: qareg.share_weights(model, 4, trainable="assignments"),
+    lambda model: qareg.quantization_aware(model, NearestSquared(4)),
+)
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS)
+def test_layers_that_assign_their_own_kernels_are_refused(transform):
+    spectral = layers.SpectralNormalization(layers.Dense(8), name="spectral")
+    model = keras.Sequential([keras.Input((6,)), spectral, layers.Dense(3)])
+    assert "['spectral'] of type SpectralNormalization" in error_of(transform, model)
+    own = Normalizing(8, name="own")
+    wrapped = transform(keras.Sequential([keras.Input((6,)), own, layers.Dense(3)]))
+    ones = np.ones((2, 6), "float32")
+    wrapped(ones)  # in inference it assigns nothing
+    (latent,) = (layer.layer.kernel for layer in wrapped.layers if layer.name == "own")
+    before = ops.convert_to_numpy(latent).copy()
+    assert (
+        "Expected layers that leave their kernels as they are when they are called. Received: layer "
+        "'own' of type Normalizing, which assigns ['kernel'] in its call"
+    ) in error_of(wrapped, ones, training=True)
+    np.testing.assert_array_equal(latent, before)
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        lambda model: qareg.quantization_aware(model, NearestSquared(4)),
+        lambda model: qareg.wnq(model, 2, skip=()),
+    ],
+)
+def test_constraints_of_the_float_kernels_alone_are_told_of(transform):
+    unit, positive = keras.constraints.UnitNorm(0), keras.constraints.NonNeg()
+    model = keras.Sequential(
+        [
+            keras.Input((16,)),
+            layers.Dense(16, kernel_constraint=unit, name="unit"),
+            layers.Dense(16, kernel_constraint=positive, name="positive"),
+        ]
+    )
+    with pytest.warns(UserWarning, match="^Constraints hold for the float kernels") as told:
+        transform(model)
+    (text,) = (str(w.message) for w in told if str(w.message).startswith("Constraints"))
+    assert "unit/kernel' (UnitNorm)." in text and "positive" not in text
+
+
+def test_a_plan_of_an_unknown_table_is_refused(tmp_path):
+    model, path = small_cnn(), tmp_path / "plan.yaml"
+    path.write_text("levels: 4\ntable: bogus\n")
+    assert "`table`" in error_of(qareg.share_weights, model, levels=path)

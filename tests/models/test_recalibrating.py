@@ -165,3 +165,13 @@ def test_large_identifiers_stay_what_they_are():
     assert "from 3000000000 to 3000000000" in error_of(
         qareg.recalibrate, narrow, np.full((8, 2), 3_000_000_000, "int64")
     )
+
+
+def test_frozen_weights_of_a_normalization_stay_frozen():
+    model = keras.Sequential([keras.Input((4,)), layers.BatchNormalization(name="norm")])
+    norm = model.get_layer("norm")
+    norm.gamma.trainable = False
+    flags = [weight.trainable for weight in norm.weights]
+    recalibrate(model, np.random.default_rng(0).normal(3.0, 2.0, (64, 4)))
+    assert [weight.trainable for weight in norm.weights] == flags and norm.trainable
+    np.testing.assert_allclose(norm.moving_mean, 3.0, atol=1.0)

@@ -28,6 +28,26 @@ def same(one: Json, other: Json) -> bool:
     return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
 
 
+# What a configuration says beside how a network computes with its weights.
+_BESIDE = {"name", "module", "registered_name", "build_config", "trainable", "dtype", "seed"}
+_BESIDE |= {"inbound_nodes", "input_layers", "output_layers", "compile_config", "sparse", "ragged"}
+_OF_TRAINING = ("initializer", "regularizer", "constraint")
+
+
+def settings_apart(one: Json, other: Json, place: str = "") -> list[str]:
+    """Where two configurations say that layers compute otherwise: places in them, as `layers.1.rate`."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        keys = [key for key in one if key in other and key not in _BESIDE]
+        keys = [key for key in keys if not key.endswith(_OF_TRAINING)]
+        parts = [settings_apart(one[key], other[key], f"{place}.{key}") for key in keys]
+        return [found for part in parts for found in part]
+    if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        pairs = enumerate(zip(one, other, strict=True))
+        parts = [settings_apart(a, b, f"{place}.{number}") for number, (a, b) in pairs]
+        return [found for part in parts for found in part]
+    return [] if same(one, other) else [place.removeprefix(".").replace("config.", "")]
+
+
 def shorten_layers(config: dict[str, Any], graph: bool) -> dict[str, Any]:
     """The configuration of a model without what its layers have as expected.
 

@@ -13,6 +13,7 @@ from keras import ops
 from keras_qareg.export.archive.configurations import same
 from keras_qareg.export.archive.container import ArchiveError
 from keras_qareg.export.archive.folding import folded, held_books, weight_names
+from keras_qareg.export.archive.graphs import settings_apart
 from keras_qareg.export.archive.manifest import configuration_of
 from keras_qareg.export.archive.reading import Archive
 from keras_qareg.export.archive.rebuilding import check_objects, fill, own_objects, rebuilt
@@ -36,6 +37,8 @@ from keras_qareg.models.trial import (
 TOLERANCE = 1e-4
 # How Keras begins what an error was that it met, and how much of it is said.
 _INNER, _LONGEST = "Exception encountered: ", 200
+# So many settings are named.
+_LISTED = 5
 
 
 class Proof(NamedTuple):
@@ -111,6 +114,13 @@ def compare(
             f"Expected the {len(weights)} tensors of model '{model.name}' in {path}. Received: "
             f"{len(manifest.tensors)}, of which these differ: {other}"
         )
+    if not manifest.folded:
+        apart = settings_apart(manifest.config, configuration_of(plain))
+        if apart:
+            raise ValueError(
+                f"Expected the settings of model '{model.name}' in {path}. Received: others, in "
+                f"{apart[:_LISTED]}. Pass the model that the file was made of, or write the file anew."
+            )
     proof = _prove_outputs(model, plain, archive, arrays, data)
     if manifest.folded and proof.difference is None:
         raise ValueError(

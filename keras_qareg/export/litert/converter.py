@@ -13,6 +13,7 @@ import numpy as np
 from keras_qareg.export.litert import flatbuffer
 from keras_qareg.export.litert.samples import in_batches, in_parts
 from keras_qareg.export.litert.signature import Signature, is_flat, misplaced, named_outputs
+from keras_qareg.models.accounting import keeping_states
 from keras_qareg.models.selection import check_float
 
 
@@ -149,7 +150,8 @@ def _with_flat_outputs(
     model: keras.Model, signature: Signature, inputs: dict[str, np.ndarray]
 ) -> tuple[keras.Model, Signature]:
     """The model itself; or one around it whose outputs TensorFlow can name."""
-    outputs = model(signature.structured(inputs), training=False)
+    with keeping_states(model):  # a file begins with what is remembered
+        outputs = model(signature.structured(inputs), training=False)
     if is_flat(outputs):
         return model, signature
     symbols = [

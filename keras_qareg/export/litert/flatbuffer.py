@@ -6,6 +6,7 @@ TensorFlow is not needed. Functions that take a `model` take a `ModelT`, the sch
 from __future__ import annotations
 
 import json
+import math
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -16,6 +17,11 @@ import numpy as np
 from keras_qareg.export.packing import packed
 
 METADATA, IDENTIFIER = b"keras_qareg_kernels", b"TFL3"
+# Metadata of TFLite Micro's own compression, under which buffers are shorter.
+_COMPRESSION = b"COMPRESSION_METADATA"
+# The bits of a number of each type of the schema that has a fixed size.
+_BITS = {0: 32, 1: 16, 2: 32, 3: 8, 4: 64, 6: 8, 7: 16, 9: 8, 10: 64, 12: 64, 15: 32, 16: 16}
+_BITS |= {17: 4, 18: 16, 19: 2, 20: 4}
 
 
 class Places(NamedTuple):
@@ -281,6 +287,35 @@ def read(content: bytes) -> Any:
                 codes, kernel = graph.tensors[made.inputs[0]], graph.tensors[made.outputs[0]]
                 codes.name = codes.name or (kernel.name and kernel.name + b"/codes")
     return model
+
+
+def check_structure(model: Any) -> None:
+    """Raises a `ValueError` where tensors are not there, or short: a runtime may crash then."""
+    whole = not any(entry.name == _COMPRESSION for entry in model.metadata or [])
+    for graph in model.subgraphs:
+        count, operators = len(graph.tensors or []), graph.operators or []
+        inputs = [place for o in operators for place in listed(o.inputs) if place != -1]  # -1: none
+        outputs = [place for o in operators for place in listed(o.outputs)]
+        others = [
+            place
+            for place in (*inputs, *outputs, *listed(graph.inputs), *listed(graph.outputs))
+            if not 0 <= place < count
+        ]
+        if others:
+            raise ValueError(f"tensors {others} of {count}")
+        for tensor in graph.tensors or []:
+            _check_buffer(model, tensor, whole)
+
+
+def _check_buffer(model: Any, tensor: Any, whole: bool) -> None:
+    data, bits = model.buffers[tensor.buffer].data, _BITS.get(tensor.type)
+    if not whole or data is None or not len(data) or bits is None or tensor.sparsity is not None:
+        return
+    wanted = -(-math.prod(listed(tensor.shape)) * bits // 8)
+    if len(data) != wanted:
+        raise ValueError(
+            f"{len(data)} bytes in the place of {wanted} in tensor '{name_of(tensor)}'"
+        )
 
 
 def _opcode(model: Any, builtin: int) -> int:

@@ -51,6 +51,7 @@ def describe_litert(path: str | os.PathLike[str]) -> str:
     """
     content = litert_content(path)
     with reading(path):
+        flatbuffer.check_structure(flatbuffer.read(content))
         lines, parts = _lines(content), sections(content)
     lines.append(("whole file", "", "", "", f"{len(content):,}"))
     text = table(("tensor", "shape", "type", "values", "bytes"), lines)

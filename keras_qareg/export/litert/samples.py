@@ -10,8 +10,12 @@ import numpy as np
 from keras_qareg.data import samples
 from keras_qareg.export.litert.runtime import input_details
 from keras_qareg.export.litert.signature import OPEN_SIZES, Signature
+from keras_qareg.models.accounting import keeping_states
+from keras_qareg.models.trial import fewest
 
 SAMPLES = 8
+# So many of the examples that somebody gives for a comparison count.
+GIVEN = 64
 
 
 def users_data(model: keras.Model, data: Any, count: int) -> Any:
@@ -41,13 +45,15 @@ def sample_inputs(model: keras.Model, signature: Signature, data: Any) -> dict[s
                     f"'{spec.name}'. Received: shape={shape}"
                 )
         return in_batches(signature, inputs)
+    words = fewest(model)
     if not signature.open_inputs:
-        return random_inputs(signature)
+        return random_inputs(signature, words)
     problem: Exception | None = None
     for size in OPEN_SIZES:
-        inputs = random_inputs(signature.of_size(size))
+        inputs = random_inputs(signature.of_size(size), words)
         try:
-            model(signature.structured(inputs), training=False)
+            with keeping_states(model):
+                model(signature.structured(inputs), training=False)
         # A model may raise whatever it likes about sizes that it is not made for.
         except Exception as error:
             problem = problem or error
@@ -60,15 +66,15 @@ def sample_inputs(model: keras.Model, signature: Signature, data: Any) -> dict[s
     ) from problem
 
 
-def random_inputs(signature: Signature) -> dict[str, np.ndarray]:
-    """Numbers that inputs of their types could be: bytes of images, words of any vocabulary."""
+def random_inputs(signature: Signature, words: int | None = None) -> dict[str, np.ndarray]:
+    """Numbers that inputs of their types could be: bytes of images, words of a vocabulary of a size."""
     random, inputs = np.random.default_rng(0), {}
     for spec in signature.leaves:
         shape = (spec.shape[0] or SAMPLES, *spec.shape[1:])
         if np.issubdtype(spec.dtype, np.floating):
             inputs[spec.name] = random.normal(size=shape).astype(spec.dtype)
         else:
-            largest = 255 if spec.dtype == "uint8" else 1
+            largest = (words or 2) - 1 if words or spec.dtype != "uint8" else 255
             inputs[spec.name] = random.integers(0, largest + 1, shape).astype(spec.dtype)
     return inputs
 

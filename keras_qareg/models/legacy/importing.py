@@ -128,7 +128,16 @@ def _read(path: Path, custom: dict[str, Any]) -> tuple[Source, Any, str]:
         source = read_h5(path)
         if not objects.is_wrapped(source.config):
             return source, *(_to_compare(path, source) if not custom else (None, _CUSTOM))
-    original = objects.opened(path)
+    try:
+        original = objects.opened(path)
+    except AttributeError as error:
+        if not path.is_dir():
+            raise
+        raise ValueError(
+            f"Expected the folder of a saved model of Keras 2. Received: {path}, which tf_keras cannot "
+            f"open ({error}), as of what `model.export` of Keras 3 wrote. Pass the model itself, saved "
+            "as .keras."
+        ) from error
     return objects.source_of(original), original, ""
 
 
