@@ -62,7 +62,7 @@ class Study:
             self._torn = False
             self.rows.append(row)
             left = (time.time() - self._began) / place * (len(missing) - place)
-            name = ", ".join(f"{key} {cell[key]}" for key in telling)
+            name = ", ".join(f"{key} {cell[key]}" for key in telling if key in cell)
             print(
                 f"[{place}/{len(missing)}] {name}: {say} {row[say]:.2f} (about {left:.0f} s left)",
                 flush=True,

@@ -21,7 +21,7 @@ from keras_qareg.export.litert.inspection import describe_litert, reading, store
 from keras_qareg.export.litert.micro import expanded
 from keras_qareg.export.litert.proof import TOLERANCES, prove
 from keras_qareg.export.litert.ranges import Ranges, check_ranges
-from keras_qareg.export.litert.recognition import along, is_kernel
+from keras_qareg.export.litert.recognition import along, is_kernel, is_spoiled
 from keras_qareg.export.litert.runtime import input_details, tensor_values
 from keras_qareg.export.litert.samples import (
     GIVEN,
@@ -173,6 +173,13 @@ def _check_kernels(
             raise ValueError(
                 f"Expected '{name}' of {path} to be a kernel of model '{model.name}'. Received: other "
                 "values"
+            )
+    others = (constant.values for key, constant in constants.items() if key not in rewritten)
+    for values in others:
+        if values.dtype == "float32" and is_spoiled(values, kernels):
+            raise ValueError(
+                f"Expected the kernels of model '{model.name}' in {path}. Received: constant "
+                f"{values.shape} with some of the values of one, and others"
             )
     return len(rewritten)
 

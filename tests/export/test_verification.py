@@ -336,6 +336,9 @@ def test_later_examples_of_the_users_count(tmp_path):
     other = changed(model, 2, lambda kernel: np.concatenate([0 * kernel[:1] + 5, kernel[1:]]))
     assert qareg.export.verify(model, path, data).startswith("equal")
     assert "Received: a difference of" in error_of(qareg.export.verify, other, path, data)
+    # Without them, outputs are the same: the kernel tells.
+    message = error_of(qareg.export.verify, other, path)
+    assert "constant (3, 8) with some of the values of one, and others" in message
 
 
 @tensorflow_only

@@ -23,6 +23,10 @@ from keras_qareg.numerics.groups import group_size, once
 
 # A folded value is the product of two float32 numbers, rounded once.
 ROUNDING = 1e-6
+# The share of the weights of a kernel that makes a constant out to be that kernel.
+_MOST = 0.5
+# So many weights of a channel tell its factor.
+_FEW = 4
 
 
 class Stored(NamedTuple):
@@ -191,6 +195,39 @@ def is_kernel(
             if (np.abs(weights - constant) <= allowed).all():
                 return True
             if _is_multiple(weights, constant, allowed):
+                return True
+    return False
+
+
+def is_spoiled(constant: np.ndarray, kernels: Iterable[np.ndarray]) -> bool:
+    """Whether a constant of a file is nearly a kernel, and none: most of its weights are those of one.
+
+    Arguments as in `is_kernel`. What a converter computes of a kernel is either that or nowhere near.
+    """
+    alike = [kernel for kernel in kernels if _is_near(constant, kernel)]
+    return bool(alike) and not is_kernel(constant, kernels)
+
+
+def _is_near(constant: np.ndarray, kernel: np.ndarray) -> bool:
+    if sum(size > 1 for size in constant.shape) < 2:  # a vector, as a bias with axes of one
+        return False
+    allowed = ROUNDING * np.abs(constant).max(initial=0.0)
+    for part, order in _parts(kernel.shape, constant.shape):
+        weights = kernel[..., part].transpose(order).reshape(constant.shape)
+        counts = (weights != 0) | (constant != 0)  # zeros are alike in any two pruned kernels
+        ratios = np.divide(
+            constant, weights, out=np.full_like(constant, np.nan), where=weights != 0
+        )
+        found = [weights]
+        for axis in dict.fromkeys((0, constant.ndim - 1)):
+            others = tuple(i for i in range(constant.ndim) if i != axis)
+            if constant.size < _FEW * constant.shape[axis]:  # a factor would make any others alike
+                continue
+            kept = np.where(np.isnan(ratios).all(axis=others, keepdims=True), 1.0, ratios)
+            found.append(weights * np.nanmedian(kept, axis=others, keepdims=True))
+        for near in found:
+            same = np.abs(near - constant) <= allowed
+            if counts.any() and same[counts].mean() > _MOST:
                 return True
     return False
 
