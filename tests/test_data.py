@@ -184,6 +184,11 @@ def test_samples_stop_where_shapes_change():
             "examples.",
         ),
         (
+            np.where(X == 5, -np.inf, X),
+            "Expected `data` without NaN and infinite numbers. Received: infinite numbers in 'x', in 1 "
+            "of 10 examples.",
+        ),
+        (
             (X, Y[:9]),
             "Expected the same number of examples in all arrays of `data`. Received: "
             "inputs [10], targets [9]",

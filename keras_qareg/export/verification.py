@@ -175,11 +175,11 @@ def _check_kernels(
                 "values"
             )
     others = (constant.values for key, constant in constants.items() if key not in rewritten)
-    for values in others:
-        if values.dtype == "float32" and is_spoiled(values, kernels):
+    for array in others:
+        if array.dtype == "float32" and is_spoiled(array, kernels):
             raise ValueError(
                 f"Expected the kernels of model '{model.name}' in {path}. Received: constant "
-                f"{values.shape} with some of the values of one, and others"
+                f"{array.shape} with some of the values of one, and others"
             )
     return len(rewritten)
 
