@@ -179,12 +179,12 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=EPOCHS)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    rows = []
+    rows, where = [], circumstances()
     with (arguments.out / "wnq_error.jsonl").open("w") as file:
         for bits in arguments.bits:
             for row in all_rows(bits, arguments.seeds, arguments.epochs):
                 rows.append(row)
-                file.write(json.dumps({**row, **circumstances()}) + "\n")
+                file.write(json.dumps({**row, **where}) + "\n")
                 print(
                     f"\r{len(rows)} of {arguments.seeds * PER_SEED * len(arguments.bits)} rows",
                     end="",

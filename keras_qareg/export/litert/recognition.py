@@ -199,13 +199,12 @@ def is_kernel(
     return False
 
 
-def is_spoiled(constant: np.ndarray, kernels: Iterable[np.ndarray]) -> bool:
+def is_spoiled(constant: np.ndarray, kernels: list[np.ndarray]) -> bool:
     """Whether a constant of a file is nearly a kernel, and none: most of its weights are those of one.
 
     Arguments as in `is_kernel`. What a converter computes of a kernel is either that or nowhere near.
     """
-    alike = [kernel for kernel in kernels if _is_near(constant, kernel)]
-    return bool(alike) and not is_kernel(constant, kernels)
+    return not is_kernel(constant, kernels) and any(_is_near(constant, k) for k in kernels)
 
 
 def _is_near(constant: np.ndarray, kernel: np.ndarray) -> bool:

@@ -74,8 +74,8 @@ def random_inputs(signature: Signature, words: int | None = None) -> dict[str, n
         if np.issubdtype(spec.dtype, np.floating):
             inputs[spec.name] = random.normal(size=shape).astype(spec.dtype)
         else:
-            largest = (words or 2) - 1 if words or spec.dtype != "uint8" else 255
-            inputs[spec.name] = random.integers(0, largest + 1, shape).astype(spec.dtype)
+            count = words or (256 if spec.dtype == "uint8" else 2)
+            inputs[spec.name] = random.integers(0, count, shape).astype(spec.dtype)
     return inputs
 
 
